@@ -1,0 +1,13 @@
+"""FedAvg's client (McMahan et al., AISTATS 2017): no correction."""
+
+from torch import Tensor
+
+from fedsam.training import Local
+
+
+class FedAvg:
+    """Follow the gradient of the client's own loss as it is."""
+
+    def correct(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
+        """Return ``g``."""
+        return g

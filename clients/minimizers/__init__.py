@@ -1,0 +1,1 @@
+"""How a client descends: one file a minimiser."""

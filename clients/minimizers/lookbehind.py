@@ -1,0 +1,70 @@
+"""Lookbehind-SAM (Mordido et al., ICML 2024): several ascents behind, several descents ahead."""
+
+from torch import Tensor
+
+from clients.minimizers.asam import ASAM
+from clients.minimizers.sam import SAM
+from fedsam.training import Descend, Grad, Local
+from fedsam.vector import TINY
+
+
+class Lookbehind:
+    """k ascents that accumulate, k descents of the fast weights, one slow step between them::
+
+        a_0 = f_0 = w
+        a_j = a_{j-1} + e(a_{j-1}),    f_j = descend(f_{j-1}, g(a_j)),    j = 1..k
+        w <- w + step (f_k - w)
+
+    e is SAM's or ASAM's perturbation. All passes see one mini-batch. g(a_j) is both the descent
+    gradient of step j and the ascent gradient of step j + 1, so k + 1 passes do the work of the
+    official code's 2k. With k = 1 and step = 1 it is SAM (or ASAM).
+
+    Parameters
+    ----------
+    rho : float
+        Radius of each ascent (l2); together they can go k rho far.
+    eta : float
+        ASAM's eta; not used when ``ascent`` is "sam".
+    k : int
+        Ascents and descents a mini-batch. The paper's values: 2, 5, 10.
+    slow : float
+        The paper's alpha, the fraction of the way from w to f_k: 0.2, 0.5 or 0.8. A negative value
+        chooses it for each parameter tensor from the angle between the first and the whole
+        displacement: alpha = (cos(f_1 - w, f_k - w) + 1) / 2, 0.5 where either is zero.
+    ascent : str
+        "sam" or "asam".
+    """
+
+    def __init__(
+        self, rho: float, eta: float, k: int = 5, slow: float = 0.5, ascent: str = "sam"
+    ) -> None:
+        if k < 1:
+            raise ValueError(f"k: must be at least 1, got {k}")
+        if slow > 1:
+            raise ValueError(f"slow: must be at most 1 (negative: adaptive), got {slow}")
+        if ascent not in ("sam", "asam"):
+            raise ValueError(f"ascent: must be 'sam' or 'asam', got {ascent!r}")
+        self.k = k
+        self.slow = slow
+        self.ascent = SAM(rho) if ascent == "sam" else ASAM(rho, eta)
+
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
+        """Return w after one mini-batch."""
+        behind = fast = w
+        g = grad(w)
+        for j in range(self.k):
+            behind = behind + self.ascent.perturbation(behind, g, local)
+            g = grad(behind)
+            fast = descend(fast, g)
+            if j == 0:
+                first = fast
+        alpha = self.slow if self.slow >= 0 else adaptive_alpha(first - w, fast - w, local)
+        return w + alpha * (fast - w)
+
+
+def adaptive_alpha(first: Tensor, total: Tensor, local: Local) -> Tensor:
+    """Return (cos + 1) / 2 for each parameter tensor, spread over its elements, (..., P)."""
+    sums = local.layout.sum_by_tensor
+    lengths = sums(first**2).sqrt() * sums(total**2).sqrt()
+    cosine = sums(first * total) / (lengths + TINY)
+    return local.layout.spread((cosine + 1) / 2)

@@ -1,0 +1,18 @@
+"""SGD, the minimiser of plain FedAvg."""
+
+from torch import Tensor
+
+from fedsam.training import Descend, Grad, Local
+
+
+class SGD:
+    """Descend along the gradient of the mini-batch loss::
+
+        w <- w - lr g(w)
+
+    Passes a step: 1.
+    """
+
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
+        """Return w after one mini-batch."""
+        return descend(w, grad(w))

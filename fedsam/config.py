@@ -1,0 +1,274 @@
+"""The one frozen, typed description of a run; flags, YAML keys and defaults are its fields."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedsam.errors import UsageError, flag, nearest
+from fedsam.loader import ROOT
+
+CONFIGS = ROOT / "configs"
+
+
+def _options(value: Any) -> Any:
+    """Accept a mapping also as text, as flags and Flower's run config hold it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value or "{}")
+    except yaml.YAMLError as error:
+        raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
+
+
+Options = Annotated[dict[str, bool | int | float | str], BeforeValidator(_options)]
+
+
+class Config(BaseModel):
+    """A run of federated training.
+
+    Every field is a flag (``clients_per_round`` is ``--clients-per-round``) and a YAML key; the
+    descriptions below are what ``--help`` prints. "A name or import path" is a file's name in the
+    folder that is named, or ``package.module:Class``.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    # what is learnt
+    dataset: str = "digits"
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, or the import path of a
+    function that returns one."""
+    data_root: str = "data"
+    """Folder that holds the data sets; what is missing is downloaded into it where that is
+    possible."""
+    model: str = "auto"
+    """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
+    digits-cnn, mlp, or an import path."""
+    model_options: Options = {}
+    """Further arguments of the model, as YAML or JSON: '{hidden: 100}'."""
+    task: str = "classification"
+    """What the model's output means: classification, or an import path."""
+    # who learns it
+    clients: int = Field(100, ge=1)
+    """Clients in the population."""
+    clients_per_round: int = Field(10, ge=1)
+    """Clients sampled each round, without replacement."""
+    partition: str = "dirichlet"
+    """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
+    concentration), iid, dirichlet-per-class, shards, quantity, csv, or an import path."""
+    alpha: float = Field(0.05, ge=0)
+    """Concentration of the split: 0 is one class a client, large is IID."""
+    partition_options: Options = {}
+    """Further arguments of the partition: '{shards: 2}', '{path: split.csv}'."""
+    # how long
+    rounds: int = Field(1000, ge=1)
+    """Communication rounds."""
+    local_epochs: float = Field(1.0, ge=0)
+    """Passes over its images that a client makes a round; fractions are rounded to whole steps."""
+    local_steps: int = Field(0, ge=0)
+    """Mini-batches a client takes a round, in place of --local-epochs (0: by epochs)."""
+    target_accuracy: float = Field(0.0, ge=0, le=1)
+    """Stop once an evaluation reaches this accuracy, in [0, 1] (0: off)."""
+    patience: int = Field(0, ge=0)
+    """Stop after so many evaluations without a better accuracy (0: off)."""
+    # how a client learns
+    algorithm: str = "fedavg"
+    """A preset of the axes below by its paper's name, out of configs/algorithms; flags given beside
+    it win."""
+    minimizer: str = "sgd"
+    """How a client descends: a name out of clients/minimizers, or an import path."""
+    minimizer_options: Options = {}
+    """Further arguments of the minimiser: '{k: 2, slow: 0.5}'."""
+    client: str = "fedavg"
+    """What a client corrects: a name out of clients, or an import path."""
+    client_options: Options = {}
+    """Further arguments of the client: '{mu: 0.01}'."""
+    rho: float = Field(0.05, ge=0)
+    """Radius of SAM, ASAM and their kin."""
+    eta: float = Field(0.2, ge=0)
+    """Eta of ASAM: added to |w|."""
+    lr: float = Field(0.1, gt=0)
+    """Clients' learning rate."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Clients' SGD momentum, from zero in each round."""
+    weight_decay: float = Field(4e-4, ge=0)
+    """Clients' l2 coefficient, added to the gradient."""
+    batch_size: int = Field(64, ge=1)
+    """Images a mini-batch; a smaller last one is kept."""
+    augment: Literal["auto", "none", "crop", "flip", "crop+flip"] = "auto"
+    """Random crop after padding by 4 and mirroring (auto: crop+flip for CIFAR, crop for SVHN, else
+    none)."""
+    cutout: int = Field(0, ge=0)
+    """Side of the square cut out of each image, in pixels (0: off)."""
+    mixup: float = Field(0.0, ge=0)
+    """A of mixup's lambda ~ Beta(a, a) (0: off)."""
+    # what the server does
+    strategy: str = "fedavg"
+    """How replies are aggregated: a name out of strategies, or an import path such as
+    flwr.serverapp.strategy:FedAdam."""
+    strategy_options: Options = {}
+    """Further arguments of the strategy: '{server_momentum: 0.9}'."""
+    swa: bool = False
+    """Short for --average swa."""
+    average: str = "none"
+    """Average of the global model that is evaluated: none, swa, ema, wima (a name out of
+    strategies/averages), or an import path."""
+    average_options: Options = {}
+    """Further arguments of the average: '{phase: official}', '{decay: 0.99}'."""
+    swa_start: float = Field(0.75, ge=0)
+    """When averaging starts: a fraction of the rounds below 1, else a round."""
+    swa_cycle: int = Field(10, ge=1)
+    """Rounds of SWA's learning-rate cycle."""
+    swa_lr: float = Field(1e-4, ge=0)
+    """Learning rate at the end of SWA's cycle."""
+    # how it is computed and what it leaves
+    seed: int = Field(0, ge=0)
+    """Everything random follows from it: model, split, cohorts, batches."""
+    device: str = "auto"
+    """Auto (cuda where there is one), cpu, cuda, cuda:1, ...."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; weights stay fp32."""
+    threads: int = Field(0, ge=0)
+    """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
+    depend on it."""
+    engine: Literal["local"] = "local"
+    """Where clients run: local (this process); on Flower's runtime: flwr run .."""
+    eval_every: int = Field(10, ge=1)
+    """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""
+    out: str = ""
+    """Folder for the results, which must not exist (empty: a new one under runs/)."""
+    quiet: bool = False
+    """No progress line."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.clients_per_round > self.clients:
+            raise ValueError(
+                f"--clients-per-round {self.clients_per_round}: at most --clients {self.clients}"
+            )
+        if self.swa and self.average not in ("none", "swa"):
+            raise ValueError(f"--swa is --average swa: leave out one of it and {self.average!r}")
+        if self.averaging != "none" and self.averages_from >= self.rounds:
+            raise ValueError(
+                f"--swa-start {self.swa_start:g}: must lie before the end of --rounds {self.rounds}"
+            )
+        return self
+
+    @property
+    def averaging(self) -> str:
+        """The average that is used: ``average``, or swa by its short flag."""
+        return "swa" if self.swa else self.average
+
+    @property
+    def averages_from(self) -> int:
+        """Rounds before the averaging starts."""
+        start = self.swa_start * self.rounds if self.swa_start < 1 else self.swa_start
+        return int(start)
+
+    def evaluates(self, round: int) -> bool:
+        """Return whether the model after ``round`` is evaluated.
+
+        Every ``eval_every`` rounds and after the last; runs of 1000 rounds or more also after
+        each of the last 100, over which the paper takes its mean.
+        """
+        last = self.rounds - round < 100 and self.rounds >= 1000
+        return last or round % self.eval_every == 0 or round == self.rounds
+
+
+def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
+    """Return the config of these values over a file's, over its algorithm's preset, over defaults.
+
+    Parameters
+    ----------
+    given : mapping
+        Config keys, from flags, keyword arguments or Flower's run config.
+    file : str or Path
+        A YAML file, or the name of one in ``configs/`` ("paper/cifar10"); "" for none.
+
+    Raises
+    ------
+    UsageError
+        One line that names the flag and says what would be right.
+    """
+    values = (_read(_locate(file)) if file else {}) | dict(given)
+    algorithm = values.get("algorithm", Config.model_fields["algorithm"].default)
+    presets = sorted(path.stem for path in CONFIGS.glob("algorithms/*.yaml"))
+    if algorithm not in presets:
+        raise UsageError(
+            f"--algorithm: no {algorithm!r}{nearest(str(algorithm), presets)}; "
+            f"have {', '.join(presets)} (or combine --minimizer, --client and --strategy)"
+        )
+    values = _read(CONFIGS / "algorithms" / f"{algorithm}.yaml") | values
+    unknown = [key for key in values if key not in Config.model_fields]
+    if unknown:
+        raise UsageError(
+            f"{flag(unknown[0])}: no such key{nearest(unknown[0], Config.model_fields)}"
+        )
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise UsageError(_one_line(error)) from error
+
+
+def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Config:
+    """Return the config of a Flower run, whose keys are the flags' names without dashes in front.
+
+    Flower knows no missing keys: its table in pyproject.toml holds every default, so a key that
+    equals its default leaves the algorithm's preset in force.
+    """
+    values = {key.replace("-", "_"): value for key, value in run_config.items()}
+    return resolve({k: v for k, v in values.items() if v != run_config_defaults().get(k)})
+
+
+def run_config_defaults() -> dict[str, bool | int | float | str]:
+    """Return the defaults as Flower's run config holds them: scalars, mappings as JSON."""
+    fields = Config.model_fields.items()
+    return {k: "{}" if f.default == {} else f.default for k, f in fields}
+
+
+def dump(config: Config) -> str:
+    """Return the YAML from which ``resolve`` makes the same config."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def _locate(file: str | Path) -> Path:
+    for path in (Path(file), CONFIGS / f"{file}.yaml", CONFIGS / file):
+        if path.is_file():
+            return path
+    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+    hint = nearest(str(file), shipped) or f"; shipped ones: {', '.join(shipped)}"
+    raise UsageError(f"--config {file}: no such file{hint}")
+
+
+def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a file's keys over those of the file that its ``base`` key names, if any."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {path}: cannot be read as YAML: {reason}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"--config {path}: must be a mapping of keys to values")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if path in below:
+        raise UsageError(f"--config {path}: builds on itself (base: {base})")
+    beside = path.parent / str(base)
+    if not beside.is_file():
+        raise UsageError(f"--config {path}: base: there is no file {beside}")
+    return _read(beside, (*below, path)) | values
+
+
+def _one_line(error: ValidationError) -> str:
+    """Return the first thing that is wrong, as "--flag value: what would be right"."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    return f"{flag(str(first['loc'][0]))} {first['input']}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,116 @@
+"""Images on the training device, and the mini-batches that a plan takes from them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedsam.data.plan import Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch: images (B, C, H, W), targets (B, ...), and mixup's other half if any."""
+
+    images: Tensor
+    targets: Tensor
+    mixed_targets: Tensor | None = None
+    lam: float = 1.0
+
+
+class Images:
+    """A data set that lives once on its device as uint8 and is augmented there, batch by batch.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8 (N, C, H, W).
+    targets : Tensor
+        (N, ...), int64 labels or whatever the task reads.
+    mean, std : tuple of float
+        Of each channel, for pixel values in [0, 1].
+    padding : int
+        Zero pixels kept around each image, for the random crop.
+    dtype : torch.dtype
+        Of the mini-batches.
+    device : torch.device
+        Where everything lives.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        padding: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _, channels, self.height, self.width = images.shape
+        self.padding = padding
+        self.targets = targets.to(device)
+        # rows of pixels: (N, H + 2p, W + 2p, C), so that what is gathered is channels-last
+        self.padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        shape = (1, channels, 1, 1)
+        self.offset = torch.tensor(mean, dtype=dtype).mul(255).view(shape).to(device)
+        self.factor = torch.tensor(std, dtype=dtype).mul(255).reciprocal().view(shape).to(device)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self, indices: Tensor) -> Batch:
+        """Return the images at ``indices`` (B,), normalised and not augmented."""
+        centre = torch.full((len(indices), 2), self.padding, device=indices.device)
+        return Batch(self._normalised(self._crop(indices, centre)), self.targets[indices])
+
+    def batch(self, plan: Plan, step: int) -> Batch:
+        """Return step ``step`` of a plan: gathered, cropped, flipped, normalised, cut and mixed."""
+        size = plan.sizes[step]
+        indices = plan.indices[step, :size]
+        if plan.corners is None:
+            plain = self.rows(indices)
+            images, targets = plain.images, plain.targets
+        else:
+            images = self._normalised(self._crop(indices, plan.corners[step, :size]))
+            targets = self.targets[indices]
+        if plan.flips is not None:
+            images = flip(images, plan.flips[step, :size])
+        if plan.holes is not None:
+            images = cut_out(images, plan.holes[step, :size], plan.cutout)
+        if plan.partners is None or plan.lambdas is None:
+            return Batch(images, targets)
+        partners, lam = plan.partners[step, :size], plan.lambdas[step]
+        return Batch(lam * images + (1 - lam) * images[partners], targets, targets[partners], lam)
+
+    def _crop(self, indices: Tensor, corners: Tensor) -> Tensor:
+        """Gather windows of the padded images: every window is a view, so this is one copy."""
+        windows = self.padded.unfold(1, self.height, 1).unfold(2, self.width, 1)
+        return windows[indices, corners[:, 0], corners[:, 1]]  # (B, C, H, W)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.offset.dtype, memory_format=torch.channels_last)
+        return pixels.sub_(self.offset).mul_(self.factor)
+
+
+def flip(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirror those images (B, C, H, W) whose entry in ``flips`` (B,) is True."""
+    return torch.where(flips[:, None, None, None], images.flip(-1), images)
+
+
+def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
+    """Set a square of ``side`` pixels around each centre (B, 2) to zero, the mean pixel.
+
+    The square is clipped at the border, as in DeVries and Taylor (2017): rows and columns from
+    centre - side // 2 up to, not including, centre + side // 2.
+    """
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    half = side // 2
+    in_rows = (rows >= centres[:, :1] - half) & (rows < centres[:, :1] + half)
+    in_columns = (columns >= centres[:, 1:] - half) & (columns < centres[:, 1:] + half)
+    hole = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+    return images.masked_fill(hole, 0)

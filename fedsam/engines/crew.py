@@ -1,0 +1,84 @@
+"""A crew of threads: every core its own model, one client or one batch of images at a time."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fedsam.data.images import Images
+from fedsam.replica import Replica
+from fedsam.trainer import Trainer
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+EVALUATION_BATCH = 500  # images; fixed, as sums of losses must not depend on the number of threads
+
+
+@contextmanager
+def one_compute_thread() -> Iterator[None]:
+    """Let what is summed on this thread not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Crew:
+    """Threads with one compute thread each, and as many replicas of the model.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        What they work on.
+    threads : int
+        How many; results do not depend on it.
+    """
+
+    def __init__(self, trainer: Trainer, threads: int) -> None:
+        self.trainer = trainer
+        self._replicas: SimpleQueue[Replica] = SimpleQueue()
+        for _ in range(threads):
+            self._replicas.put(trainer.new_replica())
+        self._pool = ThreadPoolExecutor(
+            threads, "fedsam", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def map(self, work: Callable[[Replica, Job], Result], jobs: Sequence[Job]) -> list[Result]:
+        """Return ``work(replica, job)`` for each job; they are started in the given order."""
+
+        def run(job: Job) -> Result:
+            replica = self._replicas.get()
+            try:
+                return work(replica, job)
+            finally:
+                self._replicas.put(replica)
+
+        return list(self._pool.map(run, jobs))
+
+    def evaluate(
+        self, state: Tensor, images: Images, rows: Tensor | None = None
+    ) -> dict[str, float]:
+        """Return the task's metrics of a model (S,) on some images (all if ``rows`` is None)."""
+        rows = torch.arange(len(images)) if rows is None else rows
+
+        def work(replica: Replica, batch: Tensor) -> Tensor:
+            return self.trainer.statistics(replica, state, images, batch)
+
+        parts = self.map(work, rows.split(EVALUATION_BATCH))
+        return self.trainer.task.metrics(torch.stack(parts).sum(0))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()

@@ -1,0 +1,23 @@
+"""The errors a user can cause: one line that names the flag and says what would be right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """A wrong flag, key or file. The commands print it as one line and exit with code 2."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on. The commands print it as one line and exit with code 1."""
+
+
+def flag(key: str) -> str:
+    """Return the command-line flag of a config key, e.g. ``swa_start`` -> ``--swa-start``."""
+    return "--" + key.replace("_", "-")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the choice nearest to ``word``, or nothing."""
+    match = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,323 @@
+"""The composition root: Config -> data, split, model, method, strategy, engine, and one run of it.
+
+Nothing else in the framework knows them all.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fedsam import loader
+from fedsam.config import Config
+from fedsam.data import datasets
+from fedsam.data.datasets import Dataset
+from fedsam.data.images import Images
+from fedsam.data.partition import METHODS, Partition
+from fedsam.data.plan import Work
+from fedsam.engines.crew import Crew, cores, one_compute_thread
+from fedsam.engines.flower import FlowerGrid, roll_call
+from fedsam.engines.local import LocalGrid
+from fedsam.errors import TrainingError, UsageError, nearest
+from fedsam.randomness import initialisation, numpy_generator, sample_clients
+from fedsam.rounds import Round, play
+from fedsam.rundir import RunDir
+from fedsam.trainer import Trainer
+from fedsam.training import Method
+from fedsam.vector import Layout
+from fedsam.wire import VectorRecord
+from strategies.averages import Averaged
+
+MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
+AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
+CROP_PADDING = 4  # pixels, as in the paper
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Return the data set, one of ours or the user's."""
+    if ":" not in config.dataset:
+        return datasets.load(config.dataset, Path(config.data_root))
+    make = loader.imported("dataset", config.dataset)
+    dataset = make(Path(config.data_root)) if _takes_arguments(make) else make()
+    datasets.check(dataset)
+    return dataset
+
+
+def split(config: Config, dataset: Dataset) -> Partition:
+    """Return which training images are whose."""
+    if ":" in config.partition:
+        method = loader.imported("partition", config.partition)
+    elif config.partition in METHODS:
+        method = METHODS[config.partition]
+    else:
+        raise UsageError(
+            f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; "
+            f"have {', '.join(METHODS)}, or package.module:function"
+        )
+    return loader.build(
+        "partition",
+        method,
+        config.partition_options,
+        labels=dataset.train_labels,
+        clients=config.clients,
+        generator=numpy_generator(config.seed, "partition"),
+        alpha=config.alpha,
+    )
+
+
+def choose_device(config: Config) -> torch.device:
+    """Return the device to train on."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {config.device}: must be auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {config.device}: must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {config.device}: PyTorch sees {count} CUDA devices; try cpu")
+    return device
+
+
+def new_model(config: Config, dataset: Dataset) -> nn.Module:
+    """Return the network with the run's first weights, on the CPU."""
+    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
+    cls = loader.find("model", name, "fedsam.models")
+    shape = tuple(dataset.train_images.shape[1:])
+    with initialisation(config.seed):
+        return loader.build(
+            "model", cls, config.model_options, shape=shape, classes=dataset.classes
+        )
+
+
+def new_method(config: Config) -> Method:
+    """Return the clients' side of the algorithm."""
+    minimizer = loader.find("minimizer", config.minimizer, "clients.minimizers")
+    client = loader.find("client", config.client, "clients")
+    values = {"rho": config.rho, "eta": config.eta}
+    return Method(
+        loader.build("minimizer", minimizer, config.minimizer_options, **values),
+        loader.build("client", client, config.client_options, **values),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def new_strategy(config: Config) -> Strategy:
+    """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
+    cls = loader.find("strategy", config.strategy, "strategies")
+    strategy = loader.build(
+        "strategy",
+        cls,
+        config.strategy_options,
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_train_nodes=config.clients_per_round,
+        min_available_nodes=config.clients_per_round,
+    )
+    if config.averaging == "none":
+        return strategy
+    rule = loader.find("average", config.averaging, "strategies.averages")
+    values = {"start": config.averages_from, "cycle": config.swa_cycle, "lr": config.swa_lr}
+    return Averaged(strategy, loader.build("average", rule, config.average_options, **values))
+
+
+def new_trainer(config: Config) -> tuple[Trainer, VectorRecord]:
+    """Return all that the clients need, and the model that training starts from."""
+    dataset = load_dataset(config)
+    partition = split(config, dataset)
+    device = choose_device(config)
+    module = new_model(config, dataset)
+    initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    template = module.to(device)
+    layout = Layout.of(template)
+    work = _work(config, dataset)
+    normalised = {"mean": dataset.mean, "std": dataset.std, "device": device, "dtype": layout.dtype}
+    train = Images(dataset.train_images, dataset.train_labels, padding=work.crop, **normalised)
+    test = Images(dataset.test_images, dataset.test_labels, **normalised)
+    trainer = Trainer(
+        train,
+        test,
+        partition,
+        lambda: copy.deepcopy(template),
+        layout,
+        new_method(config),
+        loader.build("task", loader.find("task", config.task, "fedsam.tasks"), {}),
+        work,
+        config.seed,
+        bf16=config.precision == "bf16",
+    )
+    return trainer, VectorRecord(layout, layout.write(initial))
+
+
+def _work(config: Config, dataset: Dataset) -> Work:
+    augment: str = config.augment
+    if augment == "auto":
+        augment = AUGMENTATIONS.get(config.dataset, "none")
+    side = min(dataset.train_images.shape[-2:])
+    if config.cutout > side:
+        raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
+    return Work(
+        config.batch_size,
+        config.local_epochs,
+        config.local_steps,
+        crop=CROP_PADDING if "crop" in augment else 0,
+        flip="flip" in augment,
+        cutout=config.cutout,
+        mixup=config.mixup,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves: its folder, and what summary.json holds."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def run(
+    config: Config,
+    watch: Callable[[dict[str, Any]], None] = lambda line: None,
+    flower: Grid | None = None,
+) -> Outcome:
+    """Run an experiment.
+
+    Parameters
+    ----------
+    config : Config
+        What to run.
+    watch : callable
+        Gets each line of metrics.jsonl as it is written.
+    flower : Grid, optional
+        Flower's Grid, to run on its nodes; by default the clients train in this process.
+
+    Returns
+    -------
+    Outcome
+        Where the results lie and what they say.
+
+    Raises
+    ------
+    UsageError
+        If the config asks for what there is not; nothing has been written then.
+    TrainingError
+        If no client's update can be used any more; the last good model has been written.
+    """
+    RunDir.check(config.out)
+    with one_compute_thread():
+        trainer, initial = new_trainer(config)
+        strategy = new_strategy(config)
+        on_cpu = trainer.layout.device.type == "cpu"
+        crew = Crew(trainer, (config.threads or cores()) if on_cpu else 1)
+        try:
+            if flower is None:
+                grid: Grid = LocalGrid(crew)
+                nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
+            else:
+                grid = FlowerGrid(flower)
+                nodes = roll_call(flower, config.clients)
+            turns = play(
+                strategy,
+                grid,
+                initial,
+                rounds=range(1, config.rounds + 1),
+                sample=lambda r: sample_clients(
+                    config.seed, r, config.clients, config.clients_per_round
+                ),
+                lr=config.lr,
+                node_of=nodes,
+            )
+            folder = RunDir.create(config, trainer.partition, trainer.train.targets)
+            return _follow(config, strategy, turns, initial, crew, folder, watch)
+        finally:
+            crew.close()
+
+
+def _follow(
+    config: Config,
+    strategy: Strategy,
+    turns: Iterator[Round],
+    arrays: VectorRecord,
+    crew: Crew,
+    folder: RunDir,
+    watch: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    """Go through the rounds: evaluate, write, and stop early where that was asked for."""
+
+    def evaluated(arrays: VectorRecord) -> VectorRecord:
+        """Return the model that is evaluated: the average where there is one."""
+        return strategy.model(arrays) if isinstance(strategy, Averaged) else arrays
+
+    def measure(arrays: VectorRecord) -> dict[str, float]:
+        return crew.evaluate(evaluated(arrays).state, crew.trainer.test)
+
+    def write(line: dict[str, Any]) -> None:
+        folder.log(line)
+        watch(line)
+
+    stop = EarlyStop(config.target_accuracy, config.patience)
+    reason = "all rounds done"
+    write({"round": 0, **measure(arrays)})
+    try:
+        for turn in turns:
+            arrays = turn.arrays
+            line = _line(turn)
+            if config.evaluates(turn.number):
+                line |= measure(arrays)
+            write(line)
+            if "accuracy" in line and (wanted := stop.reason(line["accuracy"])):
+                reason = wanted
+                break
+    except (TrainingError, KeyboardInterrupt) as error:
+        folder.finish(evaluated(arrays), arrays, str(error) or "interrupted")
+        raise
+    return Outcome(folder.path, folder.finish(evaluated(arrays), arrays, reason))
+
+
+def _line(turn: Round) -> dict[str, Any]:
+    """Return a round's line of metrics.jsonl; what clients report is marked as training's."""
+    train = {f"train_{name}": value for name, value in turn.metrics.items()}
+    line = {"round": turn.number, "seconds": turn.seconds, "clients": turn.clients, **train}
+    return line | ({"left_out": turn.left_out} if turn.left_out else {})
+
+
+class EarlyStop:
+    """When to end before the last round.
+
+    Parameters
+    ----------
+    target : float
+        Accuracy that is enough; 0 for none.
+    patience : int
+        Evaluations without a better accuracy that are too many; 0 for any number.
+    """
+
+    def __init__(self, target: float, patience: int) -> None:
+        self.target = target
+        self.patience = patience
+        self.best = -1.0
+        self.since = 0
+
+    def reason(self, accuracy: float) -> str:
+        """Return why to stop after an evaluation with this accuracy, or ""."""
+        self.since = 0 if accuracy > self.best else self.since + 1
+        self.best = max(self.best, accuracy)
+        if self.target and accuracy >= self.target:
+            return f"reached --target-accuracy {self.target:g}"
+        if self.patience and self.since >= self.patience:
+            return f"--patience {self.patience}: no better accuracy since {self.best:.4f}"
+        return ""
+
+
+def _takes_arguments(function: Any) -> bool:
+    return bool(inspect.signature(function).parameters)

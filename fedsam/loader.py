@@ -1,0 +1,123 @@
+"""A name or an import path -> the class it means: the only dynamic import.
+
+``asam`` is the class ``ASAM`` of ``clients/minimizers/asam.py``: a file holds one method, the
+class whose lower-case name is the file's without underscores. ``package.module:Class`` is yours.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsam.errors import UsageError, flag, nearest
+
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout, app bundle or site-packages
+
+
+def names(package: str) -> list[str]:
+    """Return the methods that a package's folder holds, e.g. of ``"clients.minimizers"``."""
+    folder = ROOT.joinpath(*package.split("."))
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def find(key: str, value: str, package: str) -> type:
+    """Return the class that ``value`` means.
+
+    Parameters
+    ----------
+    key : str
+        The config key it came from, for the error message.
+    value : str
+        A name out of ``package``, or ``package.module:Class``.
+    package : str
+        Where names are looked up.
+
+    Raises
+    ------
+    UsageError
+        If there is no such method, module or class.
+    """
+    if ":" in value:
+        return imported(key, value)
+    value = value.replace("-", "_")
+    if value not in names(package):
+        raise UsageError(
+            f"{flag(key)}: no {value!r}{nearest(value, names(package))}; "
+            f"have {', '.join(names(package))}, or package.module:Class"
+        )
+    module = importlib.import_module(f"{package}.{value}")
+    wanted = value.replace("_", "")
+    return next(c for n, c in inspect.getmembers(module, inspect.isclass) if n.lower() == wanted)
+
+
+def imported(key: str, path: str) -> Any:
+    """Return the object that ``package.module:Name`` means; the working folder is searched too.
+
+    Raises
+    ------
+    UsageError
+        If the module or the name does not exist.
+    """
+    module, _, name = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there: something that it imports is not
+        raise UsageError(f"{flag(key)} {path}: there is no module {error.name!r}") from error
+    if not hasattr(found, name):
+        raise UsageError(
+            f"{flag(key)} {path}: {module} has no {name!r}{nearest(name, vars(found))}"
+        )
+    return getattr(found, name)
+
+
+def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
+    """Construct ``cls`` from its options and those of the given values that it takes.
+
+    Parameters
+    ----------
+    key : str
+        The config key, whose options are ``key_options``.
+    cls : callable
+        A class or function.
+    options : mapping
+        What the user set for it; stands before ``given``.
+    **given
+        Values of the run (rho, eta, start, ...), used where the signature names them.
+
+    Raises
+    ------
+    UsageError
+        If an option is unknown, a parameter is missing, or the class refuses a value.
+    """
+    where = flag(f"{key}_options")
+    parameters = inspect.signature(cls).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in options:
+        if name not in parameters and not open_ended:
+            known = ", ".join(parameters) or "none"
+            raise UsageError(
+                f"{where}: {cls.__name__} has no option {name!r}{nearest(name, parameters)}; "
+                f"it takes: {known}"
+            )
+    values = {name: value for name, value in given.items() if name in parameters} | dict(options)
+    missing = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty
+        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        and p.name not in values
+    ]
+    if missing:
+        raise UsageError(f"{where}: {cls.__name__} needs {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{where}: {cls.__name__}: {error}") from error

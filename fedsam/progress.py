@@ -1,0 +1,124 @@
+"""What a run shows while it runs and when it is done."""
+
+import logging
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from fedsam.config import Config
+from fedsam.experiment import Outcome
+
+PLAIN_LINES = 20  # where there is no terminal, a run prints about so many
+
+
+class Rate(ProgressColumn):
+    """Rounds a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        return Text(f"{task.speed:.1f} rounds/s" if task.speed else "", style="cyan")
+
+
+class Progress:
+    """A live line on a terminal, now and then a plain one elsewhere, nothing if quiet.
+
+    Parameters
+    ----------
+    config : Config
+        What is run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.console = Console()
+        self.errors = Console(stderr=True)
+        self.accuracy: float | None = None
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            console=self.console,
+            disable=config.quiet or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(
+            f"{config.algorithm} on {config.dataset}", total=config.rounds, accuracy=""
+        )
+
+    def __enter__(self) -> "Progress":
+        logger = logging.getLogger("fedsam")
+        self.handler = RichHandler(console=self.errors, show_time=False, show_path=False)
+        logger.addHandler(self.handler)
+        # Flower's strategies tell every round; its warnings stay
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        logging.getLogger("fedsam").removeHandler(self.handler)
+
+    def update(self, line: dict[str, Any]) -> None:
+        """Show one line of metrics."""
+        if "accuracy" in line:
+            self.accuracy = line["accuracy"]
+        shown = "" if self.accuracy is None else f"accuracy {self.accuracy:.2%}"
+        self.bar.update(self.task, completed=line["round"], accuracy=shown)
+        every = max(1, self.config.rounds // PLAIN_LINES)
+        if self.bar.disable and not self.config.quiet and line["round"] % every == 0:
+            self.console.print(
+                f"round {line['round']}/{self.config.rounds}  {shown}", highlight=False
+            )
+
+    def summarise(self, outcome: Outcome) -> None:
+        """Print what was run, how well it did, and where the results lie."""
+        config, summary = self.config, outcome.summary
+        table = Table(show_header=False, box=None, pad_edge=False)
+        average = "" if config.averaging == "none" else f" + {config.averaging}"
+        table.add_row(
+            "run",
+            f"{config.algorithm}{average} ({config.minimizer}, {config.client} client, "
+            f"{config.strategy} server) on {config.dataset}",
+        )
+        table.add_row(
+            "clients",
+            f"{config.clients_per_round} of {config.clients} a round, "
+            f"{config.partition} split, alpha {config.alpha:g}",
+        )
+        table.add_row(
+            "rounds",
+            f"{summary['rounds']} in {summary['seconds']:.1f} s "
+            f"({summary['rounds_per_second']:.1f} a second), {summary['ended']}",
+        )
+        table.add_row(
+            "accuracy",
+            f"[bold]{_percent(summary['final_accuracy'])}[/bold] "
+            f"(mean of the last 100 rounds' evaluations; last "
+            f"{_percent(summary['last_accuracy'])}, best {_percent(summary['best_accuracy'])})",
+        )
+        table.add_row("results", str(outcome.folder))
+        self.console.print(table, soft_wrap=True, highlight=False)
+
+
+def _percent(accuracy: float | None) -> str:
+    return "none" if accuracy is None else f"{accuracy:.2%}"

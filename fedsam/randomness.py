@@ -1,0 +1,66 @@
+"""The only place that makes a seed: every random number of a run is keyed, none is a stream.
+
+A generator is a pure function of (seed, purpose, numbers...), e.g. ("plan", round, client).
+So nothing depends on the order in which clients are trained, on the engine or on a restart,
+and the global random state of torch, numpy and Python is never touched.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def key(seed: int, purpose: str, *numbers: int) -> int:
+    """Return the 63-bit seed that belongs to ``(seed, purpose, *numbers)``.
+
+    A hash keeps neighbours apart: ``seed + client`` would make (42, 1) and (43, 0) the same.
+    """
+    text = repr((int(seed), purpose, *map(int, numbers))).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def torch_generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """Return a fresh CPU generator for this key."""
+    return torch.Generator().manual_seed(key(seed, purpose, *numbers))
+
+
+def numpy_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """Return a fresh NumPy generator for this key."""
+    return np.random.default_rng(key(seed, purpose, *numbers))
+
+
+@contextmanager
+def initialisation(seed: int) -> Iterator[None]:
+    """Let the modules that are built inside draw their first values from ``seed``.
+
+    torch's initialisers know only the global CPU generator; it is put back as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "initialisation"))
+        yield
+
+
+def sample_clients(seed: int, round: int, clients: int, cohort: int) -> list[int]:
+    """Draw the cohort of one round, uniformly and without replacement.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    round : int
+        Communication round, from 1.
+    clients : int
+        Population size; the cost does not grow with it.
+    cohort : int
+        Clients to draw.
+
+    Returns
+    -------
+    list of int
+        Partition ids in ascending order.
+    """
+    drawn = numpy_generator(seed, "cohort", round).choice(clients, cohort, replace=False)
+    return sorted(drawn.tolist())

@@ -1,0 +1,88 @@
+"""A model whose parameters are views of one flat vector: what turns w into a gradient."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from fedsam.vector import Layout
+
+
+class Replica:
+    """One copy of the model on one device, driven by state vectors.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Taken over: its parameters and buffers become views of this replica's own vector.
+    bf16 : bool
+        Run the forward pass under autocast to bfloat16; w and its gradient stay in w's dtype.
+    """
+
+    def __init__(self, module: nn.Module, *, bf16: bool = False) -> None:
+        self.module = module
+        self.layout = Layout.of(module)
+        self.bf16 = bf16
+        tensors = module.state_dict(keep_vars=True)
+        self.state = self.layout.write({name: t.detach() for name, t in tensors.items()})
+        self.w = self.state[: self.layout.trainable]
+        self._foreign = []  # buffers of another dtype cannot be views: copied at load and state
+        for entry in self.layout.entries:
+            tensor = tensors[entry.name]
+            if tensor.dtype == self.state.dtype:
+                tensor.data = entry.view(self.state)
+            else:
+                self._foreign.append((entry, tensor))
+        self._parameters = [tensors[entry.name] for entry in self.layout.parameters]
+
+    def load(self, state: Tensor) -> None:
+        """Set parameters and buffers to those of ``state`` (S,)."""
+        self.state.copy_(state)
+        for entry, tensor in self._foreign:
+            tensor.copy_(entry.read(self.state))
+
+    def carried(self) -> Tensor:
+        """Return a copy of the values behind w (S - P,), e.g. the BatchNorm statistics."""
+        for entry, tensor in self._foreign:
+            entry.view(self.state).copy_(tensor)
+        return self.state[self.layout.trainable :].clone()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the model's output for ``images``, in w's dtype."""
+        with self._precision():
+            output = self.module(images)
+        return output.to(self.layout.dtype)
+
+    def gradient(
+        self, w: Tensor, images: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return loss and gradient at ``w``.
+
+        Parameters
+        ----------
+        w : Tensor
+            Shape (P,).
+        images : Tensor
+            The mini-batch, (B, C, H, W).
+        loss : callable
+            From the model's output to a scalar.
+
+        Returns
+        -------
+        loss : Tensor
+            Scalar, detached.
+        gradient : Tensor
+            A new tensor of shape (P,): nothing is accumulated, so nothing can be left over.
+        """
+        self.w.copy_(w)
+        value = loss(self.forward(images))
+        gradients = torch.autograd.grad(
+            value, self._parameters, allow_unused=True, materialize_grads=True
+        )
+        return value.detach(), self.layout.concatenate(gradients)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.layout.device.type, torch.bfloat16)

@@ -1,0 +1,154 @@
+"""The round loop on Flower's ``Strategy``: what Flower's own ``start()`` leaves out.
+
+Clients are sampled by key over partition ids, replies are sorted by client, updates that are not
+finite are left out of any strategy's average, and the loop is a generator: whoever iterates may
+evaluate, log, stop early or go on later.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsam import wire
+from fedsam.engines.view import CohortGrid
+from fedsam.errors import TrainingError
+from fedsam.wire import VectorRecord
+
+log = logging.getLogger("fedsam")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One communication round as it went.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    clients : list of int
+        The cohort's partition ids, ascending.
+    arrays : VectorRecord
+        The global model after the round.
+    metrics : dict
+        The clients' train metrics as the strategy aggregated them.
+    left_out : list of int
+        Clients that failed or whose update was not finite.
+    seconds : float
+        Wall-clock time of the round.
+    """
+
+    number: int
+    clients: list[int]
+    arrays: VectorRecord
+    metrics: dict[str, float]
+    left_out: list[int]
+    seconds: float
+
+
+def play(
+    strategy: Strategy,
+    grid: Grid,
+    arrays: VectorRecord,
+    *,
+    rounds: Iterable[int],
+    sample: Callable[[int], list[int]],
+    lr: float,
+    node_of: Mapping[int, int] | Sequence[int],
+    timeout: float | None = None,
+) -> Iterator[Round]:
+    """Run rounds of federated learning, one at each iteration.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        Any of Flower's or ours; it should train all nodes that it is shown.
+    grid : Grid
+        Any engine's.
+    arrays : VectorRecord
+        The model to start from.
+    rounds : iterable of int
+        Round numbers, e.g. ``range(1, 101)``.
+    sample : callable
+        From a round number to that round's partition ids.
+    lr : float
+        The clients' learning rate, which a strategy may change.
+    node_of : mapping or sequence
+        From partition id to node id.
+    timeout : float, optional
+        Seconds to wait for a round's replies.
+
+    Yields
+    ------
+    Round
+        After each aggregation.
+
+    Raises
+    ------
+    TrainingError
+        When no client's update can be used; the model of the last yielded round is a good one.
+    """
+    layout = arrays.layout
+    for number in rounds:
+        begin = time.perf_counter()
+        clients = sample(number)
+        nodes = {node_of[client]: client for client in clients}
+        cohort = CohortGrid(grid, list(nodes))
+        config = ConfigRecord({wire.LEARNING_RATE: lr})
+        messages = strategy.configure_train(number, arrays, config, cohort)
+        answers = cohort.send_and_receive(messages, timeout=timeout)
+        replies = usable(answers, nodes, layout, number)
+        kept = {nodes[reply.metadata.src_node_id] for reply in replies}
+        if not replies:
+            raise TrainingError(
+                f"round {number}: no client returned a finite update; the model of the round "
+                "before is kept (a smaller --lr or --rho may help)"
+            )
+        new, metrics = strategy.aggregate_train(number, replies)
+        if new is None:
+            raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
+        arrays = VectorRecord(layout, wire.state_of(new, layout))
+        if not is_finite(arrays):
+            raise TrainingError(
+                f"round {number}: the strategy's average is not finite; the model of the round "
+                "before is kept"
+            )
+        left_out = [client for client in clients if client not in kept]
+        seconds = time.perf_counter() - begin
+        yield Round(number, clients, arrays, _scalars(metrics), left_out, seconds)
+
+
+def usable(
+    answers: Iterable[Message], nodes: Mapping[int, int], layout: wire.Layout, number: int
+) -> list[Message]:
+    """Return the replies that may be averaged, by ascending client; warn of each other one."""
+    good = []
+    for reply in sorted(answers, key=lambda reply: nodes[reply.metadata.src_node_id]):
+        client = nodes[reply.metadata.src_node_id]
+        if reply.has_error():
+            log.warning("round %d: client %d failed: %s", number, client, reply.error.reason)
+        elif not is_finite(wire.only(reply.content.array_records)):
+            log.warning("round %d: client %d left out: its update is not finite", number, client)
+        else:
+            good.append(reply)
+    return good
+
+
+def is_finite(record: ArrayRecord) -> bool:
+    """Return whether no element is NaN or infinite."""
+    if isinstance(record, VectorRecord):
+        # one pass without a temporary: a sum is finite only if every term is (or if finite terms
+        # overflow, beyond 1e38, which is no model either)
+        return bool(torch.isfinite(record.state.sum()))
+    return all(bool(torch.isfinite(wire.tensor_of(a).sum())) for a in record.values())
+
+
+def _scalars(metrics: MetricRecord | None) -> dict[str, float]:
+    """Return the scalar metrics of a record."""
+    items = (metrics or {}).items()
+    return {name: float(value) for name, value in items if isinstance(value, int | float)}

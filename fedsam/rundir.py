@@ -1,0 +1,137 @@
+"""What a run leaves behind: config, metrics, summary, model, partition and pictures."""
+
+import json
+import math
+import platform
+import time
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from torch import Tensor
+
+from fedsam.config import Config, dump
+from fedsam.curves import draw_curves
+from fedsam.data.partition import Partition
+from fedsam.errors import UsageError
+from fedsam.wire import VectorRecord
+
+LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
+
+
+class RunDir:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    path : Path
+        An empty folder.
+    config : Config
+        What is run.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self.lines: list[dict[str, Any]] = []
+        self.began = time.perf_counter()
+        self._metrics: IO[str] = (path / "metrics.jsonl").open("w", buffering=1)
+
+    @staticmethod
+    def check(out: str) -> None:
+        """Raise UsageError if the folder ``out`` is there already."""
+        if out and Path(out).exists():
+            raise UsageError(f"--out {out}: exists already; name a new folder")
+
+    @classmethod
+    def create(cls, config: Config, partition: Partition, labels: Tensor) -> "RunDir":
+        """Make the folder and write what is known before the first round."""
+        path = Path(config.out) if config.out else _new_name(config)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UsageError(f"--out {path}: exists already; name a new folder") from error
+        except OSError as error:
+            raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
+        (path / "config.yaml").write_text(dump(config.model_copy(update={"out": ""})))
+        partition.save(path / "partition.npz")
+        return cls(path, config)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl; what is not finite is written as null."""
+        clean = {k: None if _not_finite(v) else v for k, v in line.items()}
+        self._metrics.write(json.dumps(clean) + "\n")
+        if "accuracy" in line or "round" in line:
+            self.lines.append({k: v for k, v in clean.items() if k != "clients"})
+
+    def finish(self, evaluated: VectorRecord, trained: VectorRecord, reason: str) -> dict[str, Any]:
+        """Write model, summary and curves; return the summary.
+
+        Parameters
+        ----------
+        evaluated : VectorRecord
+            The model that was evaluated: the average where there is one.
+        trained : VectorRecord
+            The global model; written beside the other where they differ.
+        reason : str
+            Why the run ended.
+        """
+        from safetensors.torch import save_file
+
+        self._metrics.close()
+        models = {"model": evaluated}
+        if evaluated is not trained:
+            models["model-trained"] = trained
+        for name, record in models.items():
+            tensors = record.layout.read(record.state)
+            whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+            save_file(whole, self.path / f"{name}.safetensors")
+        summary = self.summary(evaluated.layout.trainable, reason)
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        draw_curves(self.lines, self.path / "curves.png")
+        return summary
+
+    def summary(self, parameters: int, reason: str) -> dict[str, Any]:
+        """Return what summary.json holds; accuracies lie in [0, 1], times are seconds."""
+        rounds = max(line["round"] for line in self.lines)
+        tests = [line for line in self.lines if "accuracy" in line and line["round"]]
+        late = [t["accuracy"] for t in tests if t["round"] > rounds - LAST]
+        accuracies = [t["accuracy"] for t in tests]
+        training = sum(line.get("seconds") or 0.0 for line in self.lines)
+        return {
+            "final_accuracy": math.fsum(late) / len(late) if late else None,
+            "last_accuracy": accuracies[-1] if tests else None,
+            "best_accuracy": max(accuracies) if tests else None,
+            "evaluations": len(tests),
+            "rounds": rounds,
+            "ended": reason,
+            "seconds": time.perf_counter() - self.began,
+            "rounds_per_second": rounds / training if training else None,
+            "parameters": parameters,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    packages = ("fedsam", "flwr", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _new_name(config: Config) -> Path:
+    """Return a folder under runs/ that is not there yet."""
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    average = "" if config.averaging == "none" else f"+{config.averaging.rpartition(':')[2]}"
+    dataset = config.dataset.rpartition(":")[2]
+    name = f"{dataset}-{config.algorithm}{average}-alpha{config.alpha:g}-seed{config.seed}-{now}"
+    path = Path("runs") / name
+    number = 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,16 @@
+"""Flower's ServerApp: the same experiment on Flower's runtime (``flwr run .``)."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsam import experiment
+from fedsam.config import from_run_config
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment of the run config on the nodes behind ``grid``."""
+    outcome = experiment.run(from_run_config(context.run_config), flower=grid)
+    print(f"final accuracy {outcome.summary['final_accuracy']:.4f}, results in {outcome.folder}")

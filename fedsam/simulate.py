@@ -1,0 +1,97 @@
+"""``python -m fedsam.simulate``: one run of federated training, from flags and a YAML file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_origin
+
+from fedsam.config import Config, resolve
+from fedsam.errors import TrainingError, UsageError, flag, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse that raises UsageError instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message`` as the one line that the user will see."""
+        raise UsageError(message)
+
+
+def parser() -> Parser:
+    """Return the parser of the flags: ``--config`` and one for each field of Config."""
+    out = Parser(
+        prog="python -m fedsam.simulate",
+        description="Federated training of one model. Flags stand before the --config file, the "
+        "file before the --algorithm's preset, and that before the defaults.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    out.add_argument(
+        "--config",
+        metavar="FILE",
+        default="",
+        help="YAML file with these keys, or a shipped one's name",
+    )
+    for name, field in Config.model_fields.items():
+        text = " ".join((field.description or "").split()).removesuffix(".")
+        text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
+        if field.annotation is bool:
+            out.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            out.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
+    return out
+
+
+def _shown(default: Any) -> str:
+    return "none" if default in ("", {}) else str(default)
+
+
+def _kind(annotation: Any) -> str:
+    names = {int: "N", float: "X", str: "NAME"}
+    if get_origin(annotation) is dict:
+        return "YAML"
+    return names.get(annotation, "NAME")
+
+
+def parse(arguments: Sequence[str] | None) -> Config:
+    """Return the config of these command-line arguments.
+
+    Raises
+    ------
+    UsageError
+        One line that names the flag and says what would be right.
+    """
+    known, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        flags = [flag(name) for name in (*Config.model_fields, "config")]
+        raise UsageError(f"{word}: no such flag{nearest(word, flags)}; --help lists all")
+    given = vars(known)
+    return resolve({k: v for k, v in given.items() if k != "config"}, given["config"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 (training failed), 2 (wrong input) or 130."""
+    try:
+        config = parse(arguments)
+        # only now: --help and a wrong flag are answered before torch is imported
+        from fedsam.experiment import run
+        from fedsam.progress import Progress
+
+        with Progress(config) as progress:
+            outcome = run(config, progress.update)
+        progress.summarise(outcome)
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"fedsam: training stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fedsam: interrupted; the run's folder holds what was done", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""All that a client needs to train, in one place, so that any engine can host any client."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedsam.data.images import Images
+from fedsam.data.partition import Partition
+from fedsam.data.plan import Work, make_plan
+from fedsam.randomness import torch_generator
+from fedsam.replica import Replica
+from fedsam.tasks import Task
+from fedsam.training import Method, train_client
+from fedsam.vector import Layout
+
+
+class Trained(NamedTuple):
+    """What one client returns: its state (S,), images it holds, steps it took, mean loss."""
+
+    state: Tensor
+    examples: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Data, split, model and method of a run's clients.
+
+    Attributes
+    ----------
+    train, test : Images
+        On the training device.
+    partition : Partition
+        Which images are whose.
+    new_module : callable
+        Returns a new model on the training device; its values do not matter.
+    layout : Layout
+        Of that model.
+    method : Method
+        Minimiser, client and base optimiser.
+    task : Task
+        What the model's output means.
+    work : Work
+        How much a client trains in a round.
+    seed : int
+        The run's.
+    bf16 : bool
+        Forward passes under autocast to bfloat16.
+    """
+
+    train: Images
+    test: Images
+    partition: Partition
+    new_module: Callable[[], nn.Module]
+    layout: Layout
+    method: Method
+    task: Task
+    work: Work
+    seed: int
+    bf16: bool = False
+
+    def new_replica(self) -> Replica:
+        """Return a model to compute with; each thread needs its own."""
+        return Replica(self.new_module(), bf16=self.bf16)
+
+    def steps(self, client: int) -> int:
+        """Return how many mini-batches ``client`` takes a round."""
+        return self.work.steps(int(self.partition.sizes[client]))
+
+    def train_client(
+        self, replica: Replica, client: int, state: Tensor, round: int, lr: float
+    ) -> Trained:
+        """Train ``client`` for one round from the global ``state`` (S,), which is not changed."""
+        rows = self.partition[client]
+        generator = torch_generator(self.seed, "plan", round, client)
+        shape = (self.train.height, self.train.width)
+        plan = make_plan(rows, self.work, shape, generator).to(self.layout.device)
+        trained, loss = train_client(
+            replica, state, plan, self.train, self.task, self.method, round=round, lr=lr
+        )
+        return Trained(trained, len(rows), len(plan), loss)
+
+    @torch.no_grad()
+    def statistics(self, replica: Replica, state: Tensor, images: Images, rows: Tensor) -> Tensor:
+        """Return the task's statistics of the model ``state`` on some images, in eval mode."""
+        replica.load(state)
+        replica.module.eval()
+        batch = images.rows(rows.to(self.layout.device))
+        return self.task.statistics(replica.forward(batch.images), batch.targets)

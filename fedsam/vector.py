@@ -1,0 +1,215 @@
+"""Models as flat vectors: the layout of w, and the few vector operations every formula uses.
+
+The state of a model is one tensor whose LAST dimension holds first the P trainable parameters,
+called w, and behind them the values that are carried but never trained (BatchNorm statistics,
+frozen parameters). One client's state is (S,), that of a cohort of K clients (K, S). Norms and
+dot products are taken over the last dimension with ``keepdim``, so that one text serves both.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+TINY = 1e-16  # keeps 0 / 0 at 0; the constant of the official SAM, ASAM and FedSAM code
+
+
+def norm(v: Tensor) -> Tensor:
+    """Return the l2 norm of ``v`` (..., P) over its last dimension, as (..., 1)."""
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def unit(v: Tensor) -> Tensor:
+    """Return ``v / ||v||`` over the last dimension; the zero vector stays zero."""
+    return v / (norm(v) + TINY)
+
+
+def weighted_mean(vectors: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return ``sum_k n_k v_k / sum_k n_k``.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        Shape (K, S), one row a client.
+    weights : sequence of float
+        K non-negative weights, e.g. numbers of examples.
+
+    Returns
+    -------
+    Tensor
+        Shape (S,). The rows are added in their order, element by element, so the result does not
+        depend on how a matrix product would block the sum.
+    """
+    total = math.fsum(weights)
+    mean = vectors[0] * (weights[0] / total)
+    for vector, weight in zip(vectors[1:], weights[1:], strict=True):
+        mean.add_(vector, alpha=weight / total)
+    return mean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a model: where it lies in the state vector and what it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def channels_last(self) -> bool:
+        """Convolution weights lie in the vector as (out, height, width, in)."""
+        return len(self.shape) == 4
+
+    def view(self, state: Tensor) -> Tensor:
+        """Return this tensor as a view of ``state`` (..., S), in the state's dtype."""
+        flat = state[..., self.offset : self.offset + self.size]
+        lead = state.shape[:-1]
+        if not self.channels_last:
+            return flat.view(*lead, *self.shape)
+        out, into, height, width = self.shape
+        return flat.view(*lead, out, height, width, into).movedim(-1, -3)
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """Return the elements of ``tensor`` (this entry's shape) in the vector's order, (size,)."""
+        return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(-1)
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return this tensor in its own dtype; integers come back as integers, rounded."""
+        view = self.view(state)
+        if self.dtype.is_floating_point:
+            return view.to(self.dtype)
+        return view.round().to(self.dtype)
+
+
+class Layout:
+    """Name, shape, dtype and offset of every tensor in a state vector.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        In the order of the model's ``state_dict``; two names of one shared tensor have one offset.
+    trainable : int
+        P: the first P elements of the state are w.
+    dtype : torch.dtype
+        Of the state vector.
+    device : torch.device
+        Where state vectors live.
+
+    Attributes
+    ----------
+    size : int
+        S, the length of the state.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        trainable: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.entries = tuple(entries)
+        self.trainable = trainable
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.size = max((e.offset + e.size for e in self.entries), default=0)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layout":
+        """Return the layout of ``module``: trainable parameters first, the rest behind them."""
+        tensors = module.state_dict(keep_vars=True)
+        trained = [t for t in tensors.values() if t.requires_grad]
+        if not trained:
+            raise ValueError("the model has no trainable parameter")
+        offsets: dict[int, int] = {}
+        end = 0
+        for wanted in (True, False):
+            for tensor in tensors.values():
+                if tensor.requires_grad is wanted and id(tensor) not in offsets:
+                    offsets[id(tensor)] = end
+                    end += tensor.numel()
+            if wanted:
+                trainable = end
+        entries = [
+            Entry(name, tuple(t.shape), t.dtype, offsets[id(t)]) for name, t in tensors.items()
+        ]
+        return cls(entries, trainable, trained[0].dtype, trained[0].device)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Layout)
+            and self.entries == other.entries
+            and self.trainable == other.trainable
+            and self.dtype == other.dtype
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.entries, self.trainable))
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """Boolean (P,): True where the parameter's NAME holds "weight".
+
+        The rule of the official ASAM and FedSAM code: convolutions, linear layers and the scales
+        of norm layers are weights; biases, class tokens and position embeddings are not.
+        """
+        mask = torch.zeros(self.trainable, dtype=torch.bool)
+        for entry in self.entries:
+            if "weight" in entry.name and entry.offset < self.trainable:
+                mask[entry.offset : entry.offset + entry.size] = True
+        return mask.to(self.device)
+
+    @cached_property
+    def parameters(self) -> tuple[Entry, ...]:
+        """The trainable entries in order of offset; a shared tensor stands once."""
+        trainable = {e.offset: e for e in self.entries if e.offset < self.trainable}
+        return tuple(trainable[offset] for offset in sorted(trainable))
+
+    def sum_by_tensor(self, v: Tensor) -> Tensor:
+        """Sum ``v`` (..., P) within each parameter tensor; returns (..., number of tensors)."""
+        parts = v.split([e.size for e in self.parameters], dim=-1)
+        return torch.stack([part.sum(-1) for part in parts], dim=-1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Repeat one value a parameter tensor (..., tensors) over its elements, (..., P)."""
+        sizes = torch.tensor([e.size for e in self.parameters], device=values.device)
+        return values.repeat_interleave(sizes, dim=-1, output_size=self.trainable)
+
+    def read(self, state: Tensor) -> dict[str, Tensor]:
+        """Return the ``state_dict`` held in ``state`` (S,): views where the dtypes agree."""
+        return {entry.name: entry.read(state) for entry in self.entries}
+
+    def write(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a new state (S,) with the values of a ``state_dict``.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown, or a shape differs.
+        """
+        names = {entry.name for entry in self.entries}
+        if names != set(tensors):
+            wrong = sorted(names.symmetric_difference(tensors))
+            raise ValueError(f"the model's tensors and the given ones differ in {wrong[0]!r}")
+        state = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        for entry in self.entries:
+            tensor = tensors[entry.name]
+            if tuple(tensor.shape) != entry.shape:
+                shape = tuple(tensor.shape)
+                raise ValueError(f"{entry.name!r} has shape {shape}, the model's is {entry.shape}")
+            entry.view(state).copy_(tensor)
+        return state
+
+    def concatenate(self, gradients: Iterable[Tensor]) -> Tensor:
+        """Return one gradient for each of ``parameters`` as one new vector (P,)."""
+        flats = (e.flat(g) for e, g in zip(self.parameters, gradients, strict=True))
+        return torch.cat(list(flats))

@@ -1,0 +1,201 @@
+"""Tensors <-> Flower records: parameters that stay tensors, and all keys of our messages.
+
+Flower's own strategies see an ordinary ``ArrayRecord`` of the usual ``state_dict`` names. Ours
+look at ``VectorRecord.state``, the flat vector behind it, which is never copied or serialised
+unless somebody asks for bytes: a SuperLink that must send them, or a NumPy aggregation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from io import BytesIO
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsam.vector import Entry, Layout
+
+ARRAYS = "arrays"  # Flower's default keys of the records of a message ...
+CONFIG = "config"
+METRICS = "metrics"
+EXAMPLES = "num-examples"  # ... and of the weight of a reply
+ROUND = "server-round"
+LEARNING_RATE = "lr"
+LOSS = "loss"
+STEPS = "steps"
+PARTITION = "partition-id"  # Flower's key in a node's config
+
+NUMPY_FILE = "numpy.ndarray"  # how Flower names the serialisation of its arrays
+Record = TypeVar("Record")
+
+
+class TensorArray(Array):
+    """A Flower ``Array`` around a part of a state vector, serialised when somebody asks for bytes.
+
+    Parameters
+    ----------
+    entry : Entry
+        Which part.
+    state : Tensor
+        Shape (S,), on its device; never changed.
+    """
+
+    def __init__(self, entry: Entry, state: Tensor) -> None:  # the parent's would serialise
+        self.entry = entry
+        self.state = state
+        self.dtype = str(entry.dtype).removeprefix("torch.")
+        self.shape = entry.shape
+        self.stype = NUMPY_FILE
+
+    @property
+    def tensor(self) -> Tensor:
+        """The array as a tensor: a view of the state where the dtypes agree."""
+        return self.entry.read(self.state)
+
+    def numpy(self) -> NDArray[Any]:
+        """Return a C-contiguous NumPy copy: Flower's strategies may change it in place."""
+        return np.array(self.tensor.cpu().numpy(), order="C")
+
+    @cached_property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes of a NumPy file, as Flower sends them."""
+        buffer = BytesIO()
+        np.save(buffer, self.numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+
+class VectorRecord(ArrayRecord):
+    """An ``ArrayRecord`` that is one flat state vector under its ``state_dict`` names.
+
+    Parameters
+    ----------
+    layout : Layout
+        What lies where.
+    state : Tensor
+        Shape (S,); must not change afterwards, the record's arrays are views of it.
+    """
+
+    def __init__(self, layout: Layout, state: Tensor) -> None:
+        super().__init__()
+        self.layout = layout
+        self.state = state
+        for entry in layout.entries:  # the parent's constructor would copy
+            self[entry.name] = TensorArray(entry, state)
+
+
+def state_of(record: ArrayRecord, layout: Layout) -> Tensor:
+    """Return the state vector (S,) of a record, without a copy where it holds one.
+
+    Raises
+    ------
+    ValueError
+        If its names or shapes are not the layout's.
+    """
+    if isinstance(record, VectorRecord) and record.layout == layout:
+        return record.state
+    return layout.write({name: tensor_of(array) for name, array in record.items()})
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return an array as a tensor, without a copy where it is one."""
+    if isinstance(array, TensorArray):
+        return array.tensor
+    return torch.from_numpy(np.ascontiguousarray(array.numpy()))
+
+
+def plain(record: ArrayRecord) -> ArrayRecord:
+    """Return the record in Flower's own classes, serialised: what leaves this process."""
+    return ArrayRecord({name: Array(array.numpy()) for name, array in record.items()})
+
+
+def layout_of(record: ArrayRecord) -> Layout:
+    """Return a layout for a record that somebody else built: floating arrays are trainable.
+
+    Raises
+    ------
+    ValueError
+        If it holds no floating array.
+    """
+    if isinstance(record, VectorRecord):
+        return record.layout
+    arrays = {name: tensor_of(array) for name, array in record.items()}
+    floating = [name for name, tensor in arrays.items() if tensor.is_floating_point()]
+    if not floating:
+        raise ValueError("the record holds no floating-point array")
+    offsets, end = {}, 0
+    for name in floating + [name for name in arrays if name not in floating]:
+        offsets[name] = end
+        end += arrays[name].numel()
+    trainable = sum(arrays[name].numel() for name in floating)
+    entries = [Entry(n, tuple(t.shape), t.dtype, offsets[n]) for n, t in arrays.items()]
+    return Layout(entries, trainable, arrays[floating[0]].dtype)
+
+
+def only(records: Mapping[str, Record]) -> Record:
+    """Return the one record of its kind in a message, under whatever key a strategy gave it.
+
+    Raises
+    ------
+    ValueError
+        If there is none or more than one.
+    """
+    if len(records) != 1:
+        raise ValueError(f"expected one record of its kind in the message, got {list(records)}")
+    return next(iter(records.values()))
+
+
+def number(record: ConfigRecord | MetricRecord, key: str) -> float:
+    """Return a number out of a record.
+
+    Raises
+    ------
+    ValueError
+        If it is missing or no number.
+    """
+    value = record.get(key)
+    if not isinstance(value, int | float):
+        raise ValueError(f"expected a number under {key!r} in the message, got {value!r}")
+    return value
+
+
+def instruction(content: RecordDict) -> tuple[ArrayRecord, int, float]:
+    """Return global arrays, round (from 1) and learning rate of a train message."""
+    config = only(content.config_records)
+    return only(content.array_records), int(number(config, ROUND)), number(config, LEARNING_RATE)
+
+
+def trained(arrays: ArrayRecord, examples: int, steps: int, loss: float) -> RecordDict:
+    """Return the content of a client's reply to a train message."""
+    metrics = MetricRecord({EXAMPLES: examples, STEPS: steps, LOSS: loss})
+    return RecordDict({ARRAYS: arrays, METRICS: metrics})
+
+
+def evaluated(metrics: dict[str, float], examples: int) -> RecordDict:
+    """Return the content of a client's reply to an evaluate message."""
+    return RecordDict({METRICS: MetricRecord({EXAMPLES: examples, **metrics})})
+
+
+def updates(replies: Sequence[Message], layout: Layout) -> tuple[Tensor, list[float]]:
+    """Return the states (K, S) and example counts (K,) of the replies to a train message.
+
+    States that are the rows of one matrix, in order, as the local engine leaves them, are
+    returned as that matrix without a copy.
+    """
+    states = [state_of(only(reply.content.array_records), layout) for reply in replies]
+    counts = [number(only(reply.content.metric_records), EXAMPLES) for reply in replies]
+    base = states[0]._base
+    if (
+        base is not None
+        and base.shape == (len(states), layout.size)
+        and all(
+            s._base is base and s.data_ptr() == r.data_ptr()
+            for s, r in zip(states, base, strict=True)
+        )
+    ):
+        return base, counts
+    return torch.stack(states), counts

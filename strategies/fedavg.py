@@ -1,0 +1,47 @@
+"""FedAvg's server (McMahan et al., AISTATS 2017): the average weighted by examples."""
+
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from torch import Tensor
+
+from fedsam import wire
+from fedsam.vector import weighted_mean
+from fedsam.wire import VectorRecord
+
+
+class FedAvg(FlowerFedAvg):
+    """Flower's FedAvg on tensors::
+
+        w <- sum_k n_k w_k / sum_k n_k
+
+    It takes Flower's arguments and works on every Grid. The K states of a round are one (K, S)
+    tensor on their device; where the clients ran in this process nothing is copied. A strategy
+    that differs in its formula overrides ``aggregate``.
+    """
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the global model to the nodes, and remember it."""
+        self.layout = wire.layout_of(arrays)
+        self.state = wire.state_of(arrays, self.layout)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new global model and the weighted mean of the train metrics."""
+        good = [reply for reply in replies if not reply.has_error()]
+        if not good:
+            return None, None
+        W, n = wire.updates(good, self.layout)
+        metrics = aggregate_metricrecords([reply.content for reply in good], self.weighted_by_key)
+        return VectorRecord(self.layout, self.aggregate(self.state, W, n)), metrics
+
+    def aggregate(self, w: Tensor, W: Tensor, n: list[float]) -> Tensor:
+        """Return the new state (S,) from the one that was sent (S,) and the clients' (K, S)."""
+        return weighted_mean(W, n)
