@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 
 from fedsam import loader
 from fedsam.config import Config
@@ -141,9 +141,20 @@ def new_trainer(config: Config) -> tuple[Trainer, VectorRecord]:
     template = module.to(device)
     layout = Layout.of(template)
     work = _work(config, dataset)
-    normalised = {"mean": dataset.mean, "std": dataset.std, "device": device, "dtype": layout.dtype}
-    train = Images(dataset.train_images, dataset.train_labels, padding=work.crop, **normalised)
-    test = Images(dataset.test_images, dataset.test_labels, **normalised)
+
+    def images(pixels: Tensor, labels: Tensor, padding: int = 0) -> Images:
+        return Images(
+            pixels,
+            labels,
+            dataset.mean,
+            dataset.std,
+            padding=padding,
+            dtype=layout.dtype,
+            device=device,
+        )
+
+    train = images(dataset.train_images, dataset.train_labels, work.crop)
+    test = images(dataset.test_images, dataset.test_labels)
     trainer = Trainer(
         train,
         test,
@@ -237,7 +248,7 @@ def run(
                 lr=config.lr,
                 node_of=nodes,
             )
-            folder = RunDir.create(config, trainer.partition, trainer.train.targets)
+            folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
             return _follow(config, strategy, turns, initial, crew, folder, watch)
         finally:
             crew.close()

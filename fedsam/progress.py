@@ -64,8 +64,8 @@ class Progress:
         logger = logging.getLogger("fedsam")
         self.handler = RichHandler(console=self.errors, show_time=False, show_path=False)
         logger.addHandler(self.handler)
-        # Flower's strategies tell every round; its warnings stay
-        logging.getLogger("flwr").setLevel(logging.WARNING)
+        # Flower's strategies log every round, and warn that they do not evaluate on clients
+        logging.getLogger("flwr").setLevel(logging.ERROR)
         self.bar.start()
         return self
 

@@ -12,9 +12,9 @@ from typing import IO, Any
 from torch import Tensor
 
 from fedsam.config import Config, dump
-from fedsam.curves import draw_curves
 from fedsam.data.partition import Partition
 from fedsam.errors import UsageError
+from fedsam.plots import draw_curves, draw_partition
 from fedsam.wire import VectorRecord
 
 LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
@@ -56,6 +56,8 @@ class RunDir:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
         (path / "config.yaml").write_text(dump(config.model_copy(update={"out": ""})))
         partition.save(path / "partition.npz")
+        classes = int(labels.max()) + 1
+        draw_partition(partition.counts(labels, classes), path / "partition.png")
         return cls(path, config)
 
     def log(self, line: dict[str, Any]) -> None:

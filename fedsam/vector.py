@@ -27,21 +27,21 @@ def unit(v: Tensor) -> Tensor:
     return v / (norm(v) + TINY)
 
 
-def weighted_mean(vectors: Tensor, weights: Sequence[float]) -> Tensor:
+def weighted_mean(vectors: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> Tensor:
     """Return ``sum_k n_k v_k / sum_k n_k``.
 
     Parameters
     ----------
-    vectors : Tensor
-        Shape (K, S), one row a client.
+    vectors : sequence of Tensor, or Tensor
+        K vectors (S,), or the rows of a (K, S) tensor.
     weights : sequence of float
-        K non-negative weights, e.g. numbers of examples.
+        K non-negative weights, e.g. numbers of examples; not all zero.
 
     Returns
     -------
     Tensor
-        Shape (S,). The rows are added in their order, element by element, so the result does not
-        depend on how a matrix product would block the sum.
+        A new tensor (S,). The vectors are added in their order, element by element, so the result
+        does not depend on how a matrix product would block the sum.
     """
     total = math.fsum(weights)
     mean = vectors[0] * (weights[0] / total)

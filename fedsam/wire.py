@@ -7,6 +7,7 @@ unless somebody asks for bytes: a SuperLink that must send them, or a NumPy aggr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
@@ -180,22 +181,22 @@ def evaluated(metrics: dict[str, float], examples: int) -> RecordDict:
     return RecordDict({METRICS: MetricRecord({EXAMPLES: examples, **metrics})})
 
 
-def updates(replies: Sequence[Message], layout: Layout) -> tuple[Tensor, list[float]]:
-    """Return the states (K, S) and example counts (K,) of the replies to a train message.
-
-    States that are the rows of one matrix, in order, as the local engine leaves them, are
-    returned as that matrix without a copy.
-    """
+def updates(replies: Sequence[Message], layout: Layout) -> tuple[list[Tensor], list[float]]:
+    """Return the states, K times (S,), and example counts of the replies to a train message."""
     states = [state_of(only(reply.content.array_records), layout) for reply in replies]
     counts = [number(only(reply.content.metric_records), EXAMPLES) for reply in replies]
-    base = states[0]._base
-    if (
-        base is not None
-        and base.shape == (len(states), layout.size)
-        and all(
-            s._base is base and s.data_ptr() == r.data_ptr()
-            for s, r in zip(states, base, strict=True)
-        )
-    ):
-        return base, counts
-    return torch.stack(states), counts
+    return states, counts
+
+
+def mean_metrics(replies: Sequence[Message]) -> MetricRecord:
+    """Return the means of the clients' scalar metrics, weighted by examples."""
+    records = [only(reply.content.metric_records) for reply in replies]
+    counts = [number(record, EXAMPLES) for record in records]
+    total = math.fsum(counts)
+    names = [name for name, value in records[0].items() if isinstance(value, int | float)]
+    means: dict[str, int | float | list[int] | list[float]] = {
+        name: math.fsum(n * number(r, name) for n, r in zip(counts, records, strict=True)) / total
+        for name in names
+        if name != EXAMPLES
+    }
+    return MetricRecord(means)

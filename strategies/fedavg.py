@@ -1,11 +1,10 @@
 """FedAvg's server (McMahan et al., AISTATS 2017): the average weighted by examples."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from fedsam import wire
@@ -18,9 +17,9 @@ class FedAvg(FlowerFedAvg):
 
         w <- sum_k n_k w_k / sum_k n_k
 
-    It takes Flower's arguments and works on every Grid. The K states of a round are one (K, S)
-    tensor on their device; where the clients ran in this process nothing is copied. A strategy
-    that differs in its formula overrides ``aggregate``.
+    It takes Flower's arguments and works on every Grid. States stay tensors on their device, and
+    where the clients ran in this process nothing is copied. A strategy that differs in its
+    formula overrides ``aggregate``.
     """
 
     def configure_train(
@@ -39,9 +38,19 @@ class FedAvg(FlowerFedAvg):
         if not good:
             return None, None
         W, n = wire.updates(good, self.layout)
-        metrics = aggregate_metricrecords([reply.content for reply in good], self.weighted_by_key)
-        return VectorRecord(self.layout, self.aggregate(self.state, W, n)), metrics
+        new = VectorRecord(self.layout, self.aggregate(self.state, W, n))
+        return new, wire.mean_metrics(good)
 
-    def aggregate(self, w: Tensor, W: Tensor, n: list[float]) -> Tensor:
-        """Return the new state (S,) from the one that was sent (S,) and the clients' (K, S)."""
+    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
+        """Return the new state (S,).
+
+        Parameters
+        ----------
+        w : Tensor
+            The state that was sent, (S,).
+        W : sequence of Tensor
+            The K clients' states, (S,) each.
+        n : sequence of float
+            Their numbers of examples.
+        """
         return weighted_mean(W, n)

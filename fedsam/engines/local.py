@@ -7,7 +7,6 @@ there are. On a GPU clients train one after the other.
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
@@ -87,14 +86,13 @@ class LocalGrid(Grid):
     def _train(self, messages: Sequence[Message]) -> list[RecordDict]:
         """Train the addressed clients, longest first so that no core idles at the end."""
         trainer, layout = self.trainer, self.trainer.layout
-        states = torch.empty(len(messages), layout.size, dtype=layout.dtype, device=layout.device)
         clients = [message.metadata.dst_node_id for message in messages]
 
         def work(replica: Replica, row: int) -> RecordDict:
             arrays, round, lr = wire.instruction(messages[row].content)
             state = wire.state_of(arrays, layout)
             trained = trainer.train_client(replica, clients[row], state, round, lr)
-            record = VectorRecord(layout, states[row].copy_(trained.state))
+            record = VectorRecord(layout, trained.state)
             return wire.trained(record, trained.examples, trained.steps, trained.loss)
 
         longest_first = sorted(range(len(clients)), key=lambda row: -trainer.steps(clients[row]))

@@ -1,0 +1,49 @@
+"""Shared fixtures: a tiny federation of real digits, and quick runs of it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsam.config import Config, resolve
+from fedsam.experiment import Outcome, run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Callable[..., Outcome]:
+    """Return a function that runs a few rounds on the digits into a fresh folder."""
+    count = iter(range(1000))
+
+    def go(**given: Any) -> Outcome:
+        out = given.pop("out", tmp_path / f"run{next(count)}")
+        return run(quick_config(out, **given))
+
+    return go
+
+
+def quick_config(out: Path, **given: Any) -> Config:
+    """Return the config of a run of well under a second."""
+    base = {"rounds": 4, "clients": 20, "clients_per_round": 5, "eval_every": 2, "alpha": 1.0}
+    return resolve(base | {"out": str(out), "device": "cpu"} | given)
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m fedsam.simulate`` as a user would."""
+    call = [sys.executable, "-m", "fedsam.simulate", *arguments]
+    return subprocess.run(call, capture_output=True, text=True, cwd=cwd, timeout=120)

@@ -1,0 +1,122 @@
+"""The order of imports, what importing costs, and other promises about the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsam.loader import ROOT
+
+# downward: a module may import what stands in a later row, or in its own
+ORDER = [
+    ["fedsam.simulate", "fedsam.server_app", "fedsam.client_app"],
+    ["fedsam.progress"],
+    ["fedsam.experiment"],
+    ["fedsam.rundir"],
+    ["fedsam.plots"],
+    ["fedsam.rounds"],
+    ["fedsam.engines"],
+    ["strategies"],
+    ["fedsam.wire"],
+    ["fedsam.trainer"],
+    ["clients"],
+    ["fedsam.training"],
+    ["fedsam.replica"],
+    ["fedsam.data"],
+    ["fedsam.models", "fedsam.tasks"],
+    ["fedsam.config"],
+    ["fedsam.loader"],
+    ["fedsam.vector", "fedsam.randomness", "fedsam.errors"],
+]
+FOLDERS = ("fedsam", "clients", "strategies")
+MODULES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def row(module: str) -> int | None:
+    for number, rooms in enumerate(ORDER):
+        if any(f"{module}.".startswith(f"{room}.") for room in rooms):
+            return number
+    return None
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [module for module in found if module.partition(".")[0] in FOLDERS]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_downward(path):
+    mine = row(name_of(path))
+    assert mine is not None or path.name == "__init__.py", "give the new module its row in ORDER"
+    for module in imports(path):
+        theirs = row(module)
+        assert theirs is None or mine is None or theirs >= mine, f"{name_of(path)} imports {module}"
+
+
+def test_clients_and_strategies_do_not_know_each_other_nor_flower_clients():
+    for path in (ROOT / "clients").rglob("*.py"):
+        text = path.read_text()
+        assert "flwr" not in text
+        assert "strategies" not in text
+    for path in (ROOT / "strategies").rglob("*.py"):
+        assert "from clients" not in path.read_text()
+
+
+def test_flowers_inner_modules_are_touched_in_one_file():
+    inner = ("flwr.supercore", "flwr.superlink", "flwr.common", "flwr.server.", "flwr.proto")
+    for path in MODULES:
+        if path.name != "compat.py":
+            assert not any(f"from {module}" in path.read_text() for module in inner), path
+
+
+def test_nothing_is_unpickled():
+    for path in MODULES:
+        text = path.read_text()
+        assert "pickle.load" not in text
+        assert "torch.load" not in text
+        assert "allow_pickle=True" not in text
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_fedsam_loads_nothing_heavy():
+    heavy = "{'torch', 'torchvision', 'ray', 'matplotlib', 'sklearn', 'flwr'}"
+    assert python(f"import sys, fedsam; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_the_local_engine_needs_neither_ray_nor_torchvision_nor_plots():
+    heavy = "{'torchvision', 'ray', 'matplotlib', 'sklearn'}"
+    code = f"import sys, fedsam.experiment; print(sorted({heavy} & set(sys.modules)))"
+    assert python(code) == "[]"
+
+
+def test_help_is_answered_without_torch():
+    code = (
+        "import sys\nfrom fedsam.simulate import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    assert python(code).endswith("False")
+
+
+def test_files_and_functions_stay_small():
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        assert len(path.read_text().splitlines()) <= 400, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"

@@ -1,0 +1,149 @@
+"""The config: one source of defaults, one line for every mistake."""
+
+import tomllib
+
+import pytest
+import yaml
+
+from fedsam.config import CONFIGS, Config, dump, from_run_config, resolve, run_config_defaults
+from fedsam.errors import UsageError
+from fedsam.loader import ROOT
+
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def test_configs_are_shipped():
+    assert {"fedavg", "fedsam", "fedasam", "lookbehind", "fedprox"} <= {p.stem for p in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_yaml_makes_a_config(path):
+    config = resolve({}, path)
+    values = yaml.safe_load(path.read_text())
+    for key, value in values.items():
+        if key != "base":
+            assert getattr(config, key) == value
+
+
+def test_flags_stand_over_file_over_preset_over_defaults(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("algorithm: fedasam\nrho: 0.3\nlr: 0.5\n")
+    config = resolve({"lr": 0.25}, file)
+    assert (config.lr, config.rho, config.eta, config.minimizer) == (0.25, 0.3, 0.2, "asam")
+
+
+def test_a_file_builds_on_another(tmp_path):
+    (tmp_path / "base.yaml").write_text("lr: 0.5\nrounds: 7\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nrounds: 8\n")
+    config = resolve({}, tmp_path / "mine.yaml")
+    assert (config.lr, config.rounds) == (0.5, 8)
+
+
+def test_a_saved_config_repeats_the_run(tmp_path):
+    given = {"algorithm": "lookbehind", "swa": True, "alpha": 0.3, "minimizer_options": "{k: 3}"}
+    config = resolve(given)
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert resolve({}, tmp_path / "config.yaml") == config
+
+
+def test_published_settings_of_the_paper():
+    config = resolve({"algorithm": "fedasam"}, "paper/cifar10")
+    assert (config.rounds, config.clients_per_round, config.batch_size) == (10_000, 5, 64)
+    assert (config.lr, config.weight_decay, config.rho, config.eta) == (0.01, 4e-4, 0.7, 0.2)
+    assert config.averages_from == 7500
+    assert resolve({}, "paper/cifar100").rounds == 20_000
+
+
+def test_flower_run_config_holds_every_default():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    table = pyproject["tool"]["flwr"]["app"]["config"]
+    expected = {k.replace("_", "-"): v for k, v in run_config_defaults().items()}
+    assert table == expected
+
+
+def test_flower_run_config_keeps_presets_in_force():
+    table = {k.replace("_", "-"): v for k, v in run_config_defaults().items()}
+    config = from_run_config(table | {"algorithm": "fedasam", "client-options": '{"mu": 0.5}'})
+    assert (config.minimizer, config.rho) == ("asam", 0.7)
+    assert config.client_options == {"mu": 0.5}
+
+
+WRONG = [
+    ({"alpha": -1}, "--alpha -1", "greater than or equal to 0"),
+    ({"alpha": "high"}, "--alpha high", "valid number"),
+    ({"alpha": float("nan")}, "--alpha nan", "finite"),
+    ({"rho": -0.1}, "--rho -0.1", "greater than or equal to 0"),
+    ({"lr": 0}, "--lr 0", "greater than 0"),
+    ({"momentum": 1}, "--momentum 1", "less than 1"),
+    ({"rounds": 0}, "--rounds 0", "greater than or equal to 1"),
+    ({"rounds": 1.5}, "--rounds 1.5", "integer"),
+    ({"clients": 5}, "--clients-per-round 10", "--clients 5"),
+    ({"swa": True, "swa_start": 1000}, "--swa-start 1000", "--rounds 1000"),
+    ({"swa": True, "average": "ema"}, "--swa", "ema"),
+    ({"precision": "fp16"}, "--precision fp16", "'fp32' or 'bf16'"),
+    ({"engine": "spark"}, "--engine spark", "'local'"),
+    ({"augment": "rotate"}, "--augment rotate", "'crop+flip'"),
+    ({"algorithm": "fedsma"}, "--algorithm", "did you mean 'fedsam'?"),
+    ({"alhpa": 1}, "--alhpa", "did you mean 'alpha'?"),
+    ({"minimizer_options": "[1"}, "--minimizer-options [1", "mapping"),
+    ({"minimizer_options": "k"}, "--minimizer-options k", "dictionary"),
+    ({"target_accuracy": 70}, "--target-accuracy 70", "less than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("given", "names", "says"), WRONG, ids=lambda v: str(v)[:30])
+def test_a_mistake_is_one_line_that_names_the_flag(given, names, says):
+    with pytest.raises(UsageError) as caught:
+        resolve(given)
+    line = str(caught.value)
+    assert line.startswith(names)
+    assert says in line
+    assert "\n" not in line
+
+
+FILES = {
+    "no mapping": ("- 1\n- 2\n", "must be a mapping"),
+    "no YAML": ("a: [1\n", "cannot be read as YAML"),
+    "no text": (b"\xff\xfe\x00\x81", "cannot be read as YAML"),
+    "unknown key": ("alhpa: 1\n", "did you mean 'alpha'?"),
+    "missing base": ("base: nowhere.yaml\n", "nowhere.yaml"),
+    "built on itself": ("base: mine.yaml\n", "builds on itself"),
+    "python objects": ("alpha: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+}
+
+
+@pytest.mark.parametrize("content", FILES, ids=str)
+def test_a_wrong_file_is_one_line(tmp_path, content):
+    text, says = FILES[content]
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError) as caught:
+        resolve({}, file)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_the_nearest_shipped_one():
+    with pytest.raises(UsageError, match="did you mean 'paper/cifar10'"):
+        resolve({}, "paper/cifar-10")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "mine.yaml").write_text("")
+    assert resolve({}, tmp_path / "mine.yaml") == Config()
+
+
+def test_evaluation_every_so_often_and_each_of_the_last_100_rounds_of_a_long_run():
+    long = resolve({"rounds": 1000, "eval_every": 100})
+    assert [r for r in range(1, 1001) if long.evaluates(r)] == [
+        *range(100, 901, 100),
+        *range(901, 1001),
+    ]
+    short = resolve({"rounds": 25, "eval_every": 10})
+    assert [r for r in range(1, 26) if short.evaluates(r)] == [10, 20, 25]
+
+
+def test_swa_start_is_a_fraction_or_a_round():
+    assert resolve({"rounds": 200, "swa": True}).averages_from == 150
+    assert resolve({"rounds": 200, "swa": True, "swa_start": 120}).averages_from == 120
+    assert resolve({"rounds": 200, "swa": True, "swa_start": 0}).averages_from == 0

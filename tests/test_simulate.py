@@ -1,0 +1,209 @@
+"""The command, as real processes: what it prints, what it leaves, how it says no."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from conftest import command
+from safetensors import safe_open
+
+from fedsam.config import Config
+from fedsam.simulate import main
+
+QUICK = ["--rounds", "6", "--clients", "20", "--clients-per-round", "5", "--eval-every", "2"]
+
+
+def test_a_run_leaves_every_file_and_says_where(tmp_path):
+    out = tmp_path / "run"
+    done = command(*QUICK, "--alpha", "0.5", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert str(out) in done.stdout
+    assert "fedavg" in done.stdout
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "config.yaml",
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "partition.npz",
+        "partition.png",
+        "summary.json",
+    }
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    assert [line["round"] for line in lines if "accuracy" in line] == [0, 2, 4, 6]
+    assert all(len(line["clients"]) == 5 and line["seconds"] > 0 for line in lines[1:])
+    assert all(line["train_loss"] > 0 for line in lines[1:])
+    summary = json.loads((out / "summary.json").read_text())
+    accuracies = [line["accuracy"] for line in lines if "accuracy" in line and line["round"]]
+    assert summary["final_accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert summary["rounds"] == 6
+    assert summary["parameters"] == 18_510
+    assert set(summary["versions"]) >= {"python", "torch", "flwr", "fedsam", "numpy"}
+    with safe_open(out / "model.safetensors", "pt") as model:
+        assert set(model.keys()) == {
+            f"{layer}.{kind}"
+            for layer in ("conv1", "conv2", "fc1", "fc2")
+            for kind in ("weight", "bias")
+        }
+        assert model.get_slice("conv1.weight").get_shape() == [16, 1, 3, 3]
+    with np.load(out / "partition.npz", allow_pickle=False) as partition:
+        assert sorted(partition["indices"]) == list(range(len(partition["indices"])))
+    for picture in ("curves.png", "partition.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_saved_config_repeats_the_run_to_the_byte(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    command(
+        *QUICK,
+        "--algorithm",
+        "fedasam",
+        "--rho",
+        "0.3",
+        "--swa",
+        "--swa-start",
+        "2",
+        "--swa-cycle",
+        "2",
+        "--out",
+        str(first),
+    )
+    done = command("--config", str(first / "config.yaml"), "--out", str(again))
+    assert done.returncode == 0, done.stderr
+    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert (first / "config.yaml").read_bytes() == (again / "config.yaml").read_bytes()
+
+
+def test_help_shows_every_flag_with_default_and_meaning():
+    done = command("--help")
+    assert done.returncode == 0
+    flat = " ".join(done.stdout.split())
+    for name, field in Config.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in flat
+        assert field.description
+    assert flat.count("(default: ") == len(Config.model_fields)
+
+
+WRONG = {
+    "--alhpa 1": r"--alhpa: no such flag \(did you mean '--alpha'\?\)",
+    "--alpha": r"--alpha: expected one argument",
+    "--alpha -1": r"--alpha -1: .*greater than or equal to 0",
+    "--clients-per-round 101": r"--clients-per-round 101: at most --clients 100",
+    "--clients 2000 --clients-per-round 5": r"--clients 2000: .*1442 training images",
+    "--swa --swa-start 1500": r"--swa-start 1500",
+    "--rho -1 --algorithm fedsam": r"--rho -1",
+    "--dataset digit": r"--dataset: no 'digit' \(did you mean 'digits'\?\)",
+    "--model cnnn": r"--model: no 'cnnn' \(did you mean 'cnn'\?\)",
+    "--model cnn": r"16 x 16 pixels or more",
+    "--minimizer sma": r"--minimizer: no 'sma' \(did you mean 'sam'\?\)",
+    "--client fedprx": r"--client: no 'fedprx' \(did you mean 'fedprox'\?\)",
+    "--strategy fedavgg": r"--strategy: no 'fedavgg' \(did you mean 'fedavg'\?\)",
+    "--average swaa": r"--average: no 'swaa' \(did you mean 'swa'\?\)",
+    "--partition dirichlt": r"--partition: no 'dirichlt' \(did you mean 'dirichlet'\?\)",
+    "--algorithm fedsma": r"--algorithm: no 'fedsma' \(did you mean 'fedsam'\?\)",
+    "--minimizer nowhere:SAM": r"--minimizer nowhere:SAM: there is no module 'nowhere'",
+    "--minimizer math:SAM": r"--minimizer math:SAM: math has no 'SAM'",
+    "--minimizer lookbehind --minimizer-options {kk:1}": r"--minimizer-options",
+    '--client fedprox --client-options {"mu":-1}': r"--client-options: FedProx: mu: must be at ",
+    "--device cuda:99": r"--device cuda:99",
+    "--device tpu": r"--device tpu: must be auto, cpu, cuda or cuda:N",
+    "--config nowhere.yaml": r"--config nowhere.yaml: no such file",
+    "--cutout 9": r"--cutout 9: the images' side is 8 pixels",
+    "--alpha 0 --clients 5 --clients-per-round 2": r"--clients",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd, words):
+    monkeypatch.chdir(tmp_path)
+    code = main([*words.split(), "--out", "run"])
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(r"fedsam: error: [^\n]+\n", err), err
+    assert re.search(WRONG[words], err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_the_exit_code_of_the_process(tmp_path):
+    done = command("--algorithm", "fedsma", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"fedsam: error: [^\n]+\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_touched(tmp_path):
+    (tmp_path / "note").write_text("mine")
+    done = command(*QUICK, "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_missing_data_says_what_to_put_where(tmp_path):
+    done = command(
+        "--dataset", "cifar10", "--data-root", str(tmp_path), "--out", str(tmp_path / "run")
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"fedsam: error: [^\n]*--data-root[^\n]*\n", done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_exits_1_and_keeps_the_last_good_model(tmp_path):
+    out = tmp_path / "run"
+    done = command(*QUICK, "--rounds", "50", "--lr", "1e30", "--out", str(out))
+    assert done.returncode == 1
+    assert "left out: its update is not finite" in " ".join(done.stderr.split())
+    assert "training stopped: round" in done.stderr
+    with safe_open(out / "model.safetensors", "np") as model:
+        assert all(np.isfinite(model.get_tensor(name)).all() for name in model.keys())  # noqa: SIM118
+    assert "finite" in json.loads((out / "summary.json").read_text())["ended"]
+
+
+def test_an_interrupt_keeps_what_was_done_and_exits_130(tmp_path):
+    out = tmp_path / "run"
+    call = [
+        sys.executable,
+        "-m",
+        "fedsam.simulate",
+        *QUICK,
+        "--rounds",
+        "100000",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert json.loads((out / "summary.json").read_text())["ended"] == "interrupted"
+
+
+def test_without_a_terminal_there_are_plain_lines_and_quiet_has_none(tmp_path):
+    loud = command(*QUICK, "--out", str(tmp_path / "loud"))
+    quiet = command(*QUICK, "--quiet", "--out", str(tmp_path / "quiet"))
+    assert "round 6/6" in loud.stdout
+    assert "\x1b[" not in loud.stdout
+    assert "round 6/6" not in quiet.stdout
+    assert "accuracy" in quiet.stdout
+
+
+def test_config_yaml_holds_every_key(tmp_path):
+    out = tmp_path / "run"
+    command(*QUICK, "--out", str(out))
+    assert set(yaml.safe_load((out / "config.yaml").read_text())) == set(Config.model_fields)
