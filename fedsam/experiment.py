@@ -20,8 +20,9 @@ from fedsam.config import Config
 from fedsam.data import datasets
 from fedsam.data.datasets import Dataset
 from fedsam.data.images import Images
-from fedsam.data.partition import METHODS, Partition
+from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
+from fedsam.data.splits import METHODS
 from fedsam.engines.crew import Crew, cores, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid

@@ -1,0 +1,68 @@
+"""A published federated split, read from its CSV file."""
+
+import csv as csv_file
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsam.data.partition import Partition, cut
+from fedsam.errors import UsageError
+
+
+def csv(labels: Tensor, clients: int, generator: np.random.Generator, *, path: str) -> Partition:
+    """Read a published federated split: a CSV file with user_id, image_id and class.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,); the file's classes must agree with it.
+    clients : int
+        Users that the file must have; in order of their number, or of their name.
+    generator : numpy.random.Generator
+        Not used.
+    path : str
+        The file, with a header line. Images that it leaves out are nobody's.
+
+    References
+    ----------
+    Hsu, Qi, Brown, ECCV 2020: the files of the "Federated Vision Datasets".
+    """
+    owners: dict[str, list[int]] = {}
+    seen = np.zeros(len(labels), dtype=bool)
+    truth = labels.tolist()
+    where = f"--partition-options: {path}"
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            lines = csv_file.DictReader(file)
+            wanted = {"user_id", "image_id", "class"}
+            if not wanted <= set(lines.fieldnames or ()):
+                raise UsageError(f"{where}: needs a header with user_id, image_id and class")
+            for line in lines:
+                image = _image(line, truth, seen, f"{where}, line {lines.line_num}")
+                owners.setdefault(line["user_id"], []).append(image)
+    except (OSError, UnicodeDecodeError, csv_file.Error) as error:
+        raise UsageError(f"{where}: cannot be read ({error})") from error
+    if len(owners) != clients:
+        raise UsageError(f"--clients {clients}: {path} has {len(owners)} users")
+    users = sorted(
+        owners, key=lambda user: (not user.isdecimal(), len(user) * user.isdecimal(), user)
+    )
+    rows = [owners[user] for user in users]
+    sizes = np.array([len(mine) for mine in rows])
+    return cut(np.concatenate([np.array(mine, dtype=np.int64) for mine in rows]), sizes)
+
+
+def _image(line: dict[str, str], truth: list[int], seen: NDArray[np.bool_], where: str) -> int:
+    """Return one line's image, checked, and mark it as seen."""
+    image, label = line["image_id"], line["class"]
+    if not (image or "").isdecimal() or int(image) >= len(truth):
+        raise UsageError(f"{where}: image_id must lie in 0..{len(truth) - 1}, got {image!r}")
+    index = int(image)
+    if seen[index]:
+        raise UsageError(f"{where}: image {index} has an owner already")
+    if str(truth[index]) != label:
+        raise UsageError(f"{where}: image {index} is of class {truth[index]}, not {label!r}")
+    seen[index] = True
+    return index

@@ -1,0 +1,245 @@
+"""How the training images are split over the clients: one function a method.
+
+Each takes the labels (n,), the number of clients and a generator, and returns a ``Partition``
+that is a true one: no image twice, no client empty.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsam.data.partition import Partition, check_enough, cut, deal, even_sizes, pools_of
+from fedsam.data.split_csv import csv
+from fedsam.errors import UsageError
+
+TRIES = 1000  # draws of a split whose smallest client may be too small
+
+
+def iid(labels: Tensor, clients: int, generator: np.random.Generator) -> Partition:
+    """Shuffle all images and deal them out; sizes differ by at most one."""
+    order = generator.permutation(len(labels))
+    return cut(order, even_sizes(len(labels), clients))
+
+
+def dirichlet(
+    labels: Tensor, clients: int, generator: np.random.Generator, *, alpha: float
+) -> Partition:
+    """Split as the FedSAM paper does: balanced clients, each with its own class prior.
+
+    For each client in turn q ~ Dirichlet(alpha p) with p uniform over the C classes, so alpha is
+    the TOTAL concentration and each class gets alpha / C; then its images are taken from what is
+    left of each class, as near to q as that allows. alpha = 0 is one class a client.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,).
+    clients : int
+        N; each gets n // N images, the first n mod N one more.
+    generator : numpy.random.Generator
+        Drawn from.
+    alpha : float
+        Concentration; large is IID.
+
+    Returns
+    -------
+    Partition
+        Of every image, each once.
+
+    References
+    ----------
+    Hsu, Qi, Brown, "Federated Visual Classification with Real-World Data Distribution", ECCV 2020.
+    """
+    if alpha < 0:
+        raise UsageError(f"--alpha {alpha:g}: must be at least 0")
+    pools = pools_of(labels, generator)
+    if alpha == 0:
+        return _one_class_each(pools, clients, generator)
+    sizes = even_sizes(len(labels), clients)
+    priors = generator.dirichlet(np.full(len(pools), alpha / len(pools)), size=clients)
+    counts = _fill(priors, sizes, np.array([len(pool) for pool in pools]))
+    return deal(pools, counts)
+
+
+def dirichlet_per_class(
+    labels: Tensor,
+    clients: int,
+    generator: np.random.Generator,
+    *,
+    alpha: float,
+    min_size: int = 10,
+) -> Partition:
+    """Split each class over the clients by proportions ~ Dirichlet(alpha, ..., alpha).
+
+    Clients are unbalanced. Drawn anew until the smallest client has ``min_size`` images.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,).
+    clients : int
+        N.
+    generator : numpy.random.Generator
+        Drawn from.
+    alpha : float
+        Concentration for each client (not the total, as in ``dirichlet``).
+    min_size : int
+        Images that each client must have; 10 in the reference.
+
+    References
+    ----------
+    Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos", ICDE 2022 (NIID-Bench).
+    """
+    if alpha <= 0:
+        raise UsageError(f"--alpha {alpha:g}: must be above 0 for --partition dirichlet-per-class")
+    if min_size < 1:
+        raise UsageError(f"--partition-options: min_size must be at least 1, got {min_size}")
+    check_enough(len(labels), clients * min_size, clients, f" with {min_size} images each")
+    pools = pools_of(labels, generator)
+    for _ in range(TRIES):
+        counts = np.empty((clients, len(pools)), dtype=np.int64)
+        for number, pool in enumerate(pools):
+            shares = generator.dirichlet(np.full(clients, alpha))
+            # a client that has its fair share already gets no more, as in the reference
+            if number:
+                shares = shares * (counts[:, :number].sum(1) < len(labels) / clients)
+            total = shares.sum()
+            shares = shares / total if total > 0 else np.full(clients, 1 / clients)
+            edges = (np.cumsum(shares)[:-1] * len(pool)).astype(np.int64)
+            counts[:, number] = np.diff(np.concatenate([[0], edges, [len(pool)]]))
+        if counts.sum(1).min() >= min_size:
+            return deal(pools, counts)
+    raise UsageError(
+        f"--alpha {alpha:g}: in {TRIES} draws some of --clients {clients} had fewer than "
+        f"{min_size} images; try a larger alpha, fewer clients, or "
+        "--partition-options '{min_size: 1}'"
+    )
+
+
+def shards(
+    labels: Tensor, clients: int, generator: np.random.Generator, *, shards: int = 2
+) -> Partition:
+    """Sort by label, cut into ``shards`` pieces a client, and deal the pieces out.
+
+    References
+    ----------
+    McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017, section 3: two shards of 300 images for each of 100 clients.
+    """
+    if shards < 1:
+        raise UsageError(f"--partition-options: shards must be at least 1, got {shards}")
+    check_enough(len(labels), clients * shards, clients, f" with {shards} shards each")
+    order = np.concatenate(pools_of(labels, generator))
+    pieces = np.array_split(order, clients * shards)
+    dealt = generator.permutation(clients * shards).reshape(clients, shards)
+    mine = [np.concatenate([pieces[piece] for piece in hand]) for hand in dealt]
+    return cut(np.concatenate(mine), np.array([len(rows) for rows in mine]))
+
+
+def quantity(
+    labels: Tensor, clients: int, generator: np.random.Generator, *, alpha: float
+) -> Partition:
+    """Shuffle all images and give each client a share ~ Dirichlet(alpha, ..., alpha).
+
+    Sizes are skewed, labels are not; each client has at least one image.
+
+    References
+    ----------
+    Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos", ICDE 2022 (NIID-Bench).
+    """
+    if alpha <= 0:
+        raise UsageError(f"--alpha {alpha:g}: must be above 0 for --partition quantity")
+    check_enough(len(labels), clients, clients)
+    shares = generator.dirichlet(np.full(clients, alpha))
+    spare = len(labels) - clients
+    edges = (np.cumsum(shares)[:-1] * spare).astype(np.int64)
+    sizes = 1 + np.diff(np.concatenate([[0], edges, [spare]]))
+    return cut(generator.permutation(len(labels)), sizes)
+
+
+METHODS: dict[str, Callable[..., Partition]] = {
+    "dirichlet": dirichlet,
+    "iid": iid,
+    "dirichlet-per-class": dirichlet_per_class,
+    "shards": shards,
+    "quantity": quantity,
+    "csv": csv,
+}
+
+
+def _one_class_each(
+    pools: list[NDArray[np.int64]], clients: int, generator: np.random.Generator
+) -> Partition:
+    """Share out each class evenly among its clients, every client in one class only."""
+    if clients < len(pools):
+        raise UsageError(
+            f"--clients {clients}: --alpha 0 is one class a client and needs {len(pools)} or more"
+        )
+    owners = np.bincount(np.arange(clients) % len(pools))
+    for pool, many in zip(pools, owners, strict=True):
+        check_enough(len(pool), many, clients, " at --alpha 0 (one class has too few images)")
+    counts = np.zeros((clients, len(pools)), dtype=np.int64)
+    client = iter(generator.permutation(clients))
+    for c, pool in enumerate(pools):
+        for size in even_sizes(len(pool), owners[c]):
+            counts[next(client), c] = size
+    return deal(pools, counts)
+
+
+def _fill(
+    priors: NDArray[np.float64], sizes: NDArray[np.int64], pool: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return counts (clients, classes) near sizes * priors that just use up the pools.
+
+    Clients are served in turn; each time that a class runs out, the priors of those who come
+    after are renormalised over the classes that are left. So there are at most as many turns of
+    the loop as classes, however many clients there are.
+    """
+    counts = np.empty(priors.shape, dtype=np.int64)
+    left = pool.copy()
+    client = 0
+    while client < len(sizes):
+        rest = sizes[client:]
+        wishes = _rounded(_renormalised(priors[client:], left) * rest[:, None], rest)
+        fits = (np.cumsum(wishes, axis=0) <= left).all(axis=1)
+        many = int(np.argmin(np.append(fits, False)))
+        counts[client : client + many] = wishes[:many]
+        left -= wishes[:many].sum(axis=0)
+        client += many
+        if client < len(sizes):
+            counts[client] = _from_what_is_left(priors[client], int(sizes[client]), left)
+            left -= counts[client]
+            client += 1
+    return counts
+
+
+def _from_what_is_left(
+    prior: NDArray[np.float64], size: int, left: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return one client's counts, renormalising its prior each time that a class runs out."""
+    taken = np.zeros_like(left)
+    while (missing := size - int(taken.sum())) > 0:
+        q = _renormalised(prior[None], left - taken)
+        wish = _rounded(q * missing, np.array([missing]))[0]
+        taken += np.minimum(wish, left - taken)
+    return taken
+
+
+def _renormalised(priors: NDArray[np.float64], left: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the priors (clients, classes) over the classes that are left."""
+    q = np.where(left > 0, priors, 0.0)
+    mass = q.sum(axis=1, keepdims=True)
+    # a client whose classes are all gone (or their priors too small to be told from zero)
+    # takes of everything that is left
+    return np.where(mass > 0, q / np.where(mass > 0, mass, 1.0), left / left.sum())
+
+
+def _rounded(wishes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Round each row (largest remainders first) to integers that sum to its size."""
+    counts = np.floor(wishes).astype(np.int64)
+    rest = sizes - counts.sum(axis=1)
+    order = np.argsort(-(wishes - counts), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1, kind="stable")
+    return counts + (rank < rest[:, None])
