@@ -74,9 +74,9 @@ class Entry:
         flat = state[..., self.offset : self.offset + self.size]
         lead = state.shape[:-1]
         if not self.channels_last:
-            return flat.view(*lead, *self.shape)
+            return flat.view((*lead, *self.shape))
         out, into, height, width = self.shape
-        return flat.view(*lead, out, height, width, into).movedim(-1, -3)
+        return flat.view((*lead, out, height, width, into)).movedim(-1, -3)
 
     def flat(self, tensor: Tensor) -> Tensor:
         """Return the elements of ``tensor`` (this entry's shape) in the vector's order, (size,)."""

@@ -106,7 +106,7 @@ def tensor_of(array: Array) -> Tensor:
     """Return an array as a tensor, without a copy where it is one."""
     if isinstance(array, TensorArray):
         return array.tensor
-    return torch.from_numpy(np.ascontiguousarray(array.numpy()))
+    return torch.from_numpy(np.array(array.numpy(), order="C"))  # 0-d stays 0-d
 
 
 def plain(record: ArrayRecord) -> ArrayRecord:
