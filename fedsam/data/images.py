@@ -113,4 +113,4 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
     in_rows = (rows >= centres[:, :1] - half) & (rows < centres[:, :1] + half)
     in_columns = (columns >= centres[:, 1:] - half) & (columns < centres[:, 1:] + half)
     hole = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return images.masked_fill(hole, 0)
+    return images.clone().masked_fill_(hole, 0)  # masked_fill would leave channels-last
