@@ -45,7 +45,9 @@ def test_the_extension_page_shows_every_axis():
 )
 def test_every_command_in_the_documents_parses(path):
     for arguments in commands(path.read_text()):
-        parse(shlex.split(arguments.replace("DIR/config.yaml", "digits")))
+        words = shlex.split(arguments.replace("DIR/config.yaml", "digits"), comments=True)
+        if "--help" not in words:
+            parse(words)
 
 
 def test_the_two_commands_of_the_readme_are_what_ci_and_users_run():

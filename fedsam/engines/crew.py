@@ -1,5 +1,6 @@
 """A crew of threads: every core its own model, one client or one batch of images at a time."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from fedsam.trainer import Trainer
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, in bytes
 EVALUATION_BATCH = 500  # images; fixed, as sums of losses must not depend on the number of threads
 
 
@@ -35,6 +37,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what the threads free, for their next step.
+
+    By default it hands large blocks back to the kernel, which clears them again page by page: with
+    two threads on the paper's CNN, 98,000 page faults and 7% of a round. Elsewhere: does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # its upper limit
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 class Crew:
     """Threads with one compute thread each, and as many replicas of the model.
 
@@ -47,6 +61,7 @@ class Crew:
     """
 
     def __init__(self, trainer: Trainer, threads: int) -> None:
+        keep_freed_memory()
         self.trainer = trainer
         self._replicas: SimpleQueue[Replica] = SimpleQueue()
         for _ in range(threads):

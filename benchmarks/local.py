@@ -1,0 +1,240 @@
+"""The local engine against a bare PyTorch loop: the same steps on the same tensors, in turn.
+
+    python benchmarks/local.py                        # CIFAR-10-shaped random images
+    python benchmarks/local.py --data-root data       # the genuine ones
+
+Before anything is timed, one round of each from equal weights must give equal weights. Then the
+contestants run one after the other, round by round; what is printed are medians over the rounds,
+and medians of the ratios within a round, which hold when the machine's speed drifts.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from fedsam.config import resolve
+from fedsam.data import datasets
+from fedsam.data.plan import make_plan
+from fedsam.engines.crew import Crew
+from fedsam.engines.local import LocalGrid
+from fedsam.experiment import new_strategy, new_trainer
+from fedsam.randomness import sample_clients, torch_generator
+from fedsam.rounds import Round, play
+from fedsam.trainer import Trainer
+from fedsam.wire import VectorRecord
+
+LR, DECAY, RHO, ETA = 0.01, 4e-4, 0.1, 0.2
+
+
+def random_images() -> datasets.Dataset:
+    """Return random images in CIFAR-10's shape."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (60_000, 3, 32, 32), dtype=torch.uint8, generator=g)
+    y = torch.arange(60_000) % 10
+    statistics = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return datasets.Dataset(
+        "random", x[:50_000], y[:50_000], x[50_000:], y[50_000:], 10, *statistics
+    )
+
+
+class Ours:
+    """Rounds of fedsam with so many threads."""
+
+    def __init__(self, options: dict, threads: int) -> None:
+        config = resolve(options | {"rounds": 10**6, "device": "cpu"})
+        self.trainer, self.initial = new_trainer(config)
+        self.crew = Crew(self.trainer, threads)
+        self.turns: Iterator[Round] = play(
+            new_strategy(config),
+            LocalGrid(self.crew),
+            self.initial,
+            rounds=range(1, 10**6),
+            sample=lambda r: sample_clients(0, r, 100, config.clients_per_round),
+            lr=LR,
+            node_of=range(100),
+        )
+
+    def round(self) -> Tensor:
+        return next(self.turns).arrays.state
+
+
+class Bare:
+    """FedAvg as one would write it without a framework: one model, loops, PyTorch's optimiser."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        initial: VectorRecord,
+        cohort: int,
+        threads: int,
+        *,
+        minimizer: str = "sgd",
+        channels_last: bool = True,
+        bf16: bool = False,
+    ) -> None:
+        self.trainer, self.cohort, self.threads = trainer, cohort, threads
+        self.minimizer, self.bf16 = minimizer, bf16
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = trainer.new_module()
+        self.state = {n: t.clone() for n, t in initial.layout.read(initial.state).items()}
+        self.number = 0
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            output = self.model(images)
+        return nn.functional.cross_entropy(output.float(), labels)
+
+    def climb(self) -> list[Tensor]:
+        """Move to the worst point nearby, parameter by parameter; return the way back."""
+        named = list(self.model.named_parameters())
+        with torch.no_grad():
+            scale = [
+                p.abs() + ETA if self.minimizer == "asam" and "weight" in n else torch.ones(())
+                for n, p in named
+            ]
+            steps = [t * p.grad for t, (_, p) in zip(scale, named, strict=True)]
+            length = torch.stack([s.norm() for s in steps]).norm() + 1e-16
+            steps = [RHO * t * s / length for t, s in zip(scale, steps, strict=True)]
+            for step, (_, p) in zip(steps, named, strict=True):
+                p.add_(step)
+        return steps
+
+    def client(self, client: int) -> int:
+        rows = self.trainer.partition[client]
+        generator = torch_generator(0, "plan", self.number, client)
+        plan = make_plan(rows, self.trainer.work, (32, 32), generator)
+        self.model.to(memory_format=self.format).train().load_state_dict(self.state)
+        optimiser = torch.optim.SGD(self.model.parameters(), lr=LR, weight_decay=DECAY)
+        for step in range(len(plan)):
+            batch = self.trainer.train.batch(plan, step)
+            images = batch.images.contiguous(memory_format=self.format)
+            optimiser.zero_grad()
+            self.loss(images, batch.targets).backward()
+            if self.minimizer != "sgd":
+                back = self.climb()
+                optimiser.zero_grad()
+                self.loss(images, batch.targets).backward()
+                with torch.no_grad():
+                    for p, step_taken in zip(self.model.parameters(), back, strict=True):
+                        p.sub_(step_taken)
+            optimiser.step()
+        return len(rows)
+
+    def round(self) -> Tensor:
+        torch.set_num_threads(self.threads)
+        self.number += 1
+        clients = sample_clients(0, self.number, 100, self.cohort)
+        sizes = [len(self.trainer.partition[client]) for client in clients]
+        mean: dict[str, Tensor] = {}
+        for client, size in zip(clients, sizes, strict=True):
+            self.client(client)
+            for name, tensor in self.model.state_dict().items():
+                part = tensor * (size / sum(sizes))
+                mean[name] = mean[name] + part if name in mean else part
+        self.state = mean
+        torch.set_num_threads(1)
+        return self.trainer.layout.write(mean)
+
+
+def check(a: Callable[[], Tensor], b: Callable[[], Tensor], tolerance: float) -> None:
+    """Let both play a round from the same weights; refuse to time what is not the same work."""
+    first, second = a(), b()
+    error = float((first - second).abs().max() / second.abs().max())
+    if error > tolerance:
+        raise SystemExit(f"not the same work: after one round the weights differ by {error:.1e}")
+
+
+def race(contestants: dict[str, Callable[[], object]], rounds: int, base: str) -> None:
+    """Run the contestants in turn and print medians and ratios to ``base``."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, play_round in contestants.items():
+            begin = time.perf_counter()
+            play_round()
+            if turn:  # the first one warms up
+                seconds[name].append(time.perf_counter() - begin)
+    for name, mine in seconds.items():
+        ratios = [a / b for a, b in zip(mine, seconds[base], strict=True)]
+        spread = f"{min(mine):.3f} to {max(mine):.3f}"
+        print(f"  {name:44s} {median(mine):7.3f} s  ({spread})   {median(ratios):.2f} x {base}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", default="", help="folder with CIFAR-10 (else random images)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each contestant")
+    given = parser.parse_args()
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    source = "cifar10"
+    if not given.data_root:
+        datasets.LOADERS["cifar10"] = lambda root: random_images()
+        source = "random images in CIFAR-10's shape"
+    load = f"load {os.getloadavg()[0]:.1f}"
+    print(
+        f"{source}; torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, {load}"
+    )
+
+    def options(**more: object) -> dict:
+        here = {"data_root": str(Path(given.data_root)), "alpha": 0.0, "out": ""}
+        return resolve(here | more, "paper/cifar10").model_dump()
+
+    print("\nA round of 5 clients, one thread (seconds, lower is better)")
+    ours = {m: Ours(options(minimizer=m, rho=RHO, eta=ETA), 1) for m in ("sgd", "sam", "asam")}
+    trainer, initial = ours["sgd"].trainer, ours["sgd"].initial
+    bare = {m: Bare(trainer, initial, 5, 1, minimizer=m) for m in ours}
+    plain = Bare(trainer, initial, 5, 1, channels_last=False)
+    for name in ours:
+        check(ours[name].round, bare[name].round, 1e-4)
+    contestants = {f"bare loop, {m}, channels-last": bare[m].round for m in bare}
+    contestants["bare loop, sgd, as PyTorch comes"] = plain.round
+    contestants |= {f"fedsam, {m}": ours[m].round for m in ours}
+    race(contestants, given.rounds, "bare loop, sgd, channels-last")
+    race_minimisers = {f"fedsam, {m}": ours[m].round for m in ours}
+    print("\nThe same, minimisers against SGD")
+    race(race_minimisers, given.rounds, "fedsam, sgd")
+
+    print("\nA round of 10 clients, two threads")
+    for precision in ("fp32", "bf16"):
+        two = Ours(options(clients_per_round=10, precision=precision), 2)
+        one = Ours(options(clients_per_round=10, precision=precision), 1)
+        half = precision == "bf16"
+        loops = {
+            f"bare loop, {precision}, 2 compute threads": Bare(
+                two.trainer, two.initial, 10, 2, channels_last=False, bf16=half
+            ),
+            f"bare loop, {precision}, 2, channels-last": Bare(
+                two.trainer, two.initial, 10, 2, bf16=half
+            ),
+        }
+        check(two.round, next(iter(loops.values())).round, 0.05 if half else 1e-4)
+        players = {name: loop.round for name, loop in loops.items()}
+        players |= {
+            f"fedsam, {precision}, 1 thread": one.round,
+            f"fedsam, {precision}, 2 threads": two.round,
+        }
+        race(players, given.rounds, f"bare loop, {precision}, 2 compute threads")
+
+    print("\nA round in which 10 clients train nothing")
+    for threads in (1, 2):
+        idle = Ours(options(clients_per_round=10, local_epochs=0.0), threads)
+        times = []
+        for _ in range(50):
+            begin = time.perf_counter()
+            idle.round()
+            times.append(time.perf_counter() - begin)
+        times = [1e3 * t for t in times[5:]]
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        print(f"  fedsam, threads {threads}: {median(times):.2f} ms ({spread})")
+
+
+if __name__ == "__main__":
+    main()

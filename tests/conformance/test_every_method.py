@@ -1,0 +1,89 @@
+"""Every method that lies in the folders, with every other: found by listing, not by a list."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedsam.config import CONFIGS
+from fedsam.loader import find, names
+
+MINIMIZERS = names("clients.minimizers")
+CLIENTS = names("clients")
+STRATEGIES = names("strategies")
+AVERAGES = names("strategies.averages")
+ALL = list(itertools.product(MINIMIZERS, CLIENTS, STRATEGIES))
+FILES = [
+    (key, package, name)
+    for key, package in [
+        ("minimizer", "clients.minimizers"),
+        ("client", "clients"),
+        ("strategy", "strategies"),
+        ("average", "strategies.averages"),
+        ("model", "fedsam.models"),
+        ("task", "fedsam.tasks"),
+    ]
+    for name in names(package)
+]
+
+
+def model(outcome):
+    return load_file(outcome.folder / "model.safetensors")
+
+
+def test_the_folders_hold_what_the_main_job_needs():
+    assert {"sgd", "sam", "asam", "lookbehind"} <= set(MINIMIZERS)
+    assert {"fedavg", "fedprox"} <= set(CLIENTS)
+    assert {"swa", "ema", "wima"} <= set(AVERAGES)
+
+
+@pytest.mark.parametrize(("minimizer", "client", "strategy"), ALL)
+def test_all_axes_combine_and_repeat_to_the_byte(quick, minimizer, client, strategy):
+    axes = {"minimizer": minimizer, "client": client, "strategy": strategy}
+    first, again = quick(threads=1, **axes), quick(threads=2, **axes)
+    start = model(quick(rounds=1, local_epochs=0, **axes))
+    name = "model.safetensors"
+    assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
+    for key, tensor in model(first).items():
+        assert tensor.dtype == start[key].dtype
+        assert tensor.isfinite().all()
+        assert not torch.equal(tensor, start[key])
+
+
+@pytest.mark.parametrize("minimizer", MINIMIZERS)
+def test_a_minimiser_learns_the_digits(quick, minimizer):
+    outcome = quick(minimizer=minimizer, rounds=60, clients=10, alpha=100, local_epochs=2)
+    assert outcome.summary["last_accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_average_goes_around_every_strategy(quick, strategy, average):
+    outcome = quick(strategy=strategy, average=average, rounds=4, swa_start=1, swa_cycle=1)
+    trained = load_file(outcome.folder / "model-trained.safetensors")
+    assert any(not torch.equal(model(outcome)[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("algorithms/*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_trains(quick, path):
+    assert quick(algorithm=path.stem).summary["ended"] == "all rounds done"
+
+
+@pytest.mark.parametrize(("key", "package", "name"), FILES, ids=lambda v: v)
+def test_a_file_holds_one_method_with_formula_and_documentation(key, package, name):
+    cls = find(key, name, package)
+    module = inspect.getmodule(cls)
+    assert module.__name__ == f"{package}.{name}"
+    assert module.__doc__
+    assert cls.__doc__
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__
+    ]
+    assert own == [cls]
+    if "__init__" in vars(cls):
+        for parameter in inspect.signature(cls).parameters:
+            assert f"{parameter} : " in cls.__doc__, f"{name}: {parameter} is not documented"
