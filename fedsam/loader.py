@@ -119,5 +119,5 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
         return cls(**values)
     except UsageError:
         raise
-    except ValueError as error:
-        raise UsageError(f"{where}: {cls.__name__}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where if options else flag(key)}: {cls.__name__}: {error}") from error

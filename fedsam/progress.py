@@ -112,9 +112,9 @@ class Progress:
         )
         table.add_row(
             "accuracy",
-            f"[bold]{_percent(summary['final_accuracy'])}[/bold] "
-            f"(mean of the last 100 rounds' evaluations; last "
-            f"{_percent(summary['last_accuracy'])}, best {_percent(summary['best_accuracy'])})",
+            f"[bold]{_percent(summary['final_accuracy'])}[/bold] mean of the last 100 rounds "
+            f"(last {_percent(summary['last_accuracy'])}, best "
+            f"{_percent(summary['best_accuracy'])})",
         )
         table.add_row("results", str(outcome.folder))
         self.console.print(table, soft_wrap=True, highlight=False)

@@ -36,7 +36,16 @@ def test_every_example_of_the_extension_page_runs(tmp_path, monkeypatch, argumen
 
 def test_the_extension_page_shows_every_axis():
     text = " ".join(commands(EXTEND))
-    for name in ("minimizer", "client", "strategy", "average", "model", "dataset", "partition"):
+    for name in (
+        "minimizer",
+        "client",
+        "strategy",
+        "average",
+        "model",
+        "task",
+        "dataset",
+        "partition",
+    ):
         assert f"--{name} mine:" in text
 
 

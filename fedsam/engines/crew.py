@@ -95,5 +95,5 @@ class Crew:
         return self.trainer.task.metrics(torch.stack(parts).sum(0))
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
+        """End the threads; work that has not begun is dropped."""
+        self._pool.shutdown(cancel_futures=True)
