@@ -11,7 +11,7 @@ from fedsam.engines.crew import one_compute_thread
 from fedsam.engines.flower import partition_answer
 from fedsam.experiment import new_trainer
 from fedsam.replica import Replica
-from fedsam.trainer import Trainer
+from fedsam.trainer import Job, Trainer
 
 app = ClientApp()
 
@@ -37,7 +37,7 @@ def train(message: Message, context: Context) -> Message:
         arrays, round, lr = wire.instruction(message.content)
         state = wire.state_of(arrays, trainer.layout)
         client = int(context.node_config[wire.PARTITION])
-        done = trainer.train_client(replica, client, state, round, lr)
+        done = trainer.train_client(replica, Job(client, state, round, lr))
     record = wire.plain(wire.VectorRecord(trainer.layout, done.state))
     content = wire.trained(record, done.examples, done.steps, done.loss)
     return Message(content, reply_to=message)

@@ -135,8 +135,17 @@ class Config(BaseModel):
     threads: int = Field(0, ge=0)
     """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
     depend on it."""
-    engine: Literal["local"] = "local"
-    """Where clients run: local (this process); on Flower's runtime: flwr run .."""
+    engine: Literal["local", "ray"] = "local"
+    """Where clients run: local (threads of this process) or ray (actors, on one machine or a
+    cluster); on Flower's runtime: flwr run ."""
+    workers: int = Field(0, ge=0)
+    """Ray actors, each on one core (0: one a core of this machine); the result does not depend on
+    it."""
+    ray_address: str = ""
+    """Address of a running Ray cluster; auto for the one on this machine (empty: start Ray
+    here)."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs of each Ray actor; fractions share one."""
     eval_every: int = Field(10, ge=1)
     """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""
     out: str = ""

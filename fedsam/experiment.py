@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.serverapp import Grid
@@ -35,6 +35,9 @@ from fedsam.training import Method
 from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
+
+if TYPE_CHECKING:
+    from fedsam.engines.ray import Actors
 
 MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
 AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
@@ -231,9 +234,11 @@ def run(
         strategy = new_strategy(config)
         on_cpu = trainer.layout.device.type == "cpu"
         crew = Crew(trainer, (config.threads or cores()) if on_cpu else 1)
+        on_ray = config.engine == "ray" and flower is None
+        actors = new_actors(config, trainer) if on_ray else None
         try:
             if flower is None:
-                grid: Grid = LocalGrid(crew)
+                grid: Grid = LocalGrid(crew, actors)
                 nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
             else:
                 grid = FlowerGrid(flower)
@@ -253,6 +258,25 @@ def run(
             return _follow(config, strategy, turns, initial, crew, folder, watch)
         finally:
             crew.close()
+            if actors is not None:
+                actors.close()
+
+
+def new_actors(config: Config, trainer: Trainer) -> "Actors":
+    """Return Ray actors that train the clients."""
+    try:
+        from fedsam.engines.ray import Actors
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UsageError("--engine ray: Ray is not installed; pip install 'fedsam[ray]'") from error
+
+    def make() -> Trainer:
+        """Make the trainer in the actor, from the config alone."""
+        return new_trainer(config)[0]
+
+    workers = config.workers or cores()
+    return Actors(trainer, make, workers, config.ray_address, config.gpus_per_worker)
 
 
 def _follow(

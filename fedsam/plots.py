@@ -49,21 +49,24 @@ def draw_partition(counts: Tensor, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    clients, classes = counts.shape
     shown = counts[:SHOWN]
-    figure = Figure(figsize=(11, 1.4 + min(classes, 100) * 0.22), layout="constrained")
+    clients, classes = shown.shape
+    row = min(0.24, 10 / classes)  # inches
+    figure = Figure(figsize=(11, 1.4 + row * classes), layout="constrained")
     axes = figure.subplots()
+    largest = max(int(shown.max()), 1)
+    # the largest bubble is as wide as the narrower of a row and a column, and a fifth more
+    points = 1.2 * 72 * min(row, max(10 / clients, 0.12))
     client, cls = shown.nonzero(as_tuple=True)
-    share = shown[client, cls] / counts.max()
-    axes.scatter(client, cls, s=4 + 120 * share, c=cls % 10, cmap="tab10", vmin=0, vmax=9, lw=0)
-    axes.set(xlabel="client", ylabel="class", xlim=(-1, len(shown)), ylim=(-0.8, classes - 0.2))
-    if classes <= 20:
-        axes.set_yticks(range(classes))
-    first = "" if clients <= SHOWN else f"the first {SHOWN} of "
-    axes.set_title(
-        f"{first}{clients:,} clients; area: images of a class, the largest is {int(counts.max())}",
-        fontsize="medium",
-    )
+    area = (points**2 * shown[client, cls] / largest).clamp(min=2)  # below, a dot is not seen
+    axes.scatter(client, cls, s=area, c=cls % 10, cmap="tab10", vmin=0, vmax=9, lw=0)
+    axes.set(xlabel="client", ylabel="class", xlim=(-1, clients), ylim=(-0.9, classes - 0.1))
+    for axis, length in ((axes.xaxis, clients), (axes.yaxis, classes)):
+        axis.set_ticks(range(0, length, 1 if length <= 20 else 10 * -(-length // 100)))
+    first = "" if clients == len(counts) else f"the first {SHOWN} of "
+    many = f"{len(counts):,} client{'s' * (len(counts) != 1)}"
+    axes.set_title(f"{first}{many}; the largest bubble is {largest:,} images", fontsize="medium")
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
 """All that a client needs to train, in one place, so that any engine can host any client."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,15 @@ from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.training import Method, train_client
 from fedsam.vector import Layout
+
+
+class Job(NamedTuple):
+    """One client's round: who, from which global state (S,), which round, at what rate."""
+
+    client: int
+    state: Tensor
+    round: int
+    lr: float
 
 
 class Trained(NamedTuple):
@@ -71,10 +80,9 @@ class Trainer:
         """Return how many mini-batches ``client`` takes a round."""
         return self.work.steps(int(self.partition.sizes[client]))
 
-    def train_client(
-        self, replica: Replica, client: int, state: Tensor, round: int, lr: float
-    ) -> Trained:
-        """Train ``client`` for one round from the global ``state`` (S,), which is not changed."""
+    def train_client(self, replica: Replica, job: Job) -> Trained:
+        """Train one client for one round; the global state is not changed."""
+        client, state, round, lr = job
         rows = self.partition[client]
         generator = torch_generator(self.seed, "plan", round, client)
         shape = (self.train.height, self.train.width)
@@ -83,6 +91,10 @@ class Trainer:
             replica, state, plan, self.train, self.task, self.method, round=round, lr=lr
         )
         return Trained(trained, len(rows), len(plan), loss)
+
+    def longest_first(self, jobs: Sequence[Job]) -> list[int]:
+        """Return the jobs' numbers by falling length, so that no core idles at the end."""
+        return sorted(range(len(jobs)), key=lambda number: -self.steps(jobs[number].client))
 
     @torch.no_grad()
     def statistics(self, replica: Replica, state: Tensor, images: Images, rows: Tensor) -> Tensor:

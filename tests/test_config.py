@@ -81,7 +81,7 @@ WRONG = [
     ({"swa": True, "swa_start": 1000}, "--swa-start 1000", "--rounds 1000"),
     ({"swa": True, "average": "ema"}, "--swa", "ema"),
     ({"precision": "fp16"}, "--precision fp16", "'fp32' or 'bf16'"),
-    ({"engine": "spark"}, "--engine spark", "'local'"),
+    ({"engine": "spark"}, "--engine spark", "'local' or 'ray'"),
     ({"augment": "rotate"}, "--augment rotate", "'crop+flip'"),
     ({"algorithm": "fedsma"}, "--algorithm", "did you mean 'fedsam'?"),
     ({"alhpa": 1}, "--alhpa", "did you mean 'alpha'?"),

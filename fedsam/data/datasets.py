@@ -1,9 +1,11 @@
 """Benchmark data sets as tensors in memory: digits, MNIST, Fashion-MNIST, CIFAR-10/100, SVHN."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from torch import Tensor
 from fedsam.errors import UsageError, nearest
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
+IDX = (  # the files of MNIST and those in its format, with their dimensions
+    ("train-images-idx3-ubyte", 3),
+    ("train-labels-idx1-ubyte", 1),
+    ("t10k-images-idx3-ubyte", 3),
+    ("t10k-labels-idx1-ubyte", 1),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def load(name: str, root: Path) -> Dataset:
     Parameters
     ----------
     name : str
-        One of ``NAMES``.
+        One of ``LOADERS``.
     root : Path
         Folder that holds the data sets in torchvision's layout (for MNIST and Fashion-MNIST also
         the .gz files in a folder ``mnist`` or ``fashion-mnist``, Debian's layout). What is not
@@ -87,9 +95,14 @@ def check(dataset: Dataset) -> None:
     require(isinstance(dataset, Dataset), "the function must return a fedsam.data.datasets.Dataset")
     for part in ("train", "test"):
         images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
-        require(images.dtype == torch.uint8, f"{part}_images must be uint8, got {images.dtype}")
-        require(images.ndim == 4, f"{part}_images must be (N, C, H, W), got {tuple(images.shape)}")
-        require(labels.dtype == torch.int64, f"{part}_labels must be int64, got {labels.dtype}")
+        require(
+            _is(images, torch.uint8, 4),
+            f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
+        )
+        require(
+            _is(labels, torch.int64, 1),
+            f"{part}_labels must be an int64 tensor (N,), got {_told(labels)}",
+        )
         require(
             len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
         )
@@ -99,8 +112,21 @@ def check(dataset: Dataset) -> None:
     require(shape == other, f"images of {tuple(shape)} for training and {tuple(other)} for testing")
     for name in ("mean", "std"):
         values = getattr(dataset, name)
-        require(len(values) == shape[0], f"{name} must have {shape[0]} entries, one a channel")
+        long = isinstance(values, tuple | list) and len(values) == shape[0]
+        require(long, f"{name} must have {shape[0]} entries, one a channel")
+        require(all(map(math.isfinite, values)), f"{name} must be finite")
     require(min(dataset.std) > 0, "std must be positive")
+
+
+def _is(value: object, dtype: torch.dtype, dimensions: int) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype and value.ndim == dimensions
+
+
+def _told(value: object) -> str:
+    """Return what a value is, for the one who expected something else."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"an object of type {type(value).__name__}"
 
 
 def digits(root: Path) -> Dataset:
@@ -186,11 +212,12 @@ def _torchvision(name: str, cls: str, root: Path, files: str, **part: Any) -> An
     make = getattr(datasets, cls)
     try:
         return make(root, download=True, **part)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    # RuntimeError: wrong checksum; HTTPException: a server's nonsense, which is no OSError
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UsageError(
-            f"--data-root {root}: has no {name} and it cannot be downloaded ({reason}); "
-            f"put {files} there, as torchvision names them"
+            f"--data-root {root}: {name} is missing there, or damaged, and cannot be downloaded "
+            f"({reason}); put {files} there, as torchvision names them"
         ) from error
 
 
@@ -199,32 +226,27 @@ def _idx(
 ) -> Dataset:
     """Return MNIST or a data set in its format, from where its four files are."""
     for folder in (root / name, root / cls / "raw", DEBIAN / name):
-        if any(folder.glob("train-images-idx3-ubyte*")):
+        if all(any(folder.glob(f"{file}*")) for file, _ in IDX):
             break
     else:
         _torchvision(name, cls, root, f"its four .gz files in a folder {name}")
         folder = root / cls / "raw"
-    train, test = (
-        (
-            _read_idx(folder, f"{part}-images-idx3-ubyte")[:, None],
-            _read_idx(folder, f"{part}-labels-idx1-ubyte").long(),
-        )
-        for part in ("train", "t10k")
-    )
+    images, labels, test_images, test_labels = (_read_idx(folder, *file) for file in IDX)
+    train, test = (images[:, None], labels.long()), (test_images[:, None], test_labels.long())
     return Dataset(name, *train, *test, 10, mean, std)
 
 
-def _read_idx(folder: Path, name: str) -> Tensor:
+def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     """Return the array of an IDX file of bytes, compressed or not: magic, sizes, data."""
     plain, packed = folder / name, folder / f"{name}.gz"
+    file = plain if plain.is_file() else packed
     try:
-        content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+        content = plain.read_bytes() if file == plain else gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        file = plain if plain.is_file() else packed
         raise UsageError(f"--data-root: {file} is missing or damaged ({error})") from error
-    dimensions = content[3] if len(content) > 3 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], dtype=">u4").astype(int)
-    data = np.frombuffer(content[4 + 4 * dimensions :], dtype=np.uint8)
-    if content[:3] != b"\0\0\x08" or len(shape) != dimensions or data.size != shape.prod():
-        raise UsageError(f"--data-root: {plain}[.gz] is damaged: not an IDX file of its own size")
-    return torch.from_numpy(data.reshape(shape).copy())
+    begin = 4 + 4 * dimensions
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, begin, 4)]
+    magic = b"\0\0\x08" + bytes([dimensions])
+    if content[:4] != magic or len(content) != begin + math.prod(shape):
+        raise UsageError(f"--data-root: {file} is damaged: not an IDX file of its own size")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=begin).reshape(shape).copy())

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fedsam.data.images import Images
 from fedsam.replica import Replica
-from fedsam.trainer import Trainer
+from fedsam.trainer import Job, Trained, Trainer
 
-Job = TypeVar("Job")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, in bytes
 EVALUATION_BATCH = 500  # images; fixed, as sums of losses must not depend on the number of threads
@@ -70,17 +70,24 @@ class Crew:
             threads, "fedsam", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    def map(self, work: Callable[[Replica, Job], Result], jobs: Sequence[Job]) -> list[Result]:
-        """Return ``work(replica, job)`` for each job; they are started in the given order."""
+    def map(self, work: Callable[[Replica, Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return ``work(replica, item)`` for each item; they are started in the given order."""
 
-        def run(job: Job) -> Result:
+        def run(item: Item) -> Result:
             replica = self._replicas.get()
             try:
-                return work(replica, job)
+                return work(replica, item)
             finally:
                 self._replicas.put(replica)
 
-        return list(self._pool.map(run, jobs))
+        return list(self._pool.map(run, items))
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        """Train clients, as many at a time as there are threads; results are in the jobs' order."""
+        order = self.trainer.longest_first(jobs)
+        done = self.map(lambda replica, n: self.trainer.train_client(replica, jobs[n]), order)
+        by_number = dict(zip(order, done, strict=True))
+        return [by_number[number] for number in range(len(jobs))]
 
     def evaluate(
         self, state: Tensor, images: Images, rows: Tensor | None = None

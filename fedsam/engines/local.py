@@ -6,6 +6,7 @@ there are. On a GPU clients train one after the other.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -13,8 +14,16 @@ from flwr.serverapp import Grid
 from fedsam import wire
 from fedsam.engines import compat
 from fedsam.engines.crew import Crew
-from fedsam.replica import Replica
+from fedsam.trainer import Job, Trained
 from fedsam.wire import VectorRecord
+
+
+class Hands(Protocol):
+    """Whoever trains clients."""
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        """Return what each job's client returns, in the jobs' order."""
+        ...
 
 
 class LocalGrid(Grid):
@@ -23,11 +32,14 @@ class LocalGrid(Grid):
     Parameters
     ----------
     crew : Crew
-        Trains and evaluates the clients.
+        Evaluates, and trains the clients.
+    hands : Hands, optional
+        Who trains the clients in place of the crew: actors elsewhere.
     """
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: Crew, hands: Hands | None = None) -> None:
         self.crew = crew
+        self.hands = hands or crew
         self.trainer = crew.trainer
         self._run = compat.new_run()
         self._replies: dict[str, Message] = {}
@@ -84,20 +96,16 @@ class LocalGrid(Grid):
         ]
 
     def _train(self, messages: Sequence[Message]) -> list[RecordDict]:
-        """Train the addressed clients, longest first so that no core idles at the end."""
-        trainer, layout = self.trainer, self.trainer.layout
-        clients = [message.metadata.dst_node_id for message in messages]
-
-        def work(replica: Replica, row: int) -> RecordDict:
-            arrays, round, lr = wire.instruction(messages[row].content)
+        """Train the addressed clients and return the contents of their replies."""
+        layout, jobs = self.trainer.layout, []
+        for message in messages:
+            arrays, round, lr = wire.instruction(message.content)
             state = wire.state_of(arrays, layout)
-            trained = trainer.train_client(replica, clients[row], state, round, lr)
-            record = VectorRecord(layout, trained.state)
-            return wire.trained(record, trained.examples, trained.steps, trained.loss)
-
-        longest_first = sorted(range(len(clients)), key=lambda row: -trainer.steps(clients[row]))
-        contents = dict(zip(longest_first, self.crew.map(work, longest_first), strict=True))
-        return [contents[row] for row in range(len(messages))]
+            jobs.append(Job(message.metadata.dst_node_id, state, round, lr))
+        return [
+            wire.trained(VectorRecord(layout, t.state), t.examples, t.steps, t.loss)
+            for t in self.hands.train(jobs)
+        ]
 
     def _answer(self, message: Message) -> Message:
         """Answer one evaluate message: the client's own training images, in eval mode."""

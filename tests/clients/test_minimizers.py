@@ -83,7 +83,7 @@ def theirs(module, train, **options):
     return model.state_dict()
 
 
-def agree(a, b, rtol=1e-10):
+def assert_agree(a, b, rtol=1e-10):
     assert set(a) == set(b)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=1e-13)
@@ -109,7 +109,7 @@ modules = pytest.mark.parametrize("module", [mlp(), convolutions()], ids=["mlp",
 @modules
 @pytest.mark.parametrize("base", BASES, ids=str)
 def test_sgd_is_pytorchs(module, base):
-    agree(ours(module, SGD(), **base), theirs(module, naive.train, **base))
+    assert_agree(ours(module, SGD(), **base), theirs(module, naive.train, **base))
 
 
 @modules
@@ -117,7 +117,9 @@ def test_sgd_is_pytorchs(module, base):
 @pytest.mark.parametrize("name", ASCENTS)
 def test_sam_and_asam_are_the_papers(module, base, name):
     minimizer, ascent = ASCENTS[name]
-    agree(ours(module, minimizer, **base), theirs(module, naive.train, ascent=ascent, **base))
+    assert_agree(
+        ours(module, minimizer, **base), theirs(module, naive.train, ascent=ascent, **base)
+    )
 
 
 @modules
@@ -128,7 +130,7 @@ def test_lookbehind_is_the_official_2k_passes(module, base, slow, name):
     minimizer = Lookbehind(0.2 if name == "sam" else 0.5, 0.1, k=3, slow=slow, ascent=name)
     _, ascent = ASCENTS[name]
     reference = partial(naive.lookbehind, k=3, slow=slow, ascent=ascent)
-    agree(ours(module, minimizer, **base), theirs(module, reference, **base))
+    assert_agree(ours(module, minimizer, **base), theirs(module, reference, **base))
 
 
 @modules
@@ -136,7 +138,7 @@ def test_lookbehind_is_the_official_2k_passes(module, base, slow, name):
 def test_fedprox_combines_with_every_minimiser(module, name):
     minimizer, ascent = ASCENTS[name] if name else (SGD(), None)
     proximal = ours(module, minimizer, FedProx(0.7), weight_decay=0.1)
-    agree(proximal, theirs(module, naive.train, ascent=ascent, mu=0.7, weight_decay=0.1))
+    assert_agree(proximal, theirs(module, naive.train, ascent=ascent, mu=0.7, weight_decay=0.1))
 
 
 @modules
@@ -145,10 +147,10 @@ def test_methods_become_the_simpler_ones_they_contain(module):
     assert identical(ours(module, SAM(0.0)), sgd)
     assert identical(ours(module, ASAM(0.0, 0.1)), sgd)
     assert identical(ours(module, SGD(), FedProx(0.0)), sgd)
-    agree(ours(module, Lookbehind(0.2, 0.0, k=1, slow=1.0)), sam, rtol=1e-12)
-    agree(ours(module, Lookbehind(0.5, 0.1, k=1, slow=1.0, ascent="asam")), asam, rtol=1e-12)
+    assert_agree(ours(module, Lookbehind(0.2, 0.0, k=1, slow=1.0)), sam, rtol=1e-12)
+    assert_agree(ours(module, Lookbehind(0.5, 0.1, k=1, slow=1.0, ascent="asam")), asam, rtol=1e-12)
     # T = 1 + o(1) everywhere for a huge eta: rho is then SAM's in units of eta
-    agree(ours(module, ASAM(0.2 / 1e9, 1e9, all_parameters=True)), sam, rtol=1e-5)
+    assert_agree(ours(module, ASAM(0.2 / 1e9, 1e9, all_parameters=True)), sam, rtol=1e-5)
 
 
 def vector_layout():

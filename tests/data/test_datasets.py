@@ -4,8 +4,10 @@ import gzip
 import os
 import socket
 from dataclasses import replace
+from http.client import BadStatusLine, IncompleteRead
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +115,10 @@ def test_idx_files_are_read_plain_and_compressed(tiny_mnist):
         lambda content: b"",
         lambda content: b"\x01" + content[1:],
         lambda content: content[:3],
+        lambda content: content[:6],  # in the middle of a size
+        lambda content: b"\0\0\x08\0\5",  # no dimensions, one byte
+        lambda content: b"\0\0\x08\xff" + bytes(1020),  # 255 dimensions
+        lambda content: content[:4] + b"\xff" * 12,  # sizes whose product is beyond 64 bits
     ],
 )
 def test_a_damaged_idx_file_is_refused_in_one_line(tiny_mnist, damage):
@@ -129,6 +135,48 @@ def test_a_truncated_gz_file_is_refused_in_one_line(tiny_mnist):
     file.unlink()
     with pytest.raises(UsageError, match="missing or damaged"):
         load("mnist", tiny_mnist)
+
+
+def test_an_interrupted_download_is_taken_up_again(tiny_mnist, offline):
+    # torchvision fetches one file after the other: those that are there are not the data set
+    raw = tiny_mnist / "MNIST" / "raw"
+    raw.parent.mkdir()
+    (tiny_mnist / "mnist").rename(raw)
+    assert len(load("mnist", tiny_mnist).test_images) == 10
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(UsageError, match=r"cannot be downloaded \(.*no network in this test"):
+        load("mnist", tiny_mnist)
+
+
+def torchvisions_cifar10(root: Path) -> Path:
+    """Make CIFAR-10 in torchvision's layout, of files whose checksums are wrong."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(b"not what it should be")
+    return root
+
+
+def test_a_damaged_cifar10_is_refused_in_one_line(tmp_path, offline):
+    with pytest.raises(UsageError, match="cifar10 is missing there, or damaged") as caught:
+        load("cifar10", torchvisions_cifar10(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [TimeoutError(), OSError("a\nb"), BadStatusLine("<html>"), IncompleteRead(b"")],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+def test_whatever_a_bad_network_does_is_told_in_one_line(tmp_path, monkeypatch, name, fault):
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(UsageError, match="cannot be downloaded") as caught:
+        load(name, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "svhn"])
@@ -148,13 +196,27 @@ def test_an_unknown_name_is_told_the_nearest():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"train_images": torch.zeros(1437, 1, 8, 8)}, "train_images must be uint8"),
-        ({"train_images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"must be \(N, C, H, W\)"),
-        ({"test_labels": torch.zeros(355, dtype=torch.int32)}, "test_labels must be int64"),
+        (
+            {"train_images": torch.zeros(1437, 1, 8, 8)},
+            r"train_images must be a uint8 tensor .*got torch\.float32",
+        ),
+        (
+            {"train_images": torch.zeros(3, 8, 8, dtype=torch.uint8)},
+            r"tensor \(N, C, H, W\), got .* \(3, 8, 8\)",
+        ),
+        ({"train_images": None}, "train_images must be a uint8 tensor .* type NoneType"),
+        ({"test_images": np.zeros((355, 1, 8, 8), np.uint8)}, "test_images .* type ndarray"),
+        ({"test_labels": torch.zeros(355, 1, dtype=torch.int64)}, r"test_labels .*\(355, 1\)"),
+        (
+            {"test_labels": torch.zeros(355, dtype=torch.int32)},
+            "test_labels must be an int64 tensor",
+        ),
         ({"test_labels": torch.zeros(5, dtype=torch.int64)}, "355 images, 5 labels"),
         ({"test_labels": torch.full((355,), 10)}, r"test_labels must lie in 0\.\.9"),
         ({"test_images": torch.zeros(355, 1, 9, 9, dtype=torch.uint8)}, "images of"),
         ({"mean": (0.1, 0.2)}, "mean must have 1 entries"),
+        ({"mean": 0.1}, "mean must have 1 entries"),
+        ({"mean": (float("nan"),)}, "mean must be finite"),
         ({"std": (0.0,)}, "std must be positive"),
     ],
 )
