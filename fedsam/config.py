@@ -1,5 +1,6 @@
 """The one frozen, typed description of a run; flags, YAML keys and defaults are its fields."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,12 +16,16 @@ CONFIGS = ROOT / "configs"
 
 def _options(value: Any) -> Any:
     """Accept a mapping also as text, as flags and Flower's run config hold it."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(value or "{}")
-    except yaml.YAMLError as error:
-        raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value or "{}")
+        except yaml.YAMLError as error:
+            raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
+    if isinstance(value, dict):
+        for key, number in value.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key} must be a finite number")
+    return value
 
 
 Options = Annotated[dict[str, bool | int | float | str], BeforeValidator(_options)]

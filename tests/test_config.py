@@ -87,6 +87,7 @@ WRONG = [
     ({"alhpa": 1}, "--alhpa", "did you mean 'alpha'?"),
     ({"minimizer_options": "[1"}, "--minimizer-options [1", "mapping"),
     ({"minimizer_options": "k"}, "--minimizer-options k", "dictionary"),
+    ({"partition_options": "{alpha: .nan}"}, "--partition-options", "alpha must be a finite"),
     ({"target_accuracy": 70}, "--target-accuracy 70", "less than or equal to 1"),
 ]
 

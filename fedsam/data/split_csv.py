@@ -33,8 +33,10 @@ def csv(labels: Tensor, clients: int, generator: np.random.Generator, *, path: s
     seen = np.zeros(len(labels), dtype=bool)
     truth = labels.tolist()
     where = f"--partition-options: {path}"
+    if not isinstance(path, str):
+        raise UsageError(f"{where}: path must be a text, the name of a CSV file")
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv_file.DictReader(file)
             wanted = {"user_id", "image_id", "class"}
             if not wanted <= set(lines.fieldnames or ()):
@@ -46,19 +48,27 @@ def csv(labels: Tensor, clients: int, generator: np.random.Generator, *, path: s
         raise UsageError(f"{where}: cannot be read ({error})") from error
     if len(owners) != clients:
         raise UsageError(f"--clients {clients}: {path} has {len(owners)} users")
-    users = sorted(
-        owners, key=lambda user: (not user.isdecimal(), len(user) * user.isdecimal(), user)
-    )
+    users = sorted(owners, key=_rank)
     rows = [owners[user] for user in users]
     sizes = np.array([len(mine) for mine in rows])
     return cut(np.concatenate([np.array(mine, dtype=np.int64) for mine in rows]), sizes)
 
 
+def _rank(user: str) -> tuple[bool, int, str, str]:
+    """Return what users are sorted by: numbers (with or without leading zeros), then names."""
+    if not user.isdecimal():
+        return True, 0, user, user
+    number = user.lstrip("0")
+    return False, len(number), number, user
+
+
 def _image(line: dict[str, str], truth: list[int], seen: NDArray[np.bool_], where: str) -> int:
     """Return one line's image, checked, and mark it as seen."""
     image, label = line["image_id"], line["class"]
-    if not (image or "").isdecimal() or int(image) >= len(truth):
-        raise UsageError(f"{where}: image_id must lie in 0..{len(truth) - 1}, got {image!r}")
+    # ids of more digits than the number of images has cannot lie in range (and int() has a limit)
+    short = (image or "").isdecimal() and len(image.lstrip("0")) <= len(str(len(truth)))
+    if not short or int(image) >= len(truth):
+        raise UsageError(f"{where}: image_id must lie in 0..{len(truth) - 1}, got {image!r:.30}")
     index = int(image)
     if seen[index]:
         raise UsageError(f"{where}: image {index} has an owner already")

@@ -15,6 +15,7 @@ from fedsam.data.split_csv import csv
 from fedsam.errors import UsageError
 
 TRIES = 1000  # draws of a split whose smallest client may be too small
+AHEAD = 1 << 20  # cells (clients x classes) that are filled at once, to bound the memory
 
 
 def iid(labels: Tensor, clients: int, generator: np.random.Generator) -> Partition:
@@ -94,8 +95,10 @@ def dirichlet_per_class(
     """
     if alpha <= 0:
         raise UsageError(f"--alpha {alpha:g}: must be above 0 for --partition dirichlet-per-class")
-    if min_size < 1:
-        raise UsageError(f"--partition-options: min_size must be at least 1, got {min_size}")
+    if not isinstance(min_size, int) or min_size < 1:
+        raise UsageError(
+            f"--partition-options: min_size must be a whole number, at least 1, got {min_size!r}"
+        )
     check_enough(len(labels), clients * min_size, clients, f" with {min_size} images each")
     pools = pools_of(labels, generator)
     for _ in range(TRIES):
@@ -128,8 +131,10 @@ def shards(
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
     AISTATS 2017, section 3: two shards of 300 images for each of 100 clients.
     """
-    if shards < 1:
-        raise UsageError(f"--partition-options: shards must be at least 1, got {shards}")
+    if not isinstance(shards, int) or shards < 1:
+        raise UsageError(
+            f"--partition-options: shards must be a whole number, at least 1, got {shards!r}"
+        )
     check_enough(len(labels), clients * shards, clients, f" with {shards} shards each")
     order = np.concatenate(pools_of(labels, generator))
     pieces = np.array_split(order, clients * shards)
@@ -194,21 +199,22 @@ def _fill(
     """Return counts (clients, classes) near sizes * priors that just use up the pools.
 
     Clients are served in turn; each time that a class runs out, the priors of those who come
-    after are renormalised over the classes that are left. So there are at most as many turns of
-    the loop as classes, however many clients there are.
+    after are renormalised over the classes that are left. Many clients are served at once as long
+    as nothing runs out, which happens at most as many times as there are classes.
     """
     counts = np.empty(priors.shape, dtype=np.int64)
     left = pool.copy()
-    client = 0
+    client, block = 0, max(1, AHEAD // len(pool))
     while client < len(sizes):
-        rest = sizes[client:]
-        wishes = _rounded(_renormalised(priors[client:], left) * rest[:, None], rest)
+        rest = sizes[client : client + block]
+        q = _renormalised(priors[client : client + block], left)
+        wishes = _rounded(q * rest[:, None], rest)
         fits = (np.cumsum(wishes, axis=0) <= left).all(axis=1)
         many = int(np.argmin(np.append(fits, False)))
         counts[client : client + many] = wishes[:many]
         left -= wishes[:many].sum(axis=0)
         client += many
-        if client < len(sizes):
+        if many < len(wishes):
             counts[client] = _from_what_is_left(priors[client], int(sizes[client]), left)
             left -= counts[client]
             client += 1

@@ -68,6 +68,7 @@ def flower(tmp_path):
     stop_superlink(home)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FLWR.exists(), reason="Flower's commands are not beside this Python")
 def test_flowers_simulation_gives_the_bytes_of_the_local_engine(tmp_path, flower, quick):
     pytest.importorskip("ray", reason="Flower's simulation needs ray: pip install 'fedsam[flower]'")

@@ -14,6 +14,7 @@ from conftest import command
 
 from fedsam.errors import UsageError
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
 
 QUICK = {"rounds": 4, "algorithm": "fedasam", "partition": "quantity", "batch_size": 8}
