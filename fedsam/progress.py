@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsam.config import Config
-from fedsam.experiment import Outcome
+from fedsam.running import Outcome
 
 PLAIN_LINES = 20  # where there is no terminal, a run prints about so many
 

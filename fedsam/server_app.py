@@ -3,8 +3,8 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsam import experiment
 from fedsam.config import from_run_config
+from fedsam.running import run
 
 app = ServerApp()
 
@@ -12,5 +12,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run config on the nodes behind ``grid``."""
-    outcome = experiment.run(from_run_config(context.run_config), flower=grid)
+    outcome = run(from_run_config(context.run_config), flower=grid)
     print(f"final accuracy {outcome.summary['final_accuracy']:.4f}, results in {outcome.folder}")

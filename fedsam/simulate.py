@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(arguments)
         # only now: --help and a wrong flag are answered before torch is imported
-        from fedsam.experiment import run
         from fedsam.progress import Progress
+        from fedsam.running import run
 
         with Progress(config) as progress:
             outcome = run(config, progress.update)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedsam.config import Config, resolve
-from fedsam.experiment import Outcome, run
+from fedsam.running import Outcome, run
 
 
 def pytest_configure(config: pytest.Config) -> None:

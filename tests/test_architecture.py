@@ -13,8 +13,8 @@ from fedsam.loader import ROOT
 ORDER = [
     ["fedsam.simulate", "fedsam.server_app", "fedsam.client_app"],
     ["fedsam.progress"],
-    ["fedsam.experiment"],
-    ["fedsam.rundir"],
+    ["fedsam.running"],
+    ["fedsam.experiment", "fedsam.rundir"],
     ["fedsam.plots"],
     ["fedsam.rounds"],
     ["fedsam.engines"],
@@ -100,7 +100,7 @@ def test_importing_fedsam_loads_nothing_heavy():
 
 def test_the_local_engine_needs_neither_ray_nor_torchvision_nor_plots():
     heavy = "{'torchvision', 'ray', 'matplotlib', 'sklearn'}"
-    code = f"import sys, fedsam.experiment; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, fedsam.running; print(sorted({heavy} & set(sys.modules)))"
     assert python(code) == "[]"
 
 

@@ -8,6 +8,7 @@ that imports ray.
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,13 +91,18 @@ class Actors:
     def _connect(workers: int, address: str) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            if address:
-                ray.init(address, **quiet)
-            else:
+            if not address:
                 ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
-        except (ConnectionError, ValueError) as error:
+                return
+            if address != "auto":  # Ray itself would try for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address, **quiet)
+        except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"--ray-address {address}: no Ray cluster there ({reason})") from error
+            raise UsageError(
+                f"--ray-address {address}: no Ray cluster there ({reason}); give auto or HOST:PORT"
+            ) from error
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         """Train clients, the longest first; those of an actor that dies are trained by another."""

@@ -93,6 +93,13 @@ def test_what_ray_has_not_is_refused_in_one_line(quick):
         quick(engine="ray", workers=2, gpus_per_worker=0.5)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nowhere", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=f"--ray-address {address}: no Ray cluster there"):
+        quick(engine="ray", ray_address=address)
+
+
 def test_a_cluster_that_runs_already_is_used(tmp_path, quick):
     ray = Path(sys.executable).with_name("ray")
     home = ["--temp-dir", f"/tmp/fedsam-ray-{os.getpid()}"]
