@@ -58,6 +58,7 @@ class Ours:
             self.initial,
             rounds=range(1, 10**6),
             sample=lambda r: sample_clients(0, r, 100, config.clients_per_round),
+            seed=0,
             lr=LR,
             node_of=range(100),
         )

@@ -22,7 +22,7 @@ from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
 from fedsam.engines.crew import cores
 from fedsam.errors import UsageError, nearest
-from fedsam.randomness import initialisation, numpy_generator
+from fedsam.randomness import global_streams, numpy_generator
 from fedsam.trainer import Trainer
 from fedsam.training import Method
 from fedsam.vector import Layout
@@ -90,7 +90,7 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
     cls = loader.find("model", name, "fedsam.models")
     shape = tuple(dataset.train_images.shape[1:])
-    with initialisation(config.seed):
+    with global_streams(config.seed, "initialisation"):
         return loader.build(
             "model", cls, config.model_options, shape=shape, classes=dataset.classes
         )

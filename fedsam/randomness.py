@@ -6,6 +6,7 @@ and the global random state of torch, numpy and Python is never touched.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,14 +34,23 @@ def numpy_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generat
 
 
 @contextmanager
-def initialisation(seed: int) -> Iterator[None]:
-    """Let the modules that are built inside draw their first values from ``seed``.
+def global_streams(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
+    """Let code that knows only global generators draw from this key inside.
 
-    torch's initialisers know only the global CPU generator; it is put back as it was.
+    torch's initialisers do, and Flower's strategies: its sampling Python's, its differential
+    privacy NumPy's. The states of torch (CPU), NumPy and Python are put back as they were.
     """
+    value = key(seed, purpose, *numbers)
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "initialisation"))
-        yield
+        torch.default_generator.manual_seed(value)
+        np.random.seed(value % 2**32)
+        random.seed(value)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 def sample_clients(seed: int, round: int, clients: int, cohort: int) -> list[int]:

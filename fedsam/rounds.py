@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsam import wire
 from fedsam.engines.view import CohortGrid
 from fedsam.errors import TrainingError
+from fedsam.randomness import global_streams
 from fedsam.wire import VectorRecord
 
 log = logging.getLogger("fedsam")
@@ -58,6 +59,7 @@ def play(
     *,
     rounds: Iterable[int],
     sample: Callable[[int], list[int]],
+    seed: int,
     lr: float,
     node_of: Mapping[int, int] | Sequence[int],
     timeout: float | None = None,
@@ -76,6 +78,8 @@ def play(
         Round numbers, e.g. ``range(1, 101)``.
     sample : callable
         From a round number to that round's partition ids.
+    seed : int
+        The run's: what a strategy draws from global generators is a function of it and the round.
     lr : float
         The clients' learning rate, which a strategy may change.
     node_of : mapping or sequence
@@ -100,7 +104,8 @@ def play(
         nodes = {node_of[client]: client for client in clients}
         cohort = CohortGrid(grid, list(nodes))
         config = ConfigRecord({wire.LEARNING_RATE: lr})
-        messages = strategy.configure_train(number, arrays, config, cohort)
+        with global_streams(seed, "strategy", number, 0):
+            messages = list(strategy.configure_train(number, arrays, config, cohort))
         answers = cohort.send_and_receive(messages, timeout=timeout)
         replies = usable(answers, nodes, layout, number)
         kept = {nodes[reply.metadata.src_node_id] for reply in replies}
@@ -109,7 +114,8 @@ def play(
                 f"round {number}: no client returned a finite update; the model of the round "
                 "before is kept (a smaller --lr or --rho may help)"
             )
-        new, metrics = strategy.aggregate_train(number, replies)
+        with global_streams(seed, "strategy", number, 1):
+            new, metrics = strategy.aggregate_train(number, replies)
         if new is None:
             raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
         arrays = VectorRecord(layout, wire.state_of(new, layout))

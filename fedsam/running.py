@@ -83,6 +83,7 @@ def run(
             sample=lambda r: sample_clients(
                 config.seed, r, config.clients, config.clients_per_round
             ),
+            seed=config.seed,
             lr=config.lr,
             node_of=nodes,
         )

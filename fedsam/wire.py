@@ -7,7 +7,6 @@ unless somebody asks for bytes: a SuperLink that must send them, or a NumPy aggr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -181,22 +180,9 @@ def evaluated(metrics: dict[str, float], examples: int) -> RecordDict:
     return RecordDict({METRICS: MetricRecord({EXAMPLES: examples, **metrics})})
 
 
-def updates(replies: Sequence[Message], layout: Layout) -> tuple[list[Tensor], list[float]]:
-    """Return the states, K times (S,), and example counts of the replies to a train message."""
-    states = [state_of(only(reply.content.array_records), layout) for reply in replies]
-    counts = [number(only(reply.content.metric_records), EXAMPLES) for reply in replies]
-    return states, counts
-
-
-def mean_metrics(replies: Sequence[Message]) -> MetricRecord:
-    """Return the means of the clients' scalar metrics, weighted by examples."""
-    records = [only(reply.content.metric_records) for reply in replies]
-    counts = [number(record, EXAMPLES) for record in records]
-    total = math.fsum(counts)
-    names = [name for name, value in records[0].items() if isinstance(value, int | float)]
-    means: dict[str, int | float | list[int] | list[float]] = {
-        name: math.fsum(n * number(r, name) for n, r in zip(counts, records, strict=True)) / total
-        for name in names
-        if name != EXAMPLES
-    }
-    return MetricRecord(means)
+def updates(
+    replies: Sequence[RecordDict], layout: Layout, weight: str = EXAMPLES
+) -> tuple[list[Tensor], list[float]]:
+    """Return the states, K times (S,), and weights of the replies to a train message."""
+    states = [state_of(only(reply.array_records), layout) for reply in replies]
+    return states, [number(only(reply.metric_records), weight) for reply in replies]

@@ -34,12 +34,12 @@ class FedAvg(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new global model and the weighted mean of the train metrics."""
-        good = [reply for reply in replies if not reply.has_error()]
-        if not good:
+        contents = [reply.content for reply in replies if not reply.has_error()]
+        if not contents:
             return None, None
-        W, n = wire.updates(good, self.layout)
+        W, n = wire.updates(contents, self.layout, self.weighted_by_key)
         new = VectorRecord(self.layout, self.aggregate(self.state, W, n))
-        return new, wire.mean_metrics(good)
+        return new, self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
     def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
         """Return the new state (S,).
@@ -51,6 +51,6 @@ class FedAvg(FlowerFedAvg):
         W : sequence of Tensor
             The K clients' states, (S,) each.
         n : sequence of float
-            Their numbers of examples.
+            Their weights, by default their numbers of examples (``weighted_by_key``).
         """
         return weighted_mean(W, n)

@@ -73,11 +73,15 @@ def train(model, batches, *, lr, momentum=0.0, weight_decay=0.0, ascent=None, mu
         optimiser.step()
 
 
-def lookbehind(model, batches, *, lr, k, slow, ascent, momentum=0.0, weight_decay=0.0):
-    """The official way: 2 k passes a mini-batch, fast and perturbed weights kept apart."""
+def lookbehind(model, batches, *, lr, k, slow, ascent, momentum=0.0, weight_decay=0.0, mu=0.0):
+    """The official way: 2 k passes a mini-batch, fast and perturbed weights kept apart.
+
+    With mu > 0 FedProx's term acts where the optimiser steps, at the fast weights.
+    """
     optimiser = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
     )
+    start = values(model)
     for x, y in batches:
         slow_weights = values(model)
         fast, perturbed = values(model), values(model)
@@ -87,7 +91,7 @@ def lookbehind(model, batches, *, lr, k, slow, ascent, momentum=0.0, weight_deca
             perturbed = values(model)
             descent = gradients(model, x, y)
             assign(model, fast)
-            use(model, descent)
+            use(model, {name: g + mu * (fast[name] - start[name]) for name, g in descent.items()})
             optimiser.step()
             fast = values(model)
             if j == 0:

@@ -3,9 +3,18 @@
 import random
 
 import numpy as np
+import pytest
 import torch
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from fedsam.randomness import initialisation, key, numpy_generator, sample_clients, torch_generator
+from fedsam.randomness import (
+    global_streams,
+    key,
+    numpy_generator,
+    sample_clients,
+    torch_generator,
+)
 
 
 def test_neighbouring_keys_differ():
@@ -28,10 +37,11 @@ def test_a_whole_run_leaves_global_randomness_alone(quick):
     torch.manual_seed(5)
     np.random.seed(5)
     random.seed(5)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     quick(algorithm="fedasam", mixup=1.0, cutout=2, augment="crop+flip", swa=True, swa_start=2)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
 
 
 def test_a_run_does_not_depend_on_global_randomness(quick):
@@ -42,15 +52,39 @@ def test_a_run_does_not_depend_on_global_randomness(quick):
     assert first.read_bytes() == again.read_bytes()
 
 
-def test_initialisation_is_keyed_and_puts_the_global_state_back():
-    before = torch.get_rng_state()
-    made = []
+def global_states():
+    return torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+
+
+def test_global_streams_are_keyed_and_put_back_even_by_an_error():
+    before = global_states()
+    drawn = []
     for seed in (1, 1, 2):
-        with initialisation(seed):
-            made.append(torch.nn.Linear(3, 3).weight.detach())
-    assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], made[2])
-    assert torch.equal(torch.get_rng_state(), before)
+        with global_streams(seed, "initialisation"):
+            drawn.append((float(torch.rand(())), float(np.random.rand()), random.random()))
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
+    with pytest.raises(KeyError), global_streams(1, "strategy", 1):
+        raise KeyError
+    after = global_states()
+    assert torch.equal(after[0], before[0])
+    assert (after[1] == before[1]).all()
+    assert after[2] == before[2]
+
+
+def test_a_strategy_that_draws_from_global_generators_follows_the_seed(quick):
+    """Flower's differential privacy adds NumPy's global noise; its sampling is Python's."""
+    noisy = {"strategy": "tests.test_randomness:noisy", "rounds": 1}
+    first, again, other = (
+        (quick(seed=seed, **noisy).folder / "model.safetensors").read_bytes() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def noisy(**arguments):
+    return DifferentialPrivacyServerSideFixedClipping(
+        FlowerFedAvg(**arguments), noise_multiplier=0.1, clipping_norm=1.0, num_sampled_clients=2
+    )
 
 
 def test_cohorts_are_drawn_without_replacement_from_any_population():
@@ -59,6 +93,26 @@ def test_cohorts_are_drawn_without_replacement_from_any_population():
         assert drawn == sorted(set(drawn))
         assert len(drawn) == cohort
         assert 0 <= drawn[0] <= drawn[-1] < clients
+
+
+def test_every_part_of_a_key_moves_the_generators():
+    keys = [(1, "plan", 2, 3), (2, "plan", 2, 3), (1, "split", 2, 3), (1, "plan", 3, 2)]
+    keys += [(1, "plan", 2), (1, "plans", 2, 3)]
+    assert len({numpy_generator(*k).random() for k in keys}) == len(keys)
+    assert len({float(torch.rand((), generator=torch_generator(*k))) for k in keys}) == len(keys)
+
+
+def test_cohorts_depend_on_seed_and_round_and_on_nothing_else():
+    first = sample_clients(7, 3, 1000, 10)
+    np.random.seed(1)
+    random.seed(1)
+    before = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
+    assert sample_clients(7, 3, 1000, 10) == first
+    assert sample_clients(8, 3, 1000, 10) != first
+    assert sample_clients(7, 4, 1000, 10) != first
+    assert (np.random.get_state()[1] == before[0]).all()
+    assert random.getstate() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_cohorts_are_uniform():

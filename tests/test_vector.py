@@ -94,6 +94,23 @@ def test_what_is_a_weight_is_decided_by_name(module):
     assert layout.weights.shape == (layout.trainable,)
 
 
+def test_a_weight_is_a_name_that_holds_weight_anywhere():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(2, 3)
+            self.norm = nn.LayerNorm(3)
+            self.cls_token = nn.Parameter(torch.ones(3))
+
+    layout = Layout.of(Tokens())
+    is_weight = {e.name: bool(layout.weights[e.offset]) for e in layout.parameters}
+    assert {name for name, yes in is_weight.items() if yes} == {
+        "lstm.weight_ih_l0",
+        "lstm.weight_hh_l0",
+        "norm.weight",
+    }
+
+
 def test_sums_by_tensor_and_spreading(module):
     layout = Layout.of(module)
     v = torch.randn(2, layout.trainable, dtype=torch.float64)

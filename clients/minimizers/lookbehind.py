@@ -65,6 +65,6 @@ class Lookbehind:
 def adaptive_alpha(first: Tensor, total: Tensor, local: Local) -> Tensor:
     """Return (cos + 1) / 2 for each parameter tensor, spread over its elements, (..., P)."""
     sums = local.layout.sum_by_tensor
-    lengths = sums(first**2).sqrt() * sums(total**2).sqrt()
-    cosine = sums(first * total) / (lengths + TINY)
+    lengths = (sums(first**2).sqrt() + TINY) * (sums(total**2).sqrt() + TINY)
+    cosine = sums(first * total) / lengths
     return local.layout.spread((cosine + 1) / 2)

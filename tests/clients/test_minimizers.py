@@ -14,7 +14,7 @@ from torch import nn
 from clients.fedavg import FedAvg
 from clients.fedprox import FedProx
 from clients.minimizers.asam import ASAM
-from clients.minimizers.lookbehind import Lookbehind
+from clients.minimizers.lookbehind import Lookbehind, adaptive_alpha
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from fedsam.data.images import Images
@@ -153,6 +153,20 @@ def test_methods_become_the_simpler_ones_they_contain(module):
     assert_agree(ours(module, ASAM(0.2 / 1e9, 1e9, all_parameters=True)), sam, rtol=1e-5)
 
 
+@modules
+@pytest.mark.parametrize("name", ["sam", "asam", "lookbehind"])
+def test_the_twins_agree_to_rounding(module, name):
+    # a rate at which nothing diverges, so that rounding is all there is
+    base = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.05}
+    if name == "lookbehind":
+        minimizer, ascent = Lookbehind(0.2, 0.0, k=2, slow=-1.0), ASCENTS["sam"][1]
+        reference = partial(naive.lookbehind, k=2, slow=-1.0, ascent=ascent)
+    else:
+        minimizer, ascent = ASCENTS[name]
+        reference = partial(naive.train, ascent=ascent)
+    assert_agree(ours(module, minimizer, **base), theirs(module, reference, **base), rtol=1e-12)
+
+
 def vector_layout():
     """Two weights and a bias: the test vectors of the facts."""
     entries = [
@@ -181,6 +195,41 @@ def test_a_zero_gradient_moves_nothing():
     zero = torch.zeros_like(G)
     assert torch.equal(SAM(0.1).perturbation(W, zero, LOCAL), zero)
     assert torch.equal(ASAM(0.1, 0.0).perturbation(W, zero, LOCAL), zero)
+
+
+def test_adaptive_alpha_is_the_cosine_of_each_tensor_whatever_its_length():
+    # the official code takes torch's CosineSimilarity, which is exact down to lengths of 1e-8: what
+    # a bias with a gradient of 1e-4 moves at SWA's rate of 1e-4
+    first, total = W.clone(), torch.tensor([2.0, 1.0, -3.0], dtype=torch.float64)
+    for length in (1.0, 1e-3, 1e-6, 1e-7, 2e-8):
+        a, b = (length * v / v.abs().min() for v in (first, total))
+        cosines = [nn.CosineSimilarity(dim=0)(a[part], b[part]) for part in (slice(2), slice(2, 3))]
+        expected = (torch.stack([cosines[0], cosines[0], cosines[1]]) + 1) / 2
+        alpha = adaptive_alpha(a, b, LOCAL)
+        torch.testing.assert_close(
+            alpha, expected, rtol=1e-3, atol=1e-3, msg=lambda m, at=length: f"length {at}: {m}"
+        )
+
+
+def test_adaptive_alpha_is_one_half_where_nothing_moved():
+    zero = torch.zeros_like(W)
+    assert torch.equal(adaptive_alpha(zero, zero, LOCAL), torch.full_like(W, 0.5))
+    assert torch.equal(adaptive_alpha(zero, W, LOCAL), torch.full_like(W, 0.5))
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "asam on all"])
+def test_perturbations_of_a_cohort_are_those_of_its_clients(name):
+    minimizer, _ = ASCENTS[name]
+    generator = torch.Generator().manual_seed(1)
+    w, g = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    g[3] = 0
+    kept = w.clone(), g.clone()
+    together = minimizer.perturbation(w, g, LOCAL)
+    alone = [minimizer.perturbation(a, b, LOCAL) for a, b in zip(w, g, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-14, atol=0)
+    assert torch.equal(together[3], torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(w, kept[0])
+    assert torch.equal(g, kept[1])
 
 
 class Spy:

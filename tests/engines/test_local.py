@@ -121,6 +121,7 @@ def test_rounds_can_be_taken_one_by_one(local):
         initial,
         rounds=range(1, 4),
         sample=lambda r: [r, r + 1, r + 3, 8, 9],
+        seed=0,
         lr=0.1,
         node_of=range(20),
     )
@@ -133,6 +134,7 @@ def test_rounds_can_be_taken_one_by_one(local):
         first.arrays,
         rounds=[2],
         sample=lambda r: [r, r + 1, r + 3, 8, 9],
+        seed=0,
         lr=0.1,
         node_of=range(20),
     )

@@ -1,0 +1,99 @@
+"""Mini-batches of pictures that are not square, in float64, against torchvision."""
+
+import pytest
+import torch
+from torchvision.transforms import functional as F
+
+from fedsam.data.images import Images
+from fedsam.data.plan import Work, make_plan
+from fedsam.randomness import torch_generator
+
+HEIGHT, WIDTH = 6, 9
+STATISTICS = {1: ((0.3,), (0.2,)), 3: ((0.3, 0.5, 0.6), (0.2, 0.25, 0.3))}
+channels = pytest.mark.parametrize("channels", [1, 3])
+FULL = Work(4, 2.0, crop=2, flip=True, cutout=4)
+
+
+def pixels_of(channels):
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(0, 256, (11, channels, HEIGHT, WIDTH), generator=generator).to(torch.uint8)
+
+
+def images_of(channels, padding=0, dtype=torch.float64):
+    mean, std = STATISTICS[channels]
+    labels = torch.arange(11) % 3
+    return Images(pixels_of(channels), labels, mean, std, padding=padding, dtype=dtype)
+
+
+def plan_of(work):
+    return make_plan(torch.arange(11), work, (HEIGHT, WIDTH), torch_generator(0, "plan"))
+
+
+def by_hand(pixels, plan, step, i, padding):
+    """Pad, crop, mirror, normalise, cut: one image, in the order of the official transforms."""
+    top, left = plan.corners[step, i].tolist()
+    image = F.pad(pixels.double() / 255, padding)
+    image = F.crop(image, top, left, HEIGHT, WIDTH)
+    if plan.flips[step, i]:
+        image = F.hflip(image)
+    image = F.normalize(image, *STATISTICS[len(pixels)])
+    row, column = plan.holes[step, i].tolist()
+    half = plan.cutout // 2
+    image[:, max(row - half, 0) : row + half, max(column - half, 0) : column + half] = 0
+    return image
+
+
+@channels
+def test_height_and_width_are_not_mixed_up(channels):
+    plan, images, pixels = plan_of(FULL), images_of(channels, FULL.crop), pixels_of(channels)
+    for step, size in enumerate(plan.sizes):
+        batch = images.batch(plan, step)
+        assert batch.images.shape == (size, channels, HEIGHT, WIDTH)
+        for i in range(size):
+            expected = by_hand(pixels[plan.indices[step, i]], plan, step, i, FULL.crop)
+            torch.testing.assert_close(batch.images[i], expected, rtol=1e-13, atol=1e-13)
+
+
+@channels
+@pytest.mark.parametrize("padding", [0, 3])
+def test_evaluation_sees_the_whole_picture_whatever_the_padding(channels, padding):
+    images, pixels = images_of(channels, padding), pixels_of(channels)
+    batch = images.rows(torch.arange(11))
+    expected = F.normalize(pixels.double() / 255, *STATISTICS[channels])
+    torch.testing.assert_close(batch.images, expected, rtol=1e-13, atol=1e-13)
+
+
+@channels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_batches_have_the_dtype_that_was_asked_for_and_are_channels_last(channels, dtype, mixup):
+    work = Work(4, crop=2, flip=True, cutout=4, mixup=mixup)
+    images = images_of(channels, 2, dtype).batch(plan_of(work), 0).images
+    assert images.dtype == dtype
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mixup_mixes_what_was_already_augmented():
+    mixed = plan_of(Work(4, crop=2, flip=True, cutout=4, mixup=1.0))
+    images = images_of(3, 2)
+    plain = plan_of(Work(4, crop=2, flip=True, cutout=4))
+    for step in range(len(mixed)):
+        # mixup is drawn last, so both plans hold the same crops, flips and holes
+        assert torch.equal(mixed.corners, plain.corners)
+        one, two = images.batch(mixed, step), images.batch(plain, step)
+        order, lam = mixed.partners[step, : mixed.sizes[step]], mixed.lambdas[step]
+        expected = lam * two.images + (1 - lam) * two.images[order]
+        torch.testing.assert_close(one.images, expected, rtol=1e-14, atol=1e-14)
+        assert torch.equal(one.mixed_targets, two.targets[order])
+
+
+def test_taking_batches_changes_no_pixel_and_no_batch_before():
+    given = pixels_of(1)
+    images = Images(given, torch.arange(11) % 3, *STATISTICS[1])
+    before = given.clone()
+    first = images.batch(plan_of(Work(4, flip=True, cutout=4, mixup=1.0)), 0).images
+    kept = first.clone()
+    images.batch(plan_of(Work(4, flip=True, cutout=4, mixup=1.0)), 1)
+    images.rows(torch.arange(11))
+    assert torch.equal(given, before)
+    assert torch.equal(first, kept)

@@ -1,0 +1,238 @@
+"""The local loop around the formulas: rounds, losses, statistics, mixup, what is left alone."""
+
+import copy
+import math
+from functools import partial
+
+import naive
+import pytest
+import torch
+from torch import nn
+
+from clients.fedavg import FedAvg
+from clients.fedprox import FedProx
+from clients.minimizers.asam import ASAM
+from clients.minimizers.lookbehind import Lookbehind
+from clients.minimizers.sam import SAM
+from clients.minimizers.sgd import SGD
+from fedsam.data.images import Images
+from fedsam.data.plan import Work, make_plan
+from fedsam.randomness import torch_generator
+from fedsam.replica import Replica
+from fedsam.tasks.classification import Classification
+from fedsam.training import Method, train_client
+
+PIXELS = torch.randint(0, 256, (9, 1, 4, 4), generator=torch.Generator().manual_seed(3))
+LABELS = torch.arange(9) % 3
+X = (PIXELS.double() / 255 - 0.4) / 0.25
+
+SAM_ASCENT = partial(naive.sam_ascent, rho=0.2)
+TWINS = {
+    "sgd": (SGD(), naive.train),
+    "sam": (SAM(0.2), partial(naive.train, ascent=SAM_ASCENT)),
+    "asam": (
+        ASAM(0.5, 0.1),
+        partial(naive.train, ascent=partial(naive.asam_ascent, rho=0.5, eta=0.1)),
+    ),
+    "lookbehind": (
+        Lookbehind(0.2, 0.0, k=3, slow=-1.0),
+        partial(naive.lookbehind, k=3, slow=-1.0, ascent=SAM_ASCENT),
+    ),
+}
+twins = pytest.mark.parametrize("name", TWINS)
+
+
+def plain():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+def normalised():
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def plan_of(work, round=1):
+    return make_plan(torch.arange(9), work, (4, 4), torch_generator(0, "test", round))
+
+
+def images():
+    return Images(PIXELS.to(torch.uint8), LABELS, (0.4,), (0.25,), dtype=torch.float64)
+
+
+def go(replica, state, minimizer, plan=None, client=None, *, lr=0.3, round=1, **base):
+    method = Method(minimizer, client or FedAvg(), **base)
+    plan = plan_of(Work(4)) if plan is None else plan
+    return train_client(
+        replica, state, plan, images(), Classification(), method, round=round, lr=lr
+    )
+
+
+def batches(plan):
+    """The plan's mini-batches by plain tensor code, mixed where the plan says so."""
+    targets = nn.functional.one_hot(LABELS, 3).double()
+    for step, size in enumerate(plan.sizes):
+        rows = plan.indices[step, :size]
+        x, y = X[rows], targets[rows]
+        if plan.lambdas is not None:
+            lam, order = plan.lambdas[step], plan.partners[step, :size]
+            x, y = lam * x + (1 - lam) * x[order], lam * y + (1 - lam) * y[order]
+        yield x, y
+
+
+def assert_state_is(layout, state, model, only=None):
+    ours = layout.read(state)
+    for name, tensor in model.state_dict().items():
+        if only is None or name in only:
+            assert ours[name].dtype == tensor.dtype
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-11, atol=1e-13)
+
+
+@twins
+def test_batchnorm_trains_as_in_pytorch(name):
+    minimizer, train = TWINS[name]
+    module = normalised()
+    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
+    replica.module.eval()  # whatever it was used for before
+    plan = plan_of(Work(4))
+    assert plan.sizes == [4, 4, 1]
+    state, _ = go(replica, replica.state.clone(), minimizer, plan, momentum=0.9)
+    train(model, batches(plan), lr=0.3, momentum=0.9)
+    if name == "lookbehind":  # k + 1 passes in place of 2 k: the same w, other statistics
+        assert_state_is(replica.layout, state, model, only=dict(model.named_parameters()))
+        assert replica.layout.read(state)["1.num_batches_tracked"] == 3 * (3 + 1)
+    else:  # statistics are updated in every pass
+        assert_state_is(replica.layout, state, model)
+
+
+@twins
+def test_each_round_starts_a_new_optimiser_and_a_new_anchor(name):
+    minimizer, train = TWINS[name]
+    module = plain()
+    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
+    state = replica.state.clone()
+    base = {"momentum": 0.9, "weight_decay": 0.05}
+    for round in (1, 2, 3):
+        plan = plan_of(Work(4, 2.0), round)
+        state, _ = go(replica, state, minimizer, plan, FedProx(0.3), round=round, **base)
+        train(model, batches(plan), lr=0.3, mu=0.3, **base)
+    assert_state_is(replica.layout, state, model)
+
+
+@twins
+def test_mixup_trains_on_both_labels_in_every_pass(name):
+    minimizer, train = TWINS[name]
+    module = plain()
+    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
+    plan = plan_of(Work(4, 2.0, mixup=0.7))
+    state, _ = go(replica, replica.state.clone(), minimizer, plan)
+    train(model, batches(plan), lr=0.3)
+    assert_state_is(replica.layout, state, model)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.7])
+@twins
+def test_the_loss_is_the_mean_over_steps_before_each_and_unperturbed(name, mixup):
+    minimizer, train = TWINS[name]
+    module = plain()
+    plan = plan_of(Work(4, mixup=mixup))
+    model, losses = copy.deepcopy(module), []
+    for x, y in batches(plan):
+        losses.append(nn.functional.cross_entropy(model(x), y).item())
+        train(model, [(x, y)], lr=0.3)
+    replica = Replica(module)
+    _, loss = go(replica, replica.state.clone(), minimizer, plan)
+    assert loss == pytest.approx(sum(losses) / 3, rel=1e-12)
+
+
+@twins
+def test_what_the_replica_did_before_does_not_matter(name):
+    minimizer, _ = TWINS[name]
+    replica = Replica(normalised())
+    state = replica.state.clone()
+    first, _ = go(replica, state, minimizer, momentum=0.9)
+    kept = first.clone()
+    go(replica, 2 * state + 1, minimizer, plan_of(Work(2, 3.0)), FedProx(0.5), momentum=0.9)
+    replica.module.eval()
+    again, _ = go(replica, state, minimizer, momentum=0.9)
+    assert torch.equal(first, kept)  # another client's training does not reach it
+    assert torch.equal(again, kept)
+
+
+@twins
+def test_state_plan_and_images_keep_their_bytes(name):
+    minimizer, _ = TWINS[name]
+    replica = Replica(normalised())
+    state, data = replica.state.clone(), images()
+    plan = plan_of(Work(4, 2.0, flip=True, cutout=2, mixup=1.0))
+    given = [state, data.padded, data.targets, data.offset, data.factor]
+    given += [plan.indices, plan.flips, plan.holes, plan.partners]
+    before = [tensor.clone() for tensor in given]
+    method = Method(minimizer, FedProx(0.1), 0.9, 0.1)
+    train_client(replica, state, plan, data, Classification(), method, round=1, lr=0.3)
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize("base", [{}, {"momentum": 0.9, "weight_decay": 0.1}], ids=str)
+@twins
+def test_a_zero_rate_is_the_identity(name, base):
+    replica = Replica(plain())
+    state = replica.state.clone()
+    trained, loss = go(replica, state, TWINS[name][0], client=FedProx(0.1), lr=0.0, **base)
+    assert torch.equal(trained, state)
+    assert loss > 0
+
+
+def test_no_steps_leave_the_state_and_say_that_there_is_no_loss():
+    replica = Replica(plain())
+    state = replica.state.clone()
+    trained, loss = go(replica, state, SGD(), plan_of(Work(4, 0.0)))
+    assert torch.equal(trained, state)
+    assert math.isnan(loss)
+
+
+class Watcher:
+    """A client without correction that remembers what it is told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def correct(self, w, g, local):
+        self.seen.append((w.clone(), local.anchor.clone(), local.round, local.lr))
+        return g
+
+
+def test_a_client_is_told_the_round_the_rate_and_the_global_model():
+    replica, watcher = Replica(plain()), Watcher()
+    state = replica.state.clone()
+    go(replica, state, SAM(0.2), client=watcher, round=17, lr=0.25)
+    assert [(r, lr) for _, _, r, lr in watcher.seen] == [(17, 0.25)] * 3
+    assert all(torch.equal(anchor, state) for _, anchor, _, _ in watcher.seen)
+    points = [w for w, *_ in watcher.seen]
+    assert torch.equal(points[0], state)
+    # it is asked at the weights themselves, not at the perturbed ones
+    single, _ = go(replica, state, SAM(0.2), plan_of(Work(4, local_steps=1)), lr=0.25)
+    assert torch.equal(points[1], single)
+
+
+def test_fp32_stays_fp32_and_near_fp64():
+    module = plain()
+    double = Replica(copy.deepcopy(module))
+    single = Replica(copy.deepcopy(module).float())
+    data = Images(PIXELS.to(torch.uint8), LABELS, (0.4,), (0.25,))
+    for minimizer, _ in TWINS.values():
+        method = Method(minimizer, FedAvg(), 0.9, 0.01)
+        exact, _ = go(
+            double,
+            double.layout.write(module.state_dict()),
+            minimizer,
+            momentum=0.9,
+            weight_decay=0.01,
+        )
+        start = single.layout.write(module.state_dict())
+        trained, _ = train_client(
+            single, start, plan_of(Work(4)), data, Classification(), method, round=1, lr=0.3
+        )
+        assert trained.dtype == torch.float32
+        torch.testing.assert_close(trained.double(), exact, rtol=1e-3, atol=1e-5)
