@@ -17,7 +17,7 @@ from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
 from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.vector import Layout
+from fedsam.vector import Layout, along
 
 Grad = Callable[[Tensor], Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
@@ -32,17 +32,17 @@ class Local:
     layout : Layout
         Which part of w is what.
     anchor : Tensor
-        The global w of this round, (P,); never changed.
-    round : int
-        Communication round, from 1.
-    lr : float
-        Learning rate of this round.
+        The global w of this round, (..., P); never changed.
+    round : int or Tensor
+        Communication round, from 1; a tensor in a batched cohort.
+    lr : float or Tensor
+        Learning rate of this round; (K, 1) in a batched cohort.
     """
 
     layout: Layout
     anchor: Tensor
-    round: int
-    lr: float
+    round: int | Tensor
+    lr: float | Tensor
 
 
 class Minimizer(Protocol):
@@ -69,16 +69,23 @@ class Method:
     ----------
     minimizer, client
         The two client axes.
-    momentum : float
+    momentum : float or Tensor
         Of the base SGD; the velocity starts from zero in every round.
-    weight_decay : float
+    weight_decay : float or Tensor
         Coupled l2 coefficient: added to the gradient as ``weight_decay * w``.
+
+    A tensor is (K, 1): a cohort may hold clients of several runs.
     """
 
     minimizer: Minimizer
     client: Client
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    momentum: float | Tensor = 0.0
+    weight_decay: float | Tensor = 0.0
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether any client keeps a velocity."""
+        return isinstance(self.momentum, Tensor) or self.momentum > 0
 
 
 class Descent:
@@ -91,14 +98,23 @@ class Descent:
 
     def __call__(self, w: Tensor, g: Tensor) -> Tensor:
         """Return w after one step along ``g``."""
-        g = self.method.client.correct(w, g, self.local)
-        lr, decay = self.local.lr, self.method.weight_decay
-        if not self.method.momentum:
-            return torch.add(w * (1 - lr * decay) if decay else w, g, alpha=-lr)
-        g = torch.add(g, w, alpha=decay)
-        v = self.velocity
-        self.velocity = g if v is None else torch.add(g, v, alpha=self.method.momentum)
-        return torch.add(w, self.velocity, alpha=-lr)
+        method = self.method
+        g = along(method.client.correct(w, g, self.local), method.weight_decay, w)
+        if method.has_momentum:
+            g = g if self.velocity is None else along(g, method.momentum, self.velocity)
+            self.velocity = g
+        return along(w, -self.local.lr, g)
+
+
+def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
+    """Return the mean loss of a mini-batch, mixed and masked as it says."""
+    losses = task.loss(output, batch.targets)
+    if batch.mixed_targets is not None:
+        mixed = task.loss(output, batch.mixed_targets)
+        losses = batch.lam * losses + (1 - batch.lam) * mixed
+    if batch.valid is None:
+        return losses.mean()
+    return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum()
 
 
 class MiniBatch:
@@ -112,18 +128,12 @@ class MiniBatch:
 
     def __call__(self, w: Tensor) -> Tensor:
         """Return the gradient (P,) of the mini-batch loss at ``w``."""
-        loss, gradient = self.replica.gradient(w, self.batch.images, self._mean_loss)
+        loss, gradient = self.replica.gradient(
+            w, self.batch.images, lambda output: mean_loss(self.task, output, self.batch)
+        )
         if self.loss is None:
             self.loss = loss
         return gradient
-
-    def _mean_loss(self, output: Tensor) -> Tensor:
-        batch = self.batch
-        loss = self.task.loss(output, batch.targets).mean()
-        if batch.mixed_targets is None:
-            return loss
-        mixed = self.task.loss(output, batch.mixed_targets).mean()
-        return batch.lam * loss + (1 - batch.lam) * mixed
 
 
 def train_client(

@@ -27,6 +27,13 @@ def unit(v: Tensor) -> Tensor:
     return v / (norm(v) + TINY)
 
 
+def along(w: Tensor, step: float | Tensor, v: Tensor) -> Tensor:
+    """Return ``w + step v`` in one pass; a step for each client of a cohort is (K, 1)."""
+    if isinstance(step, Tensor):
+        return torch.addcmul(w, v, step)
+    return torch.add(w, v, alpha=step)
+
+
 def weighted_mean(vectors: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> Tensor:
     """Return ``sum_k n_k v_k / sum_k n_k``.
 

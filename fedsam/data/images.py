@@ -6,17 +6,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsam.data.plan import Plan
+from fedsam.data.plan import Choices, Plan
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One mini-batch: images (B, C, H, W), targets (B, ...), and mixup's other half if any."""
+    """One mini-batch, or those of K clients with a K in front of every shape.
+
+    Attributes
+    ----------
+    images : Tensor
+        (B, C, H, W).
+    targets : Tensor
+        (B, ...).
+    mixed_targets : Tensor or None
+        Those of the images that were mixed in.
+    lam : float or Tensor
+        Mixup's weight of ``targets``; a tensor is (B,).
+    valid : Tensor or None
+        bool (B,), where a mini-batch may be shorter than its tensors; None: all of it.
+    """
 
     images: Tensor
     targets: Tensor
     mixed_targets: Tensor | None = None
-    lam: float = 1.0
+    lam: float | Tensor = 1.0
+    valid: Tensor | None = None
 
 
 class Images:
@@ -67,23 +82,28 @@ class Images:
         return Batch(self._normalised(self._crop(indices, centre)), self.targets[indices])
 
     def batch(self, plan: Plan, step: int) -> Batch:
-        """Return step ``step`` of a plan: gathered, cropped, flipped, normalised, cut and mixed."""
-        size = plan.sizes[step]
-        indices = plan.indices[step, :size]
-        if plan.corners is None:
+        """Return step ``step`` of a plan."""
+        return self.take(plan.step(step))
+
+    def take(self, chosen: Choices) -> Batch:
+        """Return n images: gathered, cropped, flipped, normalised, cut out and mixed."""
+        indices = chosen.indices
+        if chosen.corners is None:
             plain = self.rows(indices)
             images, targets = plain.images, plain.targets
         else:
-            images = self._normalised(self._crop(indices, plan.corners[step, :size]))
+            images = self._normalised(self._crop(indices, chosen.corners))
             targets = self.targets[indices]
-        if plan.flips is not None:
-            images = flip(images, plan.flips[step, :size])
-        if plan.holes is not None:
-            images = cut_out(images, plan.holes[step, :size], plan.cutout)
-        if plan.partners is None or plan.lambdas is None:
+        if chosen.flips is not None:
+            images = flip(images, chosen.flips)
+        if chosen.holes is not None:
+            images = cut_out(images, chosen.holes, chosen.cutout)
+        if chosen.partners is None:
             return Batch(images, targets)
-        partners, lam = plan.partners[step, :size], plan.lambdas[step]
-        return Batch(lam * images + (1 - lam) * images[partners], targets, targets[partners], lam)
+        lam = chosen.lam
+        share = lam if isinstance(lam, float) else lam[:, None, None, None]
+        mixed = share * images + (1 - share) * images[chosen.partners]
+        return Batch(mixed, targets, targets[chosen.partners], lam)
 
     def _crop(self, indices: Tensor, corners: Tensor) -> Tensor:
         """Gather windows of the padded images: every window is a view, so this is one copy."""

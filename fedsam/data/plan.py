@@ -51,6 +51,33 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What is chosen for n images: a row of a plan, or the rows of a whole cohort's plans.
+
+    Attributes
+    ----------
+    indices : Tensor
+        int64 (n,), rows of the training set.
+    corners, flips, holes : Tensor or None
+        (n, 2), (n,) and (n, 2), as in the plan.
+    partners : Tensor or None
+        int64 (n,), which of the n images is mixed into each.
+    lam : float or Tensor
+        Mixup's weight of the image itself; a tensor is (n,).
+    cutout : int
+        Side of the cutout, in pixels.
+    """
+
+    indices: Tensor
+    corners: Tensor | None = None
+    flips: Tensor | None = None
+    holes: Tensor | None = None
+    partners: Tensor | None = None
+    lam: float | Tensor = 1.0
+    cutout: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one client sees in one round: S steps of at most B images.
 
@@ -85,6 +112,23 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def step(self, step: int) -> "Choices":
+        """Return the choices of one step."""
+        size = self.sizes[step]
+
+        def row(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[step, :size]
+
+        return Choices(
+            self.indices[step, :size],
+            row(self.corners),
+            row(self.flips),
+            row(self.holes),
+            row(self.partners),
+            1.0 if self.lambdas is None else self.lambdas[step],
+            self.cutout,
+        )
 
     def to(self, device: torch.device) -> "Plan":
         """Return the plan with its tensors on ``device``."""
