@@ -135,8 +135,11 @@ class Config(BaseModel):
     """Everything random follows from it: model, split, cohorts, batches."""
     device: str = "auto"
     """Auto (cuda where there is one), cpu, cuda, cuda:1, ...."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward pass; weights stay fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the forward pass: fp32, tf32 (matrix products of a GPU) or bf16; weights stay fp32."""
+    cohort: Literal["auto", "off", "slots", "vmap"] = "auto"
+    """How the local engine trains a round's clients: off (each by itself), slots or vmap (as one
+    batched program, which a GPU replays as a CUDA graph), auto (slots on a GPU, off on a CPU)."""
     threads: int = Field(0, ge=0)
     """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
     depend on it."""

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsam import loader
+from fedsam.cohort import Slots, Vmapped
 from fedsam.config import Config
 from fedsam.data import datasets
 from fedsam.data.datasets import Dataset
@@ -71,14 +72,17 @@ def split(config: Config, dataset: Dataset) -> Partition:
 
 def choose_device(config: Config) -> torch.device:
     """Return the device to train on."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name: str = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {config.device}: must be auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {config.device}: must be auto, cpu, cuda or cuda:N")
+    if config.precision == "tf32" and device.type != "cuda":
+        raise UsageError("--precision tf32: only a GPU has it; give fp32 or bf16")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UsageError(f"--device {config.device}: PyTorch sees {count} CUDA devices; try cpu")
@@ -128,8 +132,16 @@ def new_strategy(config: Config) -> Strategy:
     return Averaged(strategy, loader.build("average", rule, config.average_options, **values))
 
 
-def new_trainer(config: Config) -> tuple[Trainer, VectorRecord]:
-    """Return all that the clients need, and the model that training starts from."""
+def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
+    """Return all that the clients need, and the model that training starts from.
+
+    Parameters
+    ----------
+    config : Config
+        What to run.
+    like : Trainer, optional
+        One with the same images, which are shared then.
+    """
     dataset = load_dataset(config)
     partition = split(config, dataset)
     device = choose_device(config)
@@ -150,11 +162,9 @@ def new_trainer(config: Config) -> tuple[Trainer, VectorRecord]:
             device=device,
         )
 
-    train = images(dataset.train_images, dataset.train_labels, work.crop)
-    test = images(dataset.test_images, dataset.test_labels)
     trainer = Trainer(
-        train,
-        test,
+        like.train if like else images(dataset.train_images, dataset.train_labels, work.crop),
+        like.test if like else images(dataset.test_images, dataset.test_labels),
         partition,
         lambda: copy.deepcopy(template),
         layout,
@@ -165,6 +175,13 @@ def new_trainer(config: Config) -> tuple[Trainer, VectorRecord]:
         bf16=config.precision == "bf16",
     )
     return trainer, VectorRecord(layout, layout.write(initial))
+
+
+def new_gradients(config: Config, trainer: Trainer) -> type[Slots | Vmapped] | None:
+    """Return how a cohort's gradients are computed; None where clients train each by itself."""
+    if config.cohort == "auto":
+        return Slots if trainer.layout.device.type == "cuda" else None
+    return {"off": None, "slots": Slots, "vmap": Vmapped}[config.cohort]
 
 
 def new_actors(config: Config, trainer: Trainer) -> "Actors":

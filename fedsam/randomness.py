@@ -9,9 +9,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import numpy as np
 import torch
+
+_GLOBAL_STREAMS = Lock()  # there is one set of them in a process
 
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
@@ -38,11 +41,12 @@ def global_streams(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
     """Let code that knows only global generators draw from this key inside.
 
     torch's initialisers do, and Flower's strategies: its sampling Python's, its differential
-    privacy NumPy's. The states of torch (CPU), NumPy and Python are put back as they were.
+    privacy NumPy's. The states of torch (CPU), NumPy and Python are put back as they were; one
+    thread at a time is inside.
     """
     value = key(seed, purpose, *numbers)
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL_STREAMS, torch.random.fork_rng(devices=[]):
+        of_python, of_numpy = random.getstate(), np.random.get_state()
         torch.default_generator.manual_seed(value)
         np.random.seed(value % 2**32)
         random.seed(value)

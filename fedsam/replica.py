@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from fedsam.vector import Layout
 
 
+def precision(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
+    """Return what a forward pass runs under: autocast to bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
 class Replica:
     """One copy of the model on one device, driven by state vectors.
 
@@ -50,7 +55,7 @@ class Replica:
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the model's output for ``images``, in w's dtype."""
-        with self._precision():
+        with precision(self.layout.device, self.bf16):
             output = self.module(images)
         return output.to(self.layout.dtype)
 
@@ -81,8 +86,3 @@ class Replica:
             value, self._parameters, allow_unused=True, materialize_grads=True
         )
         return value.detach(), self.layout.concatenate(gradients)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if not self.bf16:
-            return nullcontext()
-        return torch.autocast(self.layout.device.type, torch.bfloat16)

@@ -14,6 +14,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedsam import wire
 from fedsam.engines.view import CohortGrid
@@ -119,7 +120,7 @@ def play(
         if new is None:
             raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
         arrays = VectorRecord(layout, wire.state_of(new, layout))
-        if not is_finite(arrays):
+        if not bool(torch.isfinite(element_sum(arrays))):
             raise TrainingError(
                 f"round {number}: the strategy's average is not finite; the model of the round "
                 "before is kept"
@@ -133,25 +134,30 @@ def usable(
     answers: Iterable[Message], nodes: Mapping[int, int], layout: wire.Layout, number: int
 ) -> list[Message]:
     """Return the replies that may be averaged, by ascending client; warn of each other one."""
-    good = []
-    for reply in sorted(answers, key=lambda reply: nodes[reply.metadata.src_node_id]):
+    replies = sorted(answers, key=lambda reply: nodes[reply.metadata.src_node_id])
+    whole = [reply for reply in replies if not reply.has_error()]
+    # one look at the device for the whole cohort: a GPU is waited for only once
+    sums = [element_sum(wire.only(reply.content.array_records)) for reply in whole]
+    finite = torch.isfinite(torch.stack(sums)).tolist() if sums else []
+    good = [reply for reply, usable in zip(whole, finite, strict=True) if usable]
+    kept = set(map(id, good))
+    for reply in replies:
         client = nodes[reply.metadata.src_node_id]
         if reply.has_error():
             log.warning("round %d: client %d failed: %s", number, client, reply.error.reason)
-        elif not is_finite(wire.only(reply.content.array_records)):
+        elif id(reply) not in kept:
             log.warning("round %d: client %d left out: its update is not finite", number, client)
-        else:
-            good.append(reply)
     return good
 
 
-def is_finite(record: ArrayRecord) -> bool:
-    """Return whether no element is NaN or infinite."""
+def element_sum(record: ArrayRecord) -> Tensor:
+    """Return the sum of all elements, which is finite only if each of them is.
+
+    One pass without a temporary. (Finite elements that overflow, beyond 1e38, are no model either.)
+    """
     if isinstance(record, VectorRecord):
-        # one pass without a temporary: a sum is finite only if every term is (or if finite terms
-        # overflow, beyond 1e38, which is no model either)
-        return bool(torch.isfinite(record.state.sum()))
-    return all(bool(torch.isfinite(wire.tensor_of(a).sum())) for a in record.values())
+        return record.state.sum()
+    return torch.stack([wire.tensor_of(array).double().sum() for array in record.values()]).sum()
 
 
 def _scalars(metrics: MetricRecord | None) -> dict[str, float]:

@@ -10,14 +10,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsam.config import Config
-from fedsam.engines.crew import Crew, cores, one_compute_thread
+from fedsam.engines.cohort import Alone, Cohort, Member
+from fedsam.engines.crew import Crew, cores, float32_products, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.errors import TrainingError
-from fedsam.experiment import new_actors, new_strategy, new_trainer
+from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.randomness import sample_clients
 from fedsam.rounds import Round, play
 from fedsam.rundir import RunDir
+from fedsam.trainer import Trainer
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 
@@ -61,9 +63,8 @@ def run(
     RunDir.check(config.out)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
-        strategy = new_strategy(config)
-        on_cpu = trainer.layout.device.type == "cpu"
-        crew = Crew(trainer, (config.threads or cores()) if on_cpu else 1)
+        leaving.enter_context(float32_products(config.precision))
+        crew = new_crew(config, trainer)
         leaving.callback(crew.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
@@ -73,22 +74,48 @@ def run(
             actors = new_actors(config, trainer)
             leaving.callback(actors.close)
             grid = LocalGrid(crew, actors)
+        elif gradients := new_gradients(config, trainer):
+            member = Member(trainer, sampling(config))
+            grid = LocalGrid(crew, Alone(Cohort(crew, gradients), member))
         else:
             grid = LocalGrid(crew)
-        turns = play(
-            strategy,
-            grid,
-            initial,
-            rounds=range(1, config.rounds + 1),
-            sample=lambda r: sample_clients(
-                config.seed, r, config.clients, config.clients_per_round
-            ),
-            seed=config.seed,
-            lr=config.lr,
-            node_of=nodes,
-        )
-        folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
-        return _follow(config, strategy, turns, initial, crew, folder, watch)
+        return play_out(config, crew, grid, nodes, initial, watch)
+
+
+def new_crew(config: Config, trainer: Trainer) -> Crew:
+    """Return the threads that evaluate, and train where nobody else does."""
+    on_cpu = trainer.layout.device.type == "cpu"
+    return Crew(trainer, (config.threads or cores()) if on_cpu else 1)
+
+
+def sampling(config: Config) -> Callable[[int], list[int]]:
+    """Return the run's cohorts, as a function of the round."""
+    return lambda r: sample_clients(config.seed, r, config.clients, config.clients_per_round)
+
+
+def play_out(
+    config: Config,
+    crew: Crew,
+    grid: Grid,
+    nodes: Mapping[int, int] | Sequence[int],
+    initial: VectorRecord,
+    watch: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    """Play a run's rounds on a Grid, and write down what happens."""
+    strategy = new_strategy(config)
+    turns = play(
+        strategy,
+        grid,
+        initial,
+        rounds=range(1, config.rounds + 1),
+        sample=sampling(config),
+        seed=config.seed,
+        lr=config.lr,
+        node_of=nodes,
+    )
+    trainer = crew.trainer
+    folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
+    return _follow(config, strategy, turns, initial, crew, folder, watch)
 
 
 def _follow(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.data.plan import Work, make_plan
+from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks import Task
@@ -76,21 +76,28 @@ class Trainer:
         """Return a model to compute with; each thread needs its own."""
         return Replica(self.new_module(), bf16=self.bf16)
 
+    def examples(self, client: int) -> int:
+        """Return how many images ``client`` holds."""
+        return int(self.partition.sizes[client])
+
     def steps(self, client: int) -> int:
         """Return how many mini-batches ``client`` takes a round."""
-        return self.work.steps(int(self.partition.sizes[client]))
+        return self.work.steps(self.examples(client))
+
+    def plan(self, client: int, round: int) -> Plan:
+        """Return the plan of one client's round, on the CPU."""
+        generator = torch_generator(self.seed, "plan", round, client)
+        shape = (self.train.height, self.train.width)
+        return make_plan(self.partition[client], self.work, shape, generator)
 
     def train_client(self, replica: Replica, job: Job) -> Trained:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr = job
-        rows = self.partition[client]
-        generator = torch_generator(self.seed, "plan", round, client)
-        shape = (self.train.height, self.train.width)
-        plan = make_plan(rows, self.work, shape, generator).to(self.layout.device)
+        plan = self.plan(client, round).to(self.layout.device)
         trained, loss = train_client(
             replica, state, plan, self.train, self.task, self.method, round=round, lr=lr
         )
-        return Trained(trained, len(rows), len(plan), loss)
+        return Trained(trained, self.examples(client), len(plan), loss)
 
     def longest_first(self, jobs: Sequence[Job]) -> list[int]:
         """Return the jobs' numbers by falling length, so that no core idles at the end."""

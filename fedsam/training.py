@@ -114,7 +114,7 @@ def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
         losses = batch.lam * losses + (1 - batch.lam) * mixed
     if batch.valid is None:
         return losses.mean()
-    return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum()
+    return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum().clamp(min=1)
 
 
 class MiniBatch:

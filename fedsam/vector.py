@@ -86,8 +86,9 @@ class Entry:
         return flat.view((*lead, out, height, width, into)).movedim(-1, -3)
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """Return the elements of ``tensor`` (this entry's shape) in the vector's order, (size,)."""
-        return (tensor.permute(0, 2, 3, 1) if self.channels_last else tensor).reshape(-1)
+        """Return the elements of ``tensor`` (..., shape) in the vector's order, (..., size)."""
+        lead = tensor.shape[: tensor.dim() - len(self.shape)]
+        return (tensor.movedim(-3, -1) if self.channels_last else tensor).reshape(*lead, self.size)
 
     def read(self, state: Tensor) -> Tensor:
         """Return this tensor in its own dtype; integers come back as integers, rounded."""
@@ -188,8 +189,12 @@ class Layout:
 
     def spread(self, values: Tensor) -> Tensor:
         """Repeat one value a parameter tensor (..., tensors) over its elements, (..., P)."""
-        sizes = torch.tensor([e.size for e in self.parameters], device=values.device)
-        return values.repeat_interleave(sizes, dim=-1, output_size=self.trainable)
+        return values.repeat_interleave(self._sizes, dim=-1, output_size=self.trainable)
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """Elements of each parameter tensor, on the device: a captured step may not make it."""
+        return torch.tensor([e.size for e in self.parameters], device=self.device)
 
     def read(self, state: Tensor) -> dict[str, Tensor]:
         """Return the ``state_dict`` held in ``state`` (S,): views where the dtypes agree."""

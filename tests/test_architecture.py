@@ -13,6 +13,7 @@ from fedsam.loader import ROOT
 ORDER = [
     ["fedsam.simulate", "fedsam.server_app", "fedsam.client_app"],
     ["fedsam.progress"],
+    ["fedsam.together"],
     ["fedsam.running"],
     ["fedsam.experiment", "fedsam.rundir"],
     ["fedsam.plots"],
@@ -20,6 +21,7 @@ ORDER = [
     ["fedsam.engines"],
     ["strategies"],
     ["fedsam.wire"],
+    ["fedsam.cohort"],
     ["fedsam.trainer"],
     ["clients"],
     ["fedsam.training"],

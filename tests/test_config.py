@@ -80,7 +80,7 @@ WRONG = [
     ({"clients": 5}, "--clients-per-round 10", "--clients 5"),
     ({"swa": True, "swa_start": 1000}, "--swa-start 1000", "--rounds 1000"),
     ({"swa": True, "average": "ema"}, "--swa", "ema"),
-    ({"precision": "fp16"}, "--precision fp16", "'fp32' or 'bf16'"),
+    ({"precision": "fp16"}, "--precision fp16", "'fp32', 'tf32' or 'bf16'"),
     ({"engine": "spark"}, "--engine spark", "'local' or 'ray'"),
     ({"augment": "rotate"}, "--augment rotate", "'crop+flip'"),
     ({"algorithm": "fedsma"}, "--algorithm", "did you mean 'fedsam'?"),

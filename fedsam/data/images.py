@@ -100,8 +100,10 @@ class Images:
             images = cut_out(images, chosen.holes, chosen.cutout)
         if chosen.partners is None:
             return Batch(images, targets)
-        lam = chosen.lam
-        share = lam if isinstance(lam, float) else lam[:, None, None, None]
+        lam = share = chosen.lam
+        if isinstance(lam, Tensor):
+            lam = lam.to(images.dtype)
+            share = lam[:, None, None, None]
         mixed = share * images + (1 - share) * images[chosen.partners]
         return Batch(mixed, targets, targets[chosen.partners], lam)
 

@@ -206,7 +206,7 @@ def _mini_batches(
 
 
 def _beta(a: float, draws: int, generator: torch.Generator) -> list[float]:
-    """Draw from Beta(a, a) by two gamma variates, in float64."""
+    """Draw from Beta(a, a) by two gamma variates; values that float32 holds exactly."""
     concentration = torch.full((2, draws), a, dtype=torch.float64)
     x, y = torch._standard_gamma(concentration, generator=generator)
-    return (x / (x + y)).tolist()
+    return (x / (x + y)).float().tolist()

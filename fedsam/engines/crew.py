@@ -32,6 +32,20 @@ def one_compute_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let a GPU's products of float32 matrices be TF32's or, by default, exact ones."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -82,10 +96,16 @@ class Crew:
 
         return list(self._pool.map(run, items))
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
-        """Train clients, as many at a time as there are threads; results are in the jobs' order."""
-        order = self.trainer.longest_first(jobs)
-        done = self.map(lambda replica, n: self.trainer.train_client(replica, jobs[n]), order)
+    def train(
+        self, jobs: Sequence[Job], trainers: Sequence[Trainer] | None = None
+    ) -> list[Trained]:
+        """Train clients, as many at a time as there are threads; results are in the jobs' order.
+
+        Each by the crew's trainer, or, where jobs of several runs come together, by its own.
+        """
+        mine = trainers or [self.trainer] * len(jobs)
+        order = sorted(range(len(jobs)), key=lambda n: -mine[n].steps(jobs[n].client))
+        done = self.map(lambda replica, n: mine[n].train_client(replica, jobs[n]), order)
         by_number = dict(zip(order, done, strict=True))
         return [by_number[number] for number in range(len(jobs))]
 

@@ -1,0 +1,365 @@
+"""The local loop of a whole cohort as one program: K clients, one step at a time, as (K, P).
+
+A client with fewer steps stands still at the end, a short mini-batch is masked, so every tensor
+keeps its shape and a step can be captured in a CUDA graph. The clients may belong to several
+runs: whatever their methods differ in becomes a column with one number a client.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from fedsam.data.images import Batch
+from fedsam.data.packed import Packing
+from fedsam.data.partition import Partition
+from fedsam.data.plan import Plan
+from fedsam.replica import precision
+from fedsam.trainer import Job, Trained, Trainer
+from fedsam.training import Descent, Local, mean_loss
+
+log = logging.getLogger("fedsam")
+Thing = TypeVar("Thing")
+PLAIN = (bool, int, float, str, type(None))
+
+
+class Gradients(Protocol):
+    """The losses and gradients of K models on K mini-batches."""
+
+    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        ...
+
+
+class Slots:
+    """One ordinary backward pass a client; on a GPU each on its own stream.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Model and task.
+    clients : int
+        K.
+    """
+
+    def __init__(self, trainer: Trainer, clients: int) -> None:
+        self.task = trainer.task
+        self.replicas = [trainer.new_replica() for _ in range(clients)]
+        for replica in self.replicas:
+            replica.module.train()
+        on_gpu = trainer.layout.device.type == "cuda"
+        self.streams = [torch.cuda.Stream() for _ in range(clients)] if on_gpu else []
+
+    def load(self, states: Tensor) -> None:
+        """Set the models to ``states`` (K, S)."""
+        for replica, state in zip(self.replicas, states, strict=True):
+            replica.load(state)
+
+    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        done = []
+        here = torch.cuda.current_stream() if self.streams else None
+        for k, replica in enumerate(self.replicas):
+            mine = client_of(batch, k)
+
+            def loss(output: Tensor, mine: Batch = mine) -> Tensor:
+                return mean_loss(self.task, output, mine)
+
+            if here is None:
+                done.append(replica.gradient(w[k], mine.images, loss))
+                continue
+            self.streams[k].wait_stream(here)
+            with torch.cuda.stream(self.streams[k]):
+                done.append(replica.gradient(w[k], mine.images, loss))
+        for stream in self.streams:
+            torch.cuda.current_stream().wait_stream(stream)
+        losses, gradients = zip(*done, strict=True)
+        return torch.stack(losses), torch.stack(gradients)
+
+
+class Vmapped:
+    """One backward pass for all clients: vmap turns it into batched matrix products.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Model and task.
+    clients : int
+        K.
+    """
+
+    def __init__(self, trainer: Trainer, clients: int) -> None:
+        self.task = trainer.task
+        self.layout = trainer.layout
+        self.bf16 = trainer.bf16
+        self.module = trainer.new_module().train()
+        self.carried: dict[str, Tensor] = {}
+        self._gradients = vmap(grad_and_value(self._loss))
+
+    def load(self, states: Tensor) -> None:
+        """Set the values that are carried to those of ``states`` (K, S)."""
+        trainable = {entry.name for entry in self.layout.parameters}
+        shared = {entry.offset for entry in self.layout.parameters}
+        self.carried = {
+            entry.name: entry.read(states)
+            for entry in self.layout.entries
+            if entry.name not in trainable and entry.offset not in shared
+        }
+
+    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        parameters = {entry.name: entry.view(w) for entry in self.layout.parameters}
+        parts = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        by_name, losses = self._gradients(parameters, self.carried, parts)
+        flats = [entry.flat(by_name[entry.name]) for entry in self.layout.parameters]
+        return losses, torch.cat(flats, -1)
+
+    def _loss(
+        self, parameters: dict[str, Tensor], carried: dict[str, Tensor], parts: dict[str, Tensor]
+    ) -> Tensor:
+        batch = Batch(**parts)
+        with precision(self.layout.device, self.bf16):
+            output = functional_call(self.module, {**parameters, **carried}, (batch.images,))
+        return mean_loss(self.task, output.to(self.layout.dtype), batch)
+
+
+class CohortBatch:
+    """The closure ``grad`` of one step of a cohort; ``losses`` as where it was called first."""
+
+    def __init__(self, gradients: Gradients, batch: Batch) -> None:
+        self.gradients = gradients
+        self.batch = batch
+        self.losses: Tensor | None = None
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Return the gradients (K, P) of the mini-batch losses at ``w`` (K, P)."""
+        losses, gradients = self.gradients(w, self.batch)
+        if self.losses is None:
+            self.losses = losses.detach()
+        return gradients
+
+
+class Program:
+    """The round of K clients on fixed buffers.
+
+    Parameters
+    ----------
+    trainers : sequence of Trainer
+        Of each client's run; all with one model, task, data set and mini-batch shape.
+    gradients : type
+        How gradients are computed: ``Slots`` or ``Vmapped``.
+    capture : bool
+        Replay the step from a CUDA graph.
+
+    Raises
+    ------
+    ValueError
+        If the runs' methods differ in more than numbers.
+    """
+
+    def __init__(
+        self, trainers: Sequence[Trainer], gradients: type[Slots | Vmapped], *, capture: bool
+    ) -> None:
+        first = trainers[0]
+        self.images = first.train
+        self.layout = first.layout
+        self.packing = Packing(first.work)
+        clients = len(trainers)
+        steps, width = (max(sizes) for sizes in zip(*map(_shape, trainers), strict=True))
+        device, dtype, P = self.layout.device, self.layout.dtype, self.layout.trainable
+        shape = (len(self.packing.place), clients, steps, width)
+        pinned = device.type == "cuda"
+        # two: the next round's plans are drawn while the copy of this round's may be under way
+        self._drawn = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self.plans = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.steps = torch.zeros(clients, 1, dtype=torch.int64, device=device)
+        self.round = torch.zeros(clients, 1, dtype=torch.int64, device=device)
+        self.lr = torch.zeros(clients, 1, dtype=dtype, device=device)
+        self.states = torch.zeros(clients, self.layout.size, dtype=dtype, device=device)
+        self.w = torch.zeros(clients, P, dtype=dtype, device=device)
+        self.anchor = torch.zeros_like(self.w)
+        self.velocity = torch.zeros_like(self.w)
+        self.losses = torch.zeros(clients, dtype=dtype, device=device)
+        self.method = stacked([t.method for t in trainers], self.w)
+        self.local = Local(self.layout, self.anchor, self.round, self.lr)
+        self.gradients = gradients(first, clients)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._capture = capture
+
+    def begin(self, jobs: Sequence[Job], plans: Sequence[Plan]) -> None:
+        """Hand all steps of a round to the device; does not wait for a GPU."""
+        self._drawn.reverse()
+        self.packing.pack(plans, self._drawn[0])
+        lengths = [len(plan) for plan in plans]
+        if self._capture:
+            self._load(jobs, lengths)
+            self._record()
+        self._load(jobs, lengths)
+        for _ in range(max(lengths)):
+            if self.graph is None:
+                self._step()
+            else:
+                self.graph.replay()
+
+    def end(self) -> tuple[Tensor, list[float]]:
+        """Return the clients' states (K, S) and mean losses; waits for the device."""
+        states = torch.cat([self.w, self.states[:, self.layout.trainable :]], 1)
+        return states, (self.losses / self.steps[:, 0]).tolist()
+
+    def _load(self, jobs: Sequence[Job], lengths: Sequence[int]) -> None:
+        self.plans.copy_(self._drawn[0], non_blocking=True)
+        self.step.zero_()
+        self.steps.copy_(torch.tensor(lengths)[:, None])
+        self.round.copy_(torch.tensor([[job.round] for job in jobs]))
+        self.lr.copy_(torch.tensor([[job.lr] for job in jobs], dtype=self.lr.dtype))
+        torch.stack([job.state for job in jobs], out=self.states)
+        self.w.copy_(self.states[:, : self.layout.trainable])
+        self.anchor.copy_(self.w)
+        self.velocity.zero_()
+        self.losses.zero_()
+        self.gradients.load(self.states)
+
+    def _step(self) -> None:
+        """Do one step of every client that still has one."""
+        rows = self.plans.index_select(2, self.step).squeeze(2)
+        chosen, valid = self.packing.choices(rows)
+        flat = self.images.take(chosen)
+        batch = Batch(
+            **{
+                name: value.unflatten(0, valid.shape)
+                for name, value in vars(flat).items()
+                if isinstance(value, Tensor)
+            },
+            valid=valid,
+        )
+        grad = CohortBatch(self.gradients, batch)
+        descend = Descent(self.method, self.local)
+        descend.velocity = self.velocity
+        w = self.method.minimizer.step(self.w, grad, descend, self.local)
+        active = self.step < self.steps
+        self.w.copy_(torch.where(active, w, self.w))
+        if self.method.has_momentum:
+            self.velocity.copy_(descend.velocity)
+        if grad.losses is not None:
+            self.losses.add_(torch.where(active[:, 0], grad.losses, 0))
+        self.step.add_(1)
+
+    def _record(self) -> None:
+        """Capture the step, after a few on a side stream as PyTorch asks for."""
+        self._capture = False
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step.zero_()
+                self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.step.zero_()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._step()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            log.warning("cohort: without a CUDA graph, step by step: %s", reason)
+        else:
+            self.graph = graph
+
+
+def replies(
+    trainers: Sequence[Trainer], jobs: Sequence[Job], plans: Sequence[Plan], program: Program
+) -> list[Trained]:
+    """Return what each client of a round that was begun returns; waits for the device."""
+    states, losses = program.end()
+    rows = zip(trainers, jobs, plans, states, losses, strict=True)
+    return [
+        Trained(state, trainer.examples(job.client), len(plan), loss)
+        for trainer, job, plan, state, loss in rows
+    ]
+
+
+def why_not(trainer: Trainer, gradients: type[Slots | Vmapped]) -> str:
+    """Return why clients cannot be trained as a cohort; "" if they can.
+
+    Two clients take two steps both ways, one of them with a short mini-batch and one step less:
+    where batch statistics, dropout or a method mixes images or clients, the results differ.
+    """
+    images = min(5, len(trainer.train))
+    rows = torch.arange(images)
+    partition = Partition(rows, torch.tensor([0, (images + 1) // 2, images]))
+    work = replace(trainer.work, batch_size=2, local_epochs=1.0, local_steps=0)
+    small = replace(trainer, partition=partition, work=work)
+    replica = small.new_replica()
+    state = replica.state.clone()
+    jobs = [Job(client, state, 1, 0.01) for client in (0, 1)]
+    pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
+    alone = torch.stack([small.train_client(replica, job).state for job in jobs])
+    try:
+        program = Program(pair, gradients, capture=False)
+        program.begin(jobs, plans)
+        together = torch.stack([done.state for done in replies(pair, jobs, plans, program)])
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[0]
+    moved = float((alone - state).norm())
+    apart = float((alone - together).norm())
+    if apart <= (0.05 if trainer.bf16 else 0.01) * moved:
+        return ""
+    return (
+        f"its model or method mixes what is separate: an update differs by {apart / moved:.0%} "
+        "(batch statistics, dropout, or a formula not over the last dimension)"
+    )
+
+
+def stacked(things: Sequence[Thing], like: Tensor) -> Thing:
+    """Return one object for K: numbers in which they differ become (K, 1) tensors.
+
+    Parameters
+    ----------
+    things : sequence
+        K objects of one class.
+    like : Tensor
+        Whose dtype and device the tensors get.
+
+    Raises
+    ------
+    ValueError
+        If they differ in more than numbers.
+    """
+    first = things[0]
+    if all(thing is first for thing in things):
+        return first
+    kinds = {type(thing) for thing in things}
+    if len(kinds) > 1:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"the runs' methods are of different kinds: {names}")
+    merged = copy.copy(first)
+    for name, value in vars(first).items():
+        values = [vars(thing)[name] for thing in things]
+        if all(v is value or (isinstance(v, PLAIN) and v == value) for v in values):
+            continue
+        if isinstance(value, float):
+            column: object = torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+        elif isinstance(value, PLAIN):
+            raise ValueError(f"the runs' {type(first).__name__} differ in {name!r}: {values}")
+        else:
+            column = stacked(values, like)
+        object.__setattr__(merged, name, column)  # a Method is frozen
+    return merged
+
+
+def client_of(batch: Batch, k: int) -> Batch:
+    """Return the mini-batch of client ``k`` of a cohort's."""
+    parts = {name: v[k] if isinstance(v, Tensor) else v for name, v in vars(batch).items()}
+    return Batch(**parts)
+
+
+def _shape(trainer: Trainer) -> tuple[int, int]:
+    """Return the steps and the mini-batch of a run's largest client."""
+    most = int(trainer.partition.sizes.max())
+    return trainer.work.steps(most), min(trainer.work.batch_size, most)

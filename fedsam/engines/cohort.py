@@ -1,0 +1,110 @@
+"""Who trains a round's clients as one batched program, also those of several runs at once."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fedsam.cohort import Program, Slots, Vmapped, replies, why_not
+from fedsam.data.plan import Plan
+from fedsam.engines.crew import Crew
+from fedsam.trainer import Job, Trained, Trainer
+
+log = logging.getLogger("fedsam")
+
+
+class Member(NamedTuple):
+    """A run as a cohort knows it.
+
+    Attributes
+    ----------
+    trainer : Trainer
+        The run's.
+    ahead : callable
+        From a round to the clients that the run will most likely train in it.
+    """
+
+    trainer: Trainer
+    ahead: Callable[[int], list[int]]
+
+
+class Cohort:
+    """Trains the clients of a round, of one run or of several, as one program.
+
+    Parameters
+    ----------
+    crew : Crew
+        Trains one by one what cannot be batched.
+    gradients : type or None
+        ``Slots`` or ``Vmapped``; None: do not batch.
+    """
+
+    def __init__(self, crew: Crew, gradients: type[Slots | Vmapped] | None) -> None:
+        self.crew = crew
+        self.gradients = gradients
+        self._checked = False
+        self._capture = crew.trainer.layout.device.type == "cuda"
+        self._programs: dict[tuple[int, ...], Program] = {}
+        self._drawn: dict[tuple[int, int, int], Plan] = {}
+
+    def train(self, groups: Sequence[tuple[Member, Sequence[Job]]]) -> list[list[Trained]]:
+        """Train the jobs of each member; results are in the same order."""
+        trainers = [member.trainer for member, jobs in groups for _ in jobs]
+        every = [job for _, jobs in groups for job in jobs]
+        trained = iter(self._train([member for member, _ in groups], trainers, every))
+        return [[next(trained) for _ in jobs] for _, jobs in groups]
+
+    def _train(
+        self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[Job]
+    ) -> list[Trained]:
+        gradients = self._usable_gradients()
+        if gradients is None or not jobs:
+            return self.crew.train(jobs, trainers)
+        key = tuple(map(id, trainers))
+        if key not in self._programs:
+            self._programs[key] = Program(trainers, gradients, capture=self._capture)
+        program = self._programs[key]
+        plans = [self._plan(t, job) for t, job in zip(trainers, jobs, strict=True)]
+        program.begin(jobs, plans)
+        self._draw_ahead(members, jobs[0].round + 1)
+        return replies(trainers, jobs, plans, program)
+
+    def _usable_gradients(self) -> type[Slots | Vmapped] | None:
+        """Return how to batch, after the model and the method were tried once."""
+        if self.gradients and not self._checked:
+            self._checked = True
+            if reason := why_not(self.crew.trainer, self.gradients):
+                log.warning("cohort: clients train one by one: %s", reason)
+                self.gradients = None
+        return self.gradients
+
+    def _plan(self, trainer: Trainer, job: Job) -> Plan:
+        plan = self._drawn.get((id(trainer), job.round, job.client))
+        return trainer.plan(job.client, job.round) if plan is None else plan
+
+    def _draw_ahead(self, members: Sequence[Member], round: int) -> None:
+        """Draw the next round's plans while the device works on this one."""
+        self._drawn = {
+            (id(member.trainer), round, client): member.trainer.plan(client, round)
+            for member in members
+            for client in member.ahead(round)
+        }
+
+
+class Alone:
+    """The hands of a run that has a cohort to itself.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Who trains.
+    member : Member
+        The run.
+    """
+
+    def __init__(self, cohort: Cohort, member: Member) -> None:
+        self.cohort = cohort
+        self.member = member
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        """Return what each job's client returns, in the jobs' order."""
+        return self.cohort.train([(self.member, jobs)])[0]

@@ -1,0 +1,159 @@
+"""Several runs at once: the clients of all of them train as one cohort.
+
+A run that leaves most of a GPU idle leaves room for others: seeds, splits, rho, learning rates,
+strategies. Each keeps its own model, plans and server, and ends where it would have ended alone.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from threading import Condition
+from typing import Any
+
+from fedsam.config import Config
+from fedsam.engines.cohort import Cohort, Member
+from fedsam.engines.crew import float32_products, one_compute_thread
+from fedsam.engines.local import LocalGrid
+from fedsam.errors import TrainingError, UsageError, flag
+from fedsam.experiment import new_gradients, new_trainer
+from fedsam.rundir import RunDir
+from fedsam.running import Outcome, new_crew, play_out, sampling
+from fedsam.trainer import Job, Trained
+
+# what makes one program of several runs: the model, the images and the shape of a mini-batch
+SHARED = (
+    *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
+    *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
+)
+
+
+def run_together(
+    configs: Sequence[Config], watch: Callable[[int, dict[str, Any]], None] = lambda run, line: None
+) -> list[Outcome]:
+    """Run several experiments, their rounds in step.
+
+    Parameters
+    ----------
+    configs : sequence of Config
+        What to run; alike in model, data set, minimiser, client, mini-batches and device.
+    watch : callable
+        Gets the run's number and each line of its metrics.jsonl, from that run's thread.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of the configs.
+
+    Raises
+    ------
+    UsageError
+        If the configs do not go together, or one asks for what there is not.
+    TrainingError
+        If no client's update of some run could be used any more; the others went on to their end.
+    """
+    check_alike(configs)
+    for config in configs:
+        RunDir.check(config.out)
+    with one_compute_thread(), ExitStack() as leaving:
+        first, initial = new_trainer(configs[0])
+        made = [(first, initial), *(new_trainer(config, like=first) for config in configs[1:])]
+        leaving.enter_context(float32_products(configs[0].precision))
+        crews = [new_crew(c, trainer) for c, (trainer, _) in zip(configs, made, strict=True)]
+        for crew in crews:
+            leaving.callback(crew.close)
+        table = Table(Cohort(crews[0], new_gradients(configs[0], first)), len(configs))
+        pool = leaving.enter_context(ThreadPoolExecutor(len(configs), "fedsam-run"))
+        leaving.callback(table.close)  # before the pool waits for its threads
+
+        def play(number: int) -> Outcome:
+            config, crew = configs[number], crews[number]
+            seat = Seat(table, number, Member(crew.trainer, sampling(config)))
+            nodes, start = range(config.clients), made[number][1]
+            with one_compute_thread(), closing(seat):
+                return play_out(
+                    config, crew, LocalGrid(crew, seat), nodes, start, partial(watch, number)
+                )
+
+        futures = [pool.submit(play, number) for number in range(len(configs))]
+        table.serve()
+        return [future.result() for future in futures]
+
+
+class Table:
+    """Where runs in threads of their own meet once a round; who serves it trains their clients.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Who trains.
+    runs : int
+        Seats.
+    """
+
+    def __init__(self, cohort: Cohort, runs: int) -> None:
+        self.cohort = cohort
+        self.seated = set(range(runs))
+        self.closed = False
+        self.changed = Condition()
+        self.waiting: dict[int, tuple[Member, Sequence[Job]]] = {}
+        self.done: dict[int, list[Trained]] = {}
+
+    def serve(self) -> None:
+        """Train round after round until all seats are empty."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.seated == set(self.waiting))
+                order, self.waiting = sorted(self.waiting.items()), {}
+            if not order:
+                return
+            trained = self.cohort.train([group for _, group in order])
+            with self.changed:
+                self.done |= {n: replies for (n, _), replies in zip(order, trained, strict=True)}
+                self.changed.notify_all()
+
+    def close(self) -> None:
+        """Let the runs stop that still wait, or will."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+
+class Seat:
+    """The hands of one run at a table."""
+
+    def __init__(self, table: Table, number: int, member: Member) -> None:
+        self.table = table
+        self.number = number
+        self.member = member
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        """Return what each job's client returns, once all runs have handed in theirs."""
+        table = self.table
+        with table.changed:
+            table.waiting[self.number] = self.member, jobs
+            table.changed.notify_all()
+            table.changed.wait_for(lambda: self.number in table.done or table.closed)
+            if self.number not in table.done:
+                raise TrainingError("stopped with the runs beside it")
+            return table.done.pop(self.number)
+
+    def close(self) -> None:
+        """Let the other runs go on without this one."""
+        with self.table.changed:
+            self.table.seated.discard(self.number)
+            self.table.changed.notify_all()
+
+
+def check_alike(configs: Sequence[Config]) -> None:
+    """Raise UsageError if the runs cannot share one program."""
+    for number, config in enumerate(configs[1:], 1):
+        for key in SHARED:
+            mine, other = getattr(config, key), getattr(configs[0], key)
+            if mine != other:
+                raise UsageError(
+                    f"{flag(key)} {mine}: run {number} differs from run 0 ({other}); runs in one "
+                    "program share it"
+                )
+    if configs and configs[0].engine != "local":
+        raise UsageError("--engine: runs in one program need the local engine")

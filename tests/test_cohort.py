@@ -1,0 +1,223 @@
+"""A cohort as one program: the numbers of its clients one by one, whatever their sizes."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from clients.fedavg import FedAvg
+from clients.fedprox import FedProx
+from clients.minimizers.asam import ASAM
+from clients.minimizers.lookbehind import Lookbehind
+from clients.minimizers.sam import SAM
+from clients.minimizers.sgd import SGD
+from fedsam import loader
+from fedsam.cohort import Program, Slots, Vmapped, replies, stacked, why_not
+from fedsam.data.images import Images
+from fedsam.data.partition import Partition
+from fedsam.data.plan import Work
+from fedsam.tasks.classification import Classification
+from fedsam.trainer import Job, Trainer
+from fedsam.training import Method
+from fedsam.vector import Layout
+
+MINIMIZERS = loader.names("clients.minimizers")
+CLIENTS = loader.names("clients")
+ENGINES = pytest.mark.parametrize("gradients", [Slots, Vmapped], ids=["slots", "vmap"])
+DEVICES = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str
+)
+PLAIN = Method(SGD(), FedAvg())
+EVERYTHING = Work(4, local_epochs=2.0, crop=1, flip=True, cutout=2, mixup=1.0)
+PIXELS = torch.randint(
+    0, 256, (60, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+)
+LABELS = torch.arange(60) % 3
+SIZES = (9, 1, 16, 4, 30)  # two epochs in mini-batches of 4: 6, 2, 8, 2 and 16 steps
+
+
+def convolutions(*more):
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(2, 4, 3), *more, nn.ReLU(), nn.Conv2d(4, 3, 2, padding=1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(3 * 49, 3)).double()
+
+
+def trainer_of(method=PLAIN, *, module=convolutions, work=EVERYTHING, device="cpu", seed=1):
+    """A run over five clients of very different sizes, in float64."""
+    template = module().to(device)
+    offsets = torch.tensor([0, *itertools.accumulate(SIZES)])
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    images = Images(
+        PIXELS,
+        LABELS,
+        (0.4, 0.5),
+        (0.2, 0.3),
+        padding=work.crop,
+        dtype=torch.float64,
+        device=device,
+    )
+    return Trainer(
+        images,
+        images,
+        Partition(order, offsets),
+        lambda: module().to(device),
+        Layout.of(template),
+        method,
+        Classification(),
+        work,
+        seed,
+    )
+
+
+def start_of(trainer, seed=5):
+    """A state off the initial one, so that anchors and weights differ from the module's own."""
+    state = trainer.new_replica().state.cpu()
+    noise = torch.randn(
+        len(state), dtype=state.dtype, generator=torch.Generator().manual_seed(seed)
+    )
+    return (state + 0.05 * noise).to(trainer.layout.device)
+
+
+def one_by_one(trainers, jobs):
+    return [t.train_client(t.new_replica(), job) for t, job in zip(trainers, jobs, strict=True)]
+
+
+def as_cohort(trainers, jobs, gradients, program=None):
+    capture = trainers[0].layout.device.type == "cuda"
+    program = program or Program(trainers, gradients, capture=capture)
+    plans = [t.plan(job.client, job.round) for t, job in zip(trainers, jobs, strict=True)]
+    program.begin(jobs, plans)
+    return replies(trainers, jobs, plans, program)
+
+
+def assert_same(together, alone):
+    for a, b in zip(together, alone, strict=True):
+        assert (a.examples, a.steps) == (b.examples, b.steps)
+        assert a.loss == pytest.approx(b.loss, rel=1e-10)
+        torch.testing.assert_close(a.state, b.state, rtol=1e-9, atol=1e-12)
+
+
+@DEVICES
+@ENGINES
+@pytest.mark.parametrize(("minimizer", "client"), list(itertools.product(MINIMIZERS, CLIENTS)))
+def test_batched_equals_one_by_one(gradients, minimizer, client, device):
+    """Every method in the folders, momentum, all augmentations, ragged clients; two rounds."""
+    values = {"rho": 0.1, "eta": 0.2}
+    method = Method(
+        loader.build(
+            "minimizer", loader.find("minimizer", minimizer, "clients.minimizers"), {}, **values
+        ),
+        loader.build("client", loader.find("client", client, "clients"), {}, **values),
+        momentum=0.9,
+        weight_decay=0.01,
+    )
+    trainer = trainer_of(method, device=device)
+    state = start_of(trainer)
+    before = state.clone()
+    trainers = [trainer] * 5
+    program = Program(trainers, gradients, capture=device == "cuda")
+    for round in (1, 2):
+        jobs = [Job(client, state, round, 0.02 / round) for client in (4, 1, 0, 3, 2)]
+        together = as_cohort(trainers, jobs, gradients, program)
+        assert_same(together, one_by_one(trainers, jobs))
+    assert torch.equal(state, before)
+    assert why_not(trainer, gradients) == ""
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    "work", [Work(4), Work(64), Work(7, local_epochs=0.5), Work(3, local_steps=5)]
+)
+def test_any_work(gradients, work):
+    trainer = trainer_of(Method(SAM(0.2), FedAvg()), work=work)
+    jobs = [Job(client, start_of(trainer), 3, 0.1) for client in range(5)]
+    trainers = [trainer] * 5
+    assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
+
+
+@ENGINES
+def test_states_of_one_round_are_not_those_of_the_next(gradients):
+    """What a strategy was handed must not change when the buffers are used again."""
+    trainer = trainer_of()
+    program = Program([trainer] * 2, gradients, capture=False)
+    jobs = [Job(client, start_of(trainer), 1, 0.1) for client in (0, 1)]
+    first = as_cohort([trainer] * 2, jobs, gradients, program)
+    kept = [done.state.clone() for done in first]
+    as_cohort([trainer] * 2, [job._replace(round=2) for job in jobs], gradients, program)
+    assert all(torch.equal(done.state, copy) for done, copy in zip(first, kept, strict=True))
+
+
+@DEVICES
+@ENGINES
+def test_clients_of_several_runs_share_one_program(gradients, device):
+    """Seeds, splits, states, rates, rho, eta, mu, momentum, decay and rounds of their own."""
+    methods = [
+        Method(ASAM(0.5, 0.2), FedProx(0.01), momentum=0.9, weight_decay=1e-3),
+        Method(ASAM(0.1, 0.01), FedProx(1.0), momentum=0.0, weight_decay=0.0),
+        Method(ASAM(0.0, 0.2), FedProx(0.0), momentum=0.5, weight_decay=1e-2),
+    ]
+    runs = [trainer_of(method, device=device, seed=n) for n, method in enumerate(methods)]
+    shared = [replace(run, train=runs[0].train) for run in runs]
+    trainers = [run for run in shared for _ in range(2)]
+    starts = [start_of(run, seed) for seed, run in enumerate(runs)]
+    jobs = [
+        Job(client, starts[n], n + 1, 0.1 / (n + 1))
+        for n, clients in enumerate([(0, 4), (2, 4), (1, 3)])
+        for client in clients
+    ]
+    assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
+
+
+def test_stacked_methods_hold_columns_where_they_differ():
+    like = torch.zeros(1, dtype=torch.float64)
+    methods = [Method(Lookbehind(rho, 0.2, ascent="asam"), FedAvg(), 0.9) for rho in (0.1, 0.4)]
+    merged = stacked(methods, like)
+    assert merged.momentum == 0.9
+    assert merged.minimizer.k == 5
+    assert merged.minimizer.ascent.rho.tolist() == [[0.1], [0.4]]
+    assert merged.minimizer.ascent.eta == 0.2
+    assert methods[0].minimizer.ascent.rho == 0.1  # the runs' own are as they were
+    assert stacked([PLAIN, PLAIN], like) is PLAIN
+    for other in (Method(SAM(0.1), FedAvg()), Method(Lookbehind(0.1, 0.2, k=2), FedAvg())):
+        with pytest.raises(ValueError, match=r"different kinds|differ in 'k'"):
+            stacked([Method(Lookbehind(0.1, 0.2), FedAvg()), other], like)
+
+
+class Mixing:
+    """A formula that forgets the last dimension: its norm runs over all clients."""
+
+    def step(self, w, grad, descend, local):
+        g = grad(w)
+        return descend(w, g / g.norm())
+
+
+class Branching:
+    """A formula that asks for one number of one client."""
+
+    def step(self, w, grad, descend, local):
+        g = grad(w)
+        return descend(w, g if g.norm(dim=-1).item() > 0 else w)
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ((nn.BatchNorm2d(4),), ""),
+        ((nn.Dropout(0.5),), ""),
+        ((nn.GroupNorm(2, 4),), None),
+    ],
+    ids=["batch-norm", "dropout", "group-norm"],
+)
+def test_models_that_mix_images_are_refused_with_a_reason(gradients, more, reason):
+    refused = why_not(trainer_of(module=lambda: convolutions(*more)), gradients)
+    assert (refused == "") == (reason is None)
+    assert "\n" not in refused
+
+
+@ENGINES
+@pytest.mark.parametrize("minimizer", [Mixing(), Branching()])
+def test_formulas_that_mix_clients_are_refused_with_a_reason(gradients, minimizer):
+    assert why_not(trainer_of(Method(minimizer, FedAvg())), gradients)
