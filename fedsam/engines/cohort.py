@@ -36,13 +36,17 @@ class Cohort:
         Trains one by one what cannot be batched.
     gradients : type or None
         ``Slots`` or ``Vmapped``; None: do not batch.
+    capture : bool
+        On a GPU, replay steps from a CUDA graph.
     """
 
-    def __init__(self, crew: Crew, gradients: type[Slots | Vmapped] | None) -> None:
+    def __init__(
+        self, crew: Crew, gradients: type[Slots | Vmapped] | None, *, capture: bool = True
+    ) -> None:
         self.crew = crew
         self.gradients = gradients
         self._checked = False
-        self._capture = crew.trainer.layout.device.type == "cuda"
+        self._capture = capture and crew.trainer.layout.device.type == "cuda"
         self._programs: dict[tuple[int, ...], Program] = {}
         self._drawn: dict[tuple[int, int, int], Plan] = {}
 

@@ -1,0 +1,214 @@
+"""One by one or as a cohort: every way to train a round's clients, checked and measured.
+
+    python benchmarks/cohort.py                       # on the GPU where there is one, else the CPU
+    python benchmarks/cohort.py --data-root data      # genuine CIFAR-10, else random images
+
+On a GPU it first runs the tests that need one. Before a way is timed, a round of it must end where
+the clients one by one do. Rounds are whole ones: sampling, messages, plans, training, averaging.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from local import random_images
+from torch.func import grad_and_value, vmap
+
+from fedsam.cohort import Slots, Vmapped
+from fedsam.config import Config, resolve
+from fedsam.data import datasets
+from fedsam.engines.cohort import Alone, Cohort, Member
+from fedsam.engines.crew import Crew, cores, float32_products
+from fedsam.engines.local import LocalGrid
+from fedsam.experiment import new_gradients, new_strategy, new_trainer
+from fedsam.rounds import play
+from fedsam.running import new_crew, sampling
+from fedsam.together import run_together
+from fedsam.trainer import Trainer
+from fedsam.wire import VectorRecord
+
+ROOT = Path(__file__).resolve().parents[1]
+FASHION = Path("/usr/share/datasets")  # where Debian's package puts Fashion-MNIST
+TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}  # of the round's update
+
+
+class Compiled(Vmapped):
+    """The batched backward pass, compiled."""
+
+    def __init__(self, trainer: Trainer, clients: int) -> None:
+        super().__init__(trainer, clients)
+        self._gradients = torch.compile(vmap(grad_and_value(self._loss)))
+
+
+class Way:
+    """Rounds of one run, its clients trained in one way."""
+
+    def __init__(
+        self,
+        config: Config,
+        made: tuple[Trainer, VectorRecord],
+        gradients: type[Slots | Vmapped] | None,
+        capture: bool,
+    ) -> None:
+        trainer, self.initial = made
+        self.crew: Crew = new_crew(config, trainer)
+        cohort = Cohort(self.crew, gradients, capture=capture)
+        hands = Alone(cohort, Member(trainer, sampling(config)))
+        grid = LocalGrid(self.crew, hands if gradients else None)
+        self.turns = play(
+            new_strategy(config),
+            grid,
+            self.initial,
+            rounds=range(1, 10**9),
+            sample=sampling(config),
+            seed=config.seed,
+            lr=config.lr,
+            node_of=range(config.clients),
+        )
+        self.cohort = cohort
+
+    def round(self) -> torch.Tensor:
+        return next(self.turns).arrays.state
+
+
+def rate(play_round: Callable[[], object], seconds: float) -> tuple[float, float, float]:
+    """Return median, smallest and largest rounds a second over five spans of time."""
+    rates = []
+    for _ in range(5):
+        begin, rounds = time.perf_counter(), 0
+        while (spent := time.perf_counter() - begin) < seconds / 5 or not rounds:
+            play_round()
+            rounds += 1
+        rates.append(rounds / spent)
+    return median(rates), min(rates), max(rates)
+
+
+def measure(title: str, options: dict[str, Any], preset: str, on_gpu: bool, seconds: float) -> None:
+    """Print a table of the ways for one workload."""
+    config = resolve(options | {"out": "", "rounds": 10**6}, preset)
+    made = new_trainer(config)
+    ways: dict[str, tuple[type[Slots | Vmapped] | None, bool]] = {
+        "one by one": (None, False),
+        "slots": (Slots, False),
+        "vmap": (Vmapped, False),
+    }
+    if on_gpu:
+        ways |= {
+            "slots, CUDA graph": (Slots, True),
+            "vmap, CUDA graph": (Vmapped, True),
+            "vmap compiled, CUDA graph": (Compiled, True),
+        }
+    print(f"\n{title}")
+    print("| way | rounds a second | least to most | to one by one | first two rounds |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    base = 0.0
+    with float32_products(config.precision):
+        reference = Way(config, made, None, False).round()
+        moved = float((reference - made[1].state).norm())
+        for name, (gradients, capture) in ways.items():
+            begin = time.perf_counter()
+            way = Way(config, made, gradients, capture)
+            apart = float((way.round() - reference).norm()) / moved
+            if apart > TOLERANCE[config.precision]:
+                print(f"| {name} | not the same: the update differs by {apart:.1e} | | | |")
+                continue
+            if gradients and way.cohort.gradients is None:
+                print(f"| {name} | trained one by one | | | |")
+                continue
+            way.round()
+            start = time.perf_counter() - begin
+            typical, least, most = rate(way.round, seconds)
+            base = base or typical
+            spread = f"{least:.2f} to {most:.2f}"
+            ratio = f"{typical / base:.2f}"
+            print(f"| {name} | {typical:.2f} | {spread} | {ratio} | {start:.1f} s |")
+            way.crew.close()
+
+
+def measure_together(options: dict[str, Any], rounds: int) -> None:
+    """Print how many rounds a second all runs together make, as their number grows."""
+    print("\nSeveral FedASAM runs in one program")
+    print("| runs | rounds a second, of all together | of each |")
+    print("| ---: | ---: | ---: |")
+    for runs in (1, 2, 5, 10):
+        with TemporaryDirectory() as folder:
+            configs = [
+                resolve(
+                    options
+                    | {"algorithm": "fedasam", "seed": n, "rho": 0.1 + 0.05 * n, "alpha": 0.0}
+                    | {"rounds": rounds, "eval_every": rounds, "out": f"{folder}/{n}"},
+                    "paper/cifar10",
+                )
+                for n in range(runs)
+            ]
+            outcome = run_together(configs)[0]
+            lines = (outcome.folder / "metrics.jsonl").read_text().splitlines()
+        seconds = median(json.loads(line)["seconds"] for line in lines[3:])  # warm by then
+        print(f"| {runs} | {runs / seconds:.2f} | {1 / seconds:.2f} |")
+
+
+def profile(options: dict[str, Any], folder: Path) -> None:
+    """Print where a GPU's time goes in rounds of FedASAM, and leave a trace to open."""
+    config = resolve(options | {"algorithm": "fedasam", "alpha": 0.0, "out": ""}, "paper/cifar10")
+    made = new_trainer(config)
+    way = Way(config, made, new_gradients(config, made[0]), True)
+    for _ in range(5):
+        way.round()
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as seen:
+        for _ in range(10):
+            way.round()
+    print("\nTen rounds of FedASAM, by kernel")
+    print(seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=25))
+    folder.mkdir(parents=True, exist_ok=True)
+    seen.export_chrome_trace(str(folder / "cohort-trace.json.gz"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", default="", help="folder with CIFAR-10 (else random images)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of timed rounds, each way")
+    parser.add_argument("--trace", type=Path, help="folder for a profiler trace (GPU only)")
+    given = parser.parse_args()
+    logging.getLogger("fedsam").setLevel(logging.WARNING)
+    on_gpu = given.device != "cpu" and torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if on_gpu else f"{cores()} cores"
+    print(f"{name}, torch {torch.__version__}, Python {platform.python_version()}")
+    if on_gpu:
+        tests = [sys.executable, "-m", "pytest", "-m", "gpu", str(ROOT / "tests")]
+        subprocess.run(tests, cwd=ROOT, check=False)
+    torch.set_num_threads(1)  # on a CPU: one core for every way, one thread for the crew's
+    if not given.data_root:
+        datasets.LOADERS["cifar10"] = lambda root: random_images()
+    options = {"data_root": given.data_root or "data", "device": given.device, "threads": 1}
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    for precision in ("fp32", "tf32", "bf16") if on_gpu else ("fp32",):
+        for algorithm in ("fedavg", "fedasam"):
+            more = {"precision": precision, "algorithm": algorithm, "alpha": 0.0, "rho": 0.1}
+            title = f"{algorithm}, the paper's CNN, CIFAR-10, 5 clients of 500, {precision}"
+            measure(title, options | more, "paper/cifar10", on_gpu, given.seconds)
+    small = {"device": given.device, "threads": 1}
+    measure("fedavg, digits, 10 clients of 14", small, "", on_gpu, given.seconds)
+    if FASHION.exists():
+        mlp = small | {"dataset": "fashion-mnist", "data_root": str(FASHION), "batch_size": 10}
+        title = "fedavg, MLP, Fashion-MNIST, 10 clients of 600, mini-batches of 10"
+        measure(title, mlp, "", on_gpu, given.seconds)
+    if on_gpu:
+        measure_together(options | {"precision": "bf16"}, 60)
+        if given.trace:
+            profile(options | {"precision": "bf16"}, given.trace)
+
+
+if __name__ == "__main__":
+    main()
