@@ -158,6 +158,10 @@ class Config(BaseModel):
     """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""
     out: str = ""
     """Folder for the results, which must not exist (empty: a new one under runs/)."""
+    profile: bool = False
+    """Also print and save a table of the time by phase (profile.json)."""
+    trace: bool = False
+    """Also save a PyTorch profiler trace of rounds 3 to 5 (trace.json.gz)."""
     quiet: bool = False
     """No progress line."""
 

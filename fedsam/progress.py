@@ -1,6 +1,7 @@
 """What a run shows while it runs and when it is done."""
 
 import logging
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsam.config import Config
+from fedsam.phases import WAITING, Phase
 from fedsam.running import Outcome
 
 PLAIN_LINES = 20  # where there is no terminal, a run prints about so many
@@ -118,6 +120,20 @@ class Progress:
         )
         table.add_row("results", str(outcome.folder))
         self.console.print(table, soft_wrap=True, highlight=False)
+        if outcome.phases:
+            self._show(outcome.phases)
+
+    def _show(self, phases: Sequence[Phase]) -> None:
+        """Print where the time went."""
+        whole = sum(phase.seconds for phase in phases if phase.name != WAITING)
+        table = Table("phase", box=None, pad_edge=False, title_justify="left")
+        for heading in ("calls", "seconds", "share"):
+            table.add_column(heading, justify="right")
+        for name, calls, seconds in phases:
+            share = "" if name == WAITING else f"{seconds / whole:.1%}"
+            table.add_row(name, f"{calls}", f"{seconds:.3f}", share)
+        self.console.print("\nTime by phase, summed over threads", highlight=False)
+        self.console.print(table, highlight=False)
 
 
 def _percent(accuracy: float | None) -> str:

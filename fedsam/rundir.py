@@ -51,6 +51,8 @@ class RunDir:
         try:
             path.mkdir(parents=True)
         except FileExistsError as error:
+            if not config.out:  # another run took the name just now
+                return cls.create(config, partition, labels)
             raise UsageError(f"--out {path}: exists already; name a new folder") from error
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error

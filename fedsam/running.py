@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.errors import TrainingError
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
+from fedsam.phases import Phase, Phases, traced
 from fedsam.randomness import sample_clients
 from fedsam.rounds import Round, play
 from fedsam.rundir import RunDir
@@ -26,10 +27,11 @@ from strategies.averages import Averaged
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves: its folder, and what summary.json holds."""
+    """What a run leaves: its folder, what summary.json holds, and what --profile measured."""
 
     folder: Path
     summary: dict[str, Any]
+    phases: Sequence[Phase] = ()
 
 
 def run(
@@ -115,7 +117,15 @@ def play_out(
     )
     trainer = crew.trainer
     folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
-    return _follow(config, strategy, turns, initial, crew, folder, watch)
+    if config.trace:
+        turns = traced(turns, folder.path / "trace.json.gz")
+    if not config.profile:
+        return _follow(config, strategy, turns, initial, crew, folder, watch)
+    phases = Phases()
+    with phases.watching(trainer.method, strategy):
+        outcome = _follow(config, strategy, turns, initial, crew, folder, watch)
+    phases.save(folder.path / "profile.json")
+    return replace(outcome, phases=phases.rows())
 
 
 def _follow(

@@ -15,6 +15,7 @@ ORDER = [
     ["fedsam.progress"],
     ["fedsam.together"],
     ["fedsam.running"],
+    ["fedsam.phases"],
     ["fedsam.experiment", "fedsam.rundir"],
     ["fedsam.plots"],
     ["fedsam.rounds"],
