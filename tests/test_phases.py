@@ -63,5 +63,5 @@ def test_a_trace_holds_the_third_to_fifth_round(quick):
     with gzip.open(outcome.folder / "trace.json.gz", "rt") as file:
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
     backward = "autograd::engine::evaluate_function: NllLossBackward0"
-    assert names.count(backward) == 3 * 5 * 2  # rounds x clients x steps: 72 images, 64 a mini-batch
+    assert names.count(backward) == 3 * 5 * 2  # rounds x clients x steps: 64 images and 8
     assert outcome.summary["rounds"] == 6
