@@ -21,7 +21,7 @@ from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
 from fedsam.replica import precision
 from fedsam.trainer import Job, Trained, Trainer
-from fedsam.training import Descent, Local, mean_loss
+from fedsam.training import Descent, Local, LocalRound, Vectors, mean_loss
 
 log = logging.getLogger("fedsam")
 Thing = TypeVar("Thing")
@@ -187,7 +187,12 @@ class Program:
         self.velocity = torch.zeros_like(self.w)
         self.losses = torch.zeros(clients, dtype=dtype, device=device)
         self.method = stacked([t.method for t in trainers], self.w)
-        self.local = Local(self.layout, self.anchor, self.round, self.lr)
+        self.memory = {name: torch.zeros_like(self.w) for name in self.method.memory}
+        self.sent = {name: torch.zeros_like(self.w) for name in self.method.exchanged}
+        self.local = Local(
+            *(self.layout, self.anchor, self.round, self.lr),
+            *(self.steps, self.memory, self.sent),
+        )
         self.gradients = gradients(first, clients)
         self.graph: torch.cuda.CUDAGraph | None = None
         self._capture = capture
@@ -207,10 +212,15 @@ class Program:
             else:
                 self.graph.replay()
 
-    def end(self) -> tuple[Tensor, list[float]]:
-        """Return the clients' states (K, S) and mean losses; waits for the device."""
+    def end(self) -> list[LocalRound]:
+        """Return what the clients' rounds led to; waits for the device."""
         states = torch.cat([self.w, self.states[:, self.layout.trainable :]], 1)
-        return states, (self.losses / self.steps[:, 0]).tolist()
+        memory, reply = self.method.finish(self.w, self.local)
+        losses = (self.losses / self.steps[:, 0]).tolist()
+        return [
+            LocalRound(state, loss, _row(memory, k), _row(reply, k))
+            for k, (state, loss) in enumerate(zip(states, losses, strict=True))
+        ]
 
     def _load(self, jobs: Sequence[Job], lengths: Sequence[int]) -> None:
         self.plans.copy_(self._drawn[0], non_blocking=True)
@@ -223,6 +233,10 @@ class Program:
         self.anchor.copy_(self.w)
         self.velocity.zero_()
         self.losses.zero_()
+        for name, buffer in self.memory.items():
+            _fill(buffer, name, [job.memory for job in jobs])
+        for name, buffer in self.sent.items():
+            _fill(buffer, name, [job.sent for job in jobs])
         self.gradients.load(self.states)
 
     def _step(self) -> None:
@@ -276,11 +290,13 @@ def replies(
     trainers: Sequence[Trainer], jobs: Sequence[Job], plans: Sequence[Plan], program: Program
 ) -> list[Trained]:
     """Return what each client of a round that was begun returns; waits for the device."""
-    states, losses = program.end()
-    rows = zip(trainers, jobs, plans, states, losses, strict=True)
+    rows = zip(trainers, jobs, plans, program.end(), strict=True)
     return [
-        Trained(state, trainer.examples(job.client), len(plan), loss)
-        for trainer, job, plan, state, loss in rows
+        Trained(
+            *(done.state, trainer.examples(job.client), len(plan)),
+            *(done.loss, done.memory, done.reply),
+        )
+        for trainer, job, plan, done in rows
     ]
 
 
@@ -357,6 +373,16 @@ def client_of(batch: Batch, k: int) -> Batch:
     """Return the mini-batch of client ``k`` of a cohort's."""
     parts = {name: v[k] if isinstance(v, Tensor) else v for name, v in vars(batch).items()}
     return Batch(**parts)
+
+
+def _row(vectors: Vectors, k: int) -> dict[str, Tensor]:
+    return {name: vector[k].clone() for name, vector in vectors.items()}
+
+
+def _fill(buffer: Tensor, name: str, given: Sequence[Vectors | None]) -> None:
+    """Write a vector of each client into the rows of a buffer; zeros where it has none."""
+    for row, vectors in zip(buffer, given, strict=True):
+        row.copy_(vectors[name]) if vectors else row.zero_()
 
 
 def _shape(trainer: Trainer) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsam import wire
 from fedsam.engines.view import CohortGrid
 from fedsam.errors import TrainingError
+from fedsam.exchange import Exchange
 from fedsam.randomness import global_streams
 from fedsam.wire import VectorRecord
 
@@ -63,6 +64,7 @@ def play(
     seed: int,
     lr: float,
     node_of: Mapping[int, int] | Sequence[int],
+    exchange: Exchange | None = None,
     timeout: float | None = None,
 ) -> Iterator[Round]:
     """Run rounds of federated learning, one at each iteration.
@@ -85,6 +87,8 @@ def play(
         The clients' learning rate, which a strategy may change.
     node_of : mapping or sequence
         From partition id to node id.
+    exchange : Exchange, optional
+        What travels beside the model, where the clients' method has such.
     timeout : float, optional
         Seconds to wait for a round's replies.
 
@@ -107,6 +111,8 @@ def play(
         config = ConfigRecord({wire.LEARNING_RATE: lr})
         with global_streams(seed, "strategy", number, 0):
             messages = list(strategy.configure_train(number, arrays, config, cohort))
+        if exchange is not None:
+            exchange.attach(messages)
         answers = cohort.send_and_receive(messages, timeout=timeout)
         replies = usable(answers, nodes, layout, number)
         kept = {nodes[reply.metadata.src_node_id] for reply in replies}
@@ -115,6 +121,8 @@ def play(
                 f"round {number}: no client returned a finite update; the model of the round "
                 "before is kept (a smaller --lr or --rho may help)"
             )
+        if exchange is not None:
+            exchange.fold(replies)
         with global_streams(seed, "strategy", number, 1):
             new, metrics = strategy.aggregate_train(number, replies)
         if new is None:
@@ -137,7 +145,10 @@ def usable(
     replies = sorted(answers, key=lambda reply: nodes[reply.metadata.src_node_id])
     whole = [reply for reply in replies if not reply.has_error()]
     # one look at the device for the whole cohort: a GPU is waited for only once
-    sums = [element_sum(wire.only(reply.content.array_records)) for reply in whole]
+    sums = [
+        torch.stack([element_sum(r) for r in reply.content.array_records.values()]).sum()
+        for reply in whole
+    ]
     finite = torch.isfinite(torch.stack(sums)).tolist() if sums else []
     good = [reply for reply, usable in zip(whole, finite, strict=True) if usable]
     kept = set(map(id, good))

@@ -15,6 +15,7 @@ from fedsam.engines.crew import Crew, cores, float32_products, one_compute_threa
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.errors import TrainingError
+from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.phases import Phase, Phases, traced
 from fedsam.randomness import sample_clients
@@ -104,7 +105,7 @@ def play_out(
     watch: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     """Play a run's rounds on a Grid, and write down what happens."""
-    strategy = new_strategy(config)
+    strategy, trainer = new_strategy(config), crew.trainer
     turns = play(
         strategy,
         grid,
@@ -114,8 +115,8 @@ def play_out(
         seed=config.seed,
         lr=config.lr,
         node_of=nodes,
+        exchange=Exchange(trainer.method, trainer.layout, config.clients),
     )
-    trainer = crew.trainer
     folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
     if config.trace:
         turns = traced(turns, folder.path / "trace.json.gz")

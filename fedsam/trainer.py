@@ -13,26 +13,37 @@ from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.training import Method, train_client
+from fedsam.training import Method, Vectors, train_client, zeros
 from fedsam.vector import Layout
 
 
 class Job(NamedTuple):
-    """One client's round: who, from which global state (S,), which round, at what rate."""
+    """One client's round: who, from which global state (S,), which round, at what rate.
+
+    ``memory`` is what the client kept from its last round (None: it has not trained yet), ``sent``
+    what came beside the state (None: the first round); vectors (P,) by name.
+    """
 
     client: int
     state: Tensor
     round: int
     lr: float
+    memory: Vectors | None = None
+    sent: Vectors | None = None
 
 
 class Trained(NamedTuple):
-    """What one client returns: its state (S,), images it holds, steps it took, mean loss."""
+    """What one client returns: its state (S,), images it holds, steps it took, mean loss.
+
+    ``memory`` is for its next round, ``reply`` goes to the server beside the state.
+    """
 
     state: Tensor
     examples: int
     steps: int
     loss: float
+    memory: Vectors
+    reply: Vectors
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,24 @@ class Trainer:
 
     def train_client(self, replica: Replica, job: Job) -> Trained:
         """Train one client for one round; the global state is not changed."""
-        client, state, round, lr = job
+        client, state, round, lr, memory, sent = job
         plan = self.plan(client, round).to(self.layout.device)
-        trained, loss = train_client(
-            replica, state, plan, self.train, self.task, self.method, round=round, lr=lr
+        w = state[: self.layout.trainable]
+        done = train_client(
+            replica,
+            state,
+            plan,
+            self.train,
+            self.task,
+            self.method,
+            round=round,
+            lr=lr,
+            memory=memory or zeros(self.method.memory, w),
+            sent=sent or zeros(self.method.exchanged, w),
         )
-        return Trained(trained, self.examples(client), len(plan), loss)
+        return Trained(
+            done.state, self.examples(client), len(plan), done.loss, done.memory, done.reply
+        )
 
     def longest_first(self, jobs: Sequence[Job]) -> list[int]:
         """Return the jobs' numbers by falling length, so that no core idles at the end."""

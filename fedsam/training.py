@@ -6,9 +6,9 @@ An algorithm sees two closures and nothing of models, batches or devices:
     descend(w, g)  one step of SGD along g, with the client's correction, momentum, weight decay
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.vector import Layout, along
 
+Vectors = Mapping[str, Tensor]
 Grad = Callable[[Tensor], Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,12 +38,21 @@ class Local:
         Communication round, from 1; a tensor in a batched cohort.
     lr : float or Tensor
         Learning rate of this round; (K, 1) in a batched cohort.
+    steps : int or Tensor
+        Mini-batches of this client's round; (K, 1) in a batched cohort.
+    memory : mapping
+        The vectors (..., P) that the client remembers, by the names in its class's ``memory``.
+    sent : mapping
+        The vectors (..., P) that the server sent beside w, by the names in ``exchanged``.
     """
 
     layout: Layout
     anchor: Tensor
     round: int | Tensor
     lr: float | Tensor
+    steps: int | Tensor = 1
+    memory: Vectors = field(default_factory=dict)
+    sent: Vectors = field(default_factory=dict)
 
 
 class Minimizer(Protocol):
@@ -58,6 +68,36 @@ class Client(Protocol):
 
     def correct(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
         """Return the gradient (..., P) that the base optimiser follows at ``w``."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Client, Protocol):
+    """A client that keeps vectors from round to round, or exchanges some with the server.
+
+    Attributes
+    ----------
+    memory : tuple of str
+        Names of the vectors (P,) that each client keeps; zero when it trains first.
+    exchanged : tuple of str
+        Names of the vectors (P,) that travel beside w, both ways; zero in the first round.
+    """
+
+    memory: tuple[str, ...]
+    exchanged: tuple[str, ...]
+
+    def finish(self, w: Tensor, local: Local) -> Vectors:
+        """Return what a round that led to ``w`` (..., P) leaves.
+
+        The new value of every vector in ``memory``, and for each in ``exchanged`` what goes back.
+        """
+        ...
+
+    def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
+        """Return the server's next ``exchanged`` from the last and the cohort's replies.
+
+        ``share`` is the cohort's part of the population.
+        """
         ...
 
 
@@ -82,10 +122,36 @@ class Method:
     momentum: float | Tensor = 0.0
     weight_decay: float | Tensor = 0.0
 
+    def __post_init__(self) -> None:
+        needed = {"memory", "exchanged", "finish", "fold"}
+        missing = needed - set(dir(self.client))
+        if missing and missing != needed:
+            raise ValueError(
+                f"{type(self.client).__name__}: a client that remembers or exchanges vectors also "
+                f"needs {', '.join(sorted(missing))}"
+            )
+
     @property
     def has_momentum(self) -> bool:
         """Whether any client keeps a velocity."""
         return isinstance(self.momentum, Tensor) or self.momentum > 0
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """Names of the vectors that a client keeps."""
+        return self.client.memory if isinstance(self.client, Remembering) else ()
+
+    @property
+    def exchanged(self) -> tuple[str, ...]:
+        """Names of the vectors that travel beside w."""
+        return self.client.exchanged if isinstance(self.client, Remembering) else ()
+
+    def finish(self, w: Tensor, local: Local) -> tuple[Vectors, Vectors]:
+        """Return what clients keep, and what they send back beside w."""
+        if not isinstance(self.client, Remembering):
+            return {}, {}
+        new = self.client.finish(w, local)
+        return {name: new[name] for name in self.memory}, {n: new[n] for n in self.exchanged}
 
 
 class Descent:
@@ -136,6 +202,15 @@ class MiniBatch:
         return gradient
 
 
+class LocalRound(NamedTuple):
+    """A client's round: its new state (S,), mean loss, what it keeps, and what it sends beside."""
+
+    state: Tensor
+    loss: float
+    memory: Vectors
+    reply: Vectors
+
+
 def train_client(
     replica: Replica,
     state: Tensor,
@@ -146,7 +221,9 @@ def train_client(
     *,
     round: int,
     lr: float,
-) -> tuple[Tensor, float]:
+    memory: Vectors | None = None,
+    sent: Vectors | None = None,
+) -> LocalRound:
     """Train one client for one round.
 
     Parameters
@@ -167,21 +244,22 @@ def train_client(
         Communication round, from 1.
     lr : float
         Learning rate of this round.
+    memory, sent : mapping, optional
+        What the client kept from its last round, and what the server sent beside the state.
 
     Returns
     -------
-    state : Tensor
-        The client's new state (S,).
-    loss : float
-        Mean loss over the plan's mini-batches, each taken before its step; NaN without steps.
+    LocalRound
+        Its loss is the mean over the plan's mini-batches, each taken before its step; NaN without
+        steps.
     """
     layout = replica.layout
-    if not len(plan):
-        return state, float("nan")
     replica.module.train()
     replica.load(state)
     w = state[: layout.trainable]
-    local = Local(layout, anchor=w, round=round, lr=lr)
+    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {})
+    if not len(plan):  # nothing is learnt, kept or sent
+        return LocalRound(state, float("nan"), local.memory, zeros(method.exchanged, w))
     descend = Descent(method, local)
     losses = []
     for step in range(len(plan)):
@@ -190,4 +268,10 @@ def train_client(
         if grad.loss is not None:
             losses.append(grad.loss)
     trained = torch.cat([w, replica.carried()])
-    return trained, torch.stack(losses).mean().item() if losses else float("nan")
+    loss = torch.stack(losses).mean().item() if losses else float("nan")
+    return LocalRound(trained, loss, *method.finish(w, local))
+
+
+def zeros(names: Sequence[str], like: Tensor) -> dict[str, Tensor]:
+    """Return a vector of zeros for each name."""
+    return {name: torch.zeros_like(like) for name in names}

@@ -23,6 +23,8 @@ from fedsam.vector import Entry, Layout
 ARRAYS = "arrays"  # Flower's default keys of the records of a message ...
 CONFIG = "config"
 METRICS = "metrics"
+EXCHANGED = "exchanged"  # the record of the vectors that travel beside the model ...
+MEMORY = "memory"  # ... and of those that a node keeps in its context
 EXAMPLES = "num-examples"  # ... and of the weight of a reply
 ROUND = "server-round"
 LEARNING_RATE = "lr"
@@ -108,9 +110,51 @@ def tensor_of(array: Array) -> Tensor:
     return torch.from_numpy(np.array(array.numpy(), order="C"))  # 0-d stays 0-d
 
 
+def vectors_record(vectors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return an ``ArrayRecord`` of vectors (P,) by name, which stay tensors."""
+    record = ArrayRecord()
+    for name, vector in vectors.items():
+        record[name] = TensorArray(Entry(name, tuple(vector.shape), vector.dtype, 0), vector)
+    return record
+
+
+def vectors_of(content: RecordDict, layout: Layout, key: str = EXCHANGED) -> dict[str, Tensor]:
+    """Return the vectors under a key, on the layout's device; {} if there are none.
+
+    Raises
+    ------
+    ValueError
+        If one has another length than w.
+    """
+    vectors = {}
+    for name, array in content.array_records.get(key, ArrayRecord()).items():
+        vectors[name] = tensor_of(array).to(layout.device, layout.dtype)
+        if vectors[name].shape != (layout.trainable,):
+            shape = tuple(vectors[name].shape)
+            raise ValueError(f"{name!r} has shape {shape}, w is ({layout.trainable},)")
+    return vectors
+
+
+def model_of(content: RecordDict) -> ArrayRecord:
+    """Return the one record of a message that holds a model."""
+    records = content.array_records
+    return only({key: record for key, record in records.items() if key != EXCHANGED})
+
+
 def plain(record: ArrayRecord) -> ArrayRecord:
     """Return the record in Flower's own classes, serialised: what leaves this process."""
     return ArrayRecord({name: Array(array.numpy()) for name, array in record.items()})
+
+
+def all_plain(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> RecordDict:
+    """Return a message's content with plain records; ``made`` holds those made before, by id."""
+    made = {} if made is None else made
+    out = RecordDict()
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord) and id(record) not in made:
+            made[id(record)] = plain(record)
+        out[key] = made.get(id(record), record)
+    return out
 
 
 def layout_of(record: ArrayRecord) -> Layout:
@@ -166,13 +210,22 @@ def number(record: ConfigRecord | MetricRecord, key: str) -> float:
 def instruction(content: RecordDict) -> tuple[ArrayRecord, int, float]:
     """Return global arrays, round (from 1) and learning rate of a train message."""
     config = only(content.config_records)
-    return only(content.array_records), int(number(config, ROUND)), number(config, LEARNING_RATE)
+    return model_of(content), int(number(config, ROUND)), number(config, LEARNING_RATE)
 
 
-def trained(arrays: ArrayRecord, examples: int, steps: int, loss: float) -> RecordDict:
+def trained(
+    arrays: ArrayRecord,
+    examples: int,
+    steps: int,
+    loss: float,
+    vectors: Mapping[str, Tensor] | None = None,
+) -> RecordDict:
     """Return the content of a client's reply to a train message."""
     metrics = MetricRecord({EXAMPLES: examples, STEPS: steps, LOSS: loss})
-    return RecordDict({ARRAYS: arrays, METRICS: metrics})
+    content = RecordDict({ARRAYS: arrays, METRICS: metrics})
+    if vectors:
+        content[EXCHANGED] = vectors_record(vectors)
+    return content
 
 
 def evaluated(metrics: dict[str, float], examples: int) -> RecordDict:

@@ -106,3 +106,15 @@ def lookbehind(model, batches, *, lr, k, slow, ascent, momentum=0.0, weight_deca
                 alpha = (cosine + 1) / 2
             new[name] = phi + alpha * (fast[name] - phi)
         assign(model, new)
+
+
+def scaffold(model, batches, *, lr, c_i, c):
+    """One client's round of Algorithm 1 with option II; returns its new control variate."""
+    start = values(model)
+    for x, y in batches:
+        grads = gradients(model, x, y)
+        add(model, {name: g - c_i[name] + c[name] for name, g in grads.items()}, -lr)
+    end = values(model)
+    return {
+        name: c_i[name] - c[name] + (start[name] - end[name]) / (len(batches) * lr) for name in c
+    }

@@ -19,7 +19,7 @@ ORDER = [
     ["fedsam.experiment", "fedsam.rundir"],
     ["fedsam.plots"],
     ["fedsam.rounds"],
-    ["fedsam.engines"],
+    ["fedsam.engines", "fedsam.exchange"],
     ["strategies"],
     ["fedsam.wire"],
     ["fedsam.cohort"],

@@ -80,6 +80,20 @@ def start_of(trainer, seed=5):
     return (state + 0.05 * noise).to(trainer.layout.device)
 
 
+def vectors_of(trainer, seed):
+    """Something for a client to remember, and something sent; seed 0: nothing yet."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = [
+        {
+            name: 0.1 * torch.randn(trainer.layout.trainable, generator=generator).double()
+            for name in names
+        }
+        for names in (trainer.method.memory, trainer.method.exchanged)
+    ]
+    device = trainer.layout.device
+    return [{n: v.to(device) for n, v in named.items()} if seed else None for named in vectors]
+
+
 def one_by_one(trainers, jobs):
     return [t.train_client(t.new_replica(), job) for t, job in zip(trainers, jobs, strict=True)]
 
@@ -97,6 +111,7 @@ def assert_same(together, alone):
         assert (a.examples, a.steps) == (b.examples, b.steps)
         assert a.loss == pytest.approx(b.loss, rel=1e-10)
         torch.testing.assert_close(a.state, b.state, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close((a.memory, a.reply), (b.memory, b.reply), rtol=1e-8, atol=1e-10)
 
 
 @DEVICES
@@ -119,7 +134,10 @@ def test_batched_equals_one_by_one(gradients, minimizer, client, device):
     trainers = [trainer] * 5
     program = Program(trainers, gradients, capture=device == "cuda")
     for round in (1, 2):
-        jobs = [Job(client, state, round, 0.02 / round) for client in (4, 1, 0, 3, 2)]
+        jobs = [
+            Job(client, state, round, 0.02 / round, *vectors_of(trainer, round * client))
+            for client in (4, 1, 0, 3, 2)
+        ]
         together = as_cohort(trainers, jobs, gradients, program)
         assert_same(together, one_by_one(trainers, jobs))
     assert torch.equal(state, before)

@@ -64,9 +64,10 @@ def images():
 def go(replica, state, minimizer, plan=None, client=None, *, lr=0.3, round=1, **base):
     method = Method(minimizer, client or FedAvg(), **base)
     plan = plan_of(Work(4)) if plan is None else plan
-    return train_client(
+    done = train_client(
         replica, state, plan, images(), Classification(), method, round=round, lr=lr
     )
+    return done.state, done.loss
 
 
 def batches(plan):
@@ -231,7 +232,7 @@ def test_fp32_stays_fp32_and_near_fp64():
             weight_decay=0.01,
         )
         start = single.layout.write(module.state_dict())
-        trained, _ = train_client(
+        trained, *_ = train_client(
             single, start, plan_of(Work(4)), data, Classification(), method, round=1, lr=0.3
         )
         assert trained.dtype == torch.float32

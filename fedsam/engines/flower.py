@@ -32,14 +32,7 @@ def serialised(messages: Iterable[Message]) -> list[Message]:
     made: dict[int, ArrayRecord] = {}
     out = []
     for message in messages:
-        content = RecordDict()
-        for key, record in message.content.items():
-            if isinstance(record, wire.VectorRecord):
-                made.setdefault(id(record), wire.plain(record))
-                content[key] = made[id(record)]
-            else:
-                content[key] = record
-        message.content = content
+        message.content = wire.all_plain(message.content, made)
         out.append(message)
     return out
 

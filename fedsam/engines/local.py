@@ -8,6 +8,7 @@ there are. On a GPU clients train one after the other.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
@@ -15,6 +16,7 @@ from fedsam import wire
 from fedsam.engines import compat
 from fedsam.engines.crew import Crew
 from fedsam.trainer import Job, Trained
+from fedsam.training import Vectors
 from fedsam.wire import VectorRecord
 
 
@@ -42,6 +44,7 @@ class LocalGrid(Grid):
         self.hands = hands or crew
         self.trainer = crew.trainer
         self._run = compat.new_run()
+        self.memories: dict[int, Vectors] = {}  # of the clients that have trained, if they keep any
         self._replies: dict[str, Message] = {}
         self._sent = 0
         compat.identify_process()
@@ -101,11 +104,25 @@ class LocalGrid(Grid):
         for message in messages:
             arrays, round, lr = wire.instruction(message.content)
             state = wire.state_of(arrays, layout)
-            jobs.append(Job(message.metadata.dst_node_id, state, round, lr))
+            client = message.metadata.dst_node_id
+            sent = wire.vectors_of(message.content, layout)
+            jobs.append(Job(client, state, round, lr, self.memories.get(client), sent))
+        trained = self.hands.train(jobs)
+        self._remember(jobs, trained)
         return [
-            wire.trained(VectorRecord(layout, t.state), t.examples, t.steps, t.loss)
-            for t in self.hands.train(jobs)
+            wire.trained(VectorRecord(layout, t.state), t.examples, t.steps, t.loss, t.reply)
+            for t in trained
         ]
+
+    def _remember(self, jobs: Sequence[Job], trained: Sequence[Trained]) -> None:
+        """Keep what the clients keep; one whose vectors are not finite keeps what it had."""
+        if not self.trainer.method.memory:
+            return
+        sums = [sum(v.sum() for v in done.memory.values()) for done in trained]
+        finite = torch.stack([torch.as_tensor(s) for s in sums]).isfinite().tolist()
+        for job, done, usable in zip(jobs, trained, finite, strict=True):
+            if usable:
+                self.memories[job.client] = done.memory
 
     def _answer(self, message: Message) -> Message:
         """Answer one evaluate message: the client's own training images, in eval mode."""

@@ -20,9 +20,15 @@ from ray.exceptions import RayActorError
 
 from fedsam.errors import TrainingError, UsageError
 from fedsam.trainer import Job, Trained, Trainer
+from fedsam.training import Vectors
 
 log = logging.getLogger("fedsam")
 DEATHS = 100  # actors that may die in one round before something else must be wrong
+
+
+def arrays(vectors: Vectors | None) -> dict[str, Any]:
+    """Return vectors as NumPy arrays."""
+    return {name: vector.cpu().numpy() for name, vector in (vectors or {}).items()}
 
 
 class Worker:
@@ -33,11 +39,22 @@ class Worker:
         self.trainer = make()
         self.replica = self.trainer.new_replica()
 
-    def train(self, state: Any, client: int, round: int, lr: float) -> tuple[Any, int, int, float]:
-        """Train one client; states travel as NumPy arrays."""
-        vector = torch.tensor(state, device=self.trainer.layout.device)
-        done = self.trainer.train_client(self.replica, Job(client, vector, round, lr))
-        return done.state.cpu().numpy(), done.examples, done.steps, done.loss
+    def train(
+        self, state: Any, sent: Any, memory: Any, client: int, round: int, lr: float
+    ) -> tuple[Any, int, int, float, Any, Any]:
+        """Train one client; tensors travel as NumPy arrays."""
+        device = self.trainer.layout.device
+        job = Job(
+            client,
+            torch.tensor(state, device=device),
+            round,
+            lr,
+            {name: torch.tensor(v, device=device) for name, v in memory.items()},
+            {name: torch.tensor(v, device=device) for name, v in sent.items()},
+        )
+        done = self.trainer.train_client(self.replica, job)
+        vectors = arrays(done.memory), arrays(done.reply)
+        return done.state.cpu().numpy(), done.examples, done.steps, done.loss, *vectors
 
     def pid(self) -> int:
         """Return the process id of this actor."""
@@ -109,7 +126,7 @@ class Actors:
         sent: dict[int, Any] = {}
         for job in jobs:
             if id(job.state) not in sent:
-                sent[id(job.state)] = ray.put(job.state.cpu().numpy())
+                sent[id(job.state)] = ray.put(job.state.cpu().numpy()), ray.put(arrays(job.sent))
         waiting = self.trainer.longest_first(jobs)
         idle = list(range(len(self.workers)))
         running: dict[Any, tuple[int, int]] = {}
@@ -119,7 +136,8 @@ class Actors:
             while waiting and idle:
                 number, place = waiting.pop(0), idle.pop()
                 job = jobs[number]
-                arguments = sent[id(job.state)], job.client, job.round, job.lr
+                memory = arrays(job.memory)
+                arguments = *sent[id(job.state)], memory, job.client, job.round, job.lr
                 running[self.workers[place].train.remote(*arguments)] = number, place
             (ready,), _ = ray.wait(list(running), num_returns=1)
             number, place = running.pop(ready)
@@ -133,10 +151,26 @@ class Actors:
                 self.workers[place] = self._new()
                 waiting.insert(0, number)
             else:
-                vector = torch.tensor(state, device=jobs[number].state.device)
-                done[number] = Trained(vector, *rest)
+                done[number] = self._trained(jobs[number].state.device, state, *rest)
             idle.append(place)
         return [done[number] for number in range(len(jobs))]
+
+    @staticmethod
+    def _trained(
+        device: torch.device,
+        state: Any,
+        examples: int,
+        steps: int,
+        loss: float,
+        memory: Any,
+        reply: Any,
+    ) -> Trained:
+        """Return what an actor returned, as tensors."""
+        back = [
+            {name: torch.tensor(v, device=device) for name, v in vectors.items()}
+            for vectors in (memory, reply)
+        ]
+        return Trained(torch.tensor(state, device=device), examples, steps, loss, *back)
 
     def close(self) -> None:
         """Let the actors go, and Ray too if it was started here."""

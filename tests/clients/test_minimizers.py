@@ -61,7 +61,7 @@ def ours(module, minimizer, client=None, *, momentum=0.0, weight_decay=0.0, lr=0
     plan = make_plan(torch.arange(13), Work(4, 2.0), (4, 4), torch_generator(0, "test"))
     assert plan.sizes == [4, 4, 4, 1] * 2
     method = Method(minimizer, client or FedAvg(), momentum, weight_decay)
-    new, _ = train_client(
+    new, *_ = train_client(
         replica, state, plan, images(), Classification(), method, round=round, lr=lr
     )
     return replica.layout.read(new)

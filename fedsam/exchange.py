@@ -1,0 +1,68 @@
+"""What some methods send beside the model: the server's side of it, around any strategy.
+
+A strategy sends and averages the model and sees nothing of this; the vectors ride in a record of
+their own, put into the messages after the strategy made them and taken out of the replies before
+it gets them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import Message
+
+from fedsam import wire
+from fedsam.training import Method, Remembering, Vectors, zeros
+from fedsam.vector import Layout
+
+
+class Exchange:
+    """The vectors of a run that travel beside the model.
+
+    Parameters
+    ----------
+    method : Method
+        The clients' side, which says what travels and how the server folds the replies.
+    layout : Layout
+        The model's.
+    clients : int
+        Population size.
+
+    Attributes
+    ----------
+    vectors : mapping
+        What the server sends next, (P,) by name.
+    """
+
+    def __init__(self, method: Method, layout: Layout, clients: int) -> None:
+        self.client = method.client
+        self.layout = layout
+        self.clients = clients
+        like = torch.zeros(layout.trainable, dtype=layout.dtype, device=layout.device)
+        self.vectors: Vectors = zeros(method.exchanged, like)
+
+    def attach(self, messages: Sequence[Message]) -> None:
+        """Put the vectors into the messages of a round."""
+        if self.vectors:
+            record = wire.vectors_record(self.vectors)
+            for message in messages:
+                message.content[wire.EXCHANGED] = record
+
+    def fold(self, replies: Sequence[Message]) -> None:
+        """Take the clients' vectors out of their replies, and make the server's next ones.
+
+        Raises
+        ------
+        ValueError
+            If a reply lacks one.
+        """
+        if not isinstance(self.client, Remembering) or not self.vectors:
+            return
+        given = [wire.vectors_of(reply.content, self.layout) for reply in replies]
+        for reply, vectors in zip(replies, given, strict=True):
+            if set(vectors) != set(self.vectors):
+                raise ValueError(
+                    f"expected the vectors {sorted(self.vectors)} in the reply, "
+                    f"got {sorted(vectors)}"
+                )
+            del reply.content[wire.EXCHANGED]
+        self.vectors = self.client.fold(self.vectors, given, len(replies) / self.clients)
