@@ -14,7 +14,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -81,16 +80,18 @@ class Way:
         return next(self.turns).arrays.state
 
 
-def rate(play_round: Callable[[], object], seconds: float) -> tuple[float, float, float]:
-    """Return median, smallest and largest rounds a second over five spans of time."""
-    rates = []
+def race(ways: dict[str, Way], seconds: float) -> dict[str, list[float]]:
+    """Return each way's rounds a second over five spans of time, taken in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(5):
-        begin, rounds = time.perf_counter(), 0
-        while (spent := time.perf_counter() - begin) < seconds / 5 or not rounds:
-            play_round()
-            rounds += 1
-        rates.append(rounds / spent)
-    return median(rates), min(rates), max(rates)
+        for name, way in ways.items():
+            begin, rounds = time.perf_counter(), 0
+            while (spent := time.perf_counter() - begin) < seconds / 5 or not rounds:
+                way.round()
+                rounds += 1
+                spent = time.perf_counter() - begin
+            rates[name].append(rounds / spent)
+    return rates
 
 
 def measure(title: str, options: dict[str, Any], preset: str, on_gpu: bool, seconds: float) -> None:
@@ -111,28 +112,27 @@ def measure(title: str, options: dict[str, Any], preset: str, on_gpu: bool, seco
     print(f"\n{title}")
     print("| way | rounds a second | least to most | to one by one | first two rounds |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    base = 0.0
     with float32_products(config.precision):
         reference = Way(config, made, None, False).round()
         moved = float((reference - made[1].state).norm())
+        usable, starts = {}, {}
         for name, (gradients, capture) in ways.items():
             begin = time.perf_counter()
             way = Way(config, made, gradients, capture)
             apart = float((way.round() - reference).norm()) / moved
             if apart > TOLERANCE[config.precision]:
                 print(f"| {name} | not the same: the update differs by {apart:.1e} | | | |")
-                continue
-            if gradients and way.cohort.gradients is None:
+            elif gradients and way.cohort.gradients is None:
                 print(f"| {name} | trained one by one | | | |")
-                continue
-            way.round()
-            start = time.perf_counter() - begin
-            typical, least, most = rate(way.round, seconds)
-            base = base or typical
-            spread = f"{least:.2f} to {most:.2f}"
-            ratio = f"{typical / base:.2f}"
-            print(f"| {name} | {typical:.2f} | {spread} | {ratio} | {start:.1f} s |")
-            way.crew.close()
+            else:
+                way.round()
+                usable[name], starts[name] = way, time.perf_counter() - begin
+        rates = race(usable, seconds)
+    for name, mine in rates.items():
+        ratio = median(a / b for a, b in zip(mine, rates["one by one"], strict=True))
+        spread = f"{min(mine):.2f} to {max(mine):.2f}"
+        print(f"| {name} | {median(mine):.2f} | {spread} | {ratio:.2f} | {starts[name]:.1f} s |")
+        usable[name].crew.close()
 
 
 def measure_together(options: dict[str, Any], rounds: int) -> None:

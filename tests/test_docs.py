@@ -34,6 +34,15 @@ def test_every_example_of_the_extension_page_runs(tmp_path, monkeypatch, argumen
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_the_example_of_several_runs_at_once_runs(tmp_path, monkeypatch, capsys):
+    (code,) = blocks((ROOT / "docs" / "cohort.md").read_text(), "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace('"rounds": 20', '"rounds": 2'), "cohort.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("runs/digits-fedasam")]) == 3
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
 def test_the_extension_page_shows_every_axis():
     text = " ".join(commands(EXTEND))
     for name in (
