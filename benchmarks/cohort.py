@@ -27,7 +27,7 @@ from fedsam.cohort import Slots, Vmapped
 from fedsam.config import Config, resolve
 from fedsam.data import datasets
 from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew, cores, float32_products
+from fedsam.engines.crew import Crew, cores, on_device
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_gradients, new_strategy, new_trainer
 from fedsam.rounds import play
@@ -112,7 +112,7 @@ def measure(title: str, options: dict[str, Any], preset: str, on_gpu: bool, seco
     print(f"\n{title}")
     print("| way | rounds a second | least to most | to one by one | first two rounds |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    with float32_products(config.precision):
+    with on_device(made[0].layout.device, config.precision):
         reference = Way(config, made, None, False).round()
         moved = float((reference - made[1].state).norm())
         usable, starts = {}, {}

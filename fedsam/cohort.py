@@ -225,9 +225,13 @@ class Program:
     def _load(self, jobs: Sequence[Job], lengths: Sequence[int]) -> None:
         self.plans.copy_(self._drawn[0], non_blocking=True)
         self.step.zero_()
-        self.steps.copy_(torch.tensor(lengths)[:, None])
-        self.round.copy_(torch.tensor([[job.round] for job in jobs]))
-        self.lr.copy_(torch.tensor([[job.lr] for job in jobs], dtype=self.lr.dtype))
+        for buffer, numbers in (
+            (self.steps, lengths),
+            (self.round, [job.round for job in jobs]),
+            (self.lr, [job.lr for job in jobs]),
+        ):
+            column = torch.tensor(numbers, dtype=buffer.dtype)[:, None]
+            buffer.copy_(column, non_blocking=True)
         torch.stack([job.state for job in jobs], out=self.states)
         self.w.copy_(self.states[:, : self.layout.trainable])
         self.anchor.copy_(self.w)

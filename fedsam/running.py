@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsam.config import Config
 from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew, cores, float32_products, one_compute_thread
+from fedsam.engines.crew import Crew, cores, on_device, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.errors import TrainingError
@@ -66,7 +66,7 @@ def run(
     RunDir.check(config.out)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
-        leaving.enter_context(float32_products(config.precision))
+        leaving.enter_context(on_device(trainer.layout.device, config.precision))
         crew = new_crew(config, trainer)
         leaving.callback(crew.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedsam.config import Config
 from fedsam.engines.cohort import Cohort, Member
-from fedsam.engines.crew import float32_products, one_compute_thread
+from fedsam.engines.crew import on_device, one_compute_thread
 from fedsam.engines.local import LocalGrid
 from fedsam.errors import TrainingError, UsageError, flag
 from fedsam.experiment import new_gradients, new_trainer
@@ -58,7 +58,7 @@ def run_together(
     with one_compute_thread(), ExitStack() as leaving:
         first, initial = new_trainer(configs[0])
         made = [(first, initial), *(new_trainer(config, like=first) for config in configs[1:])]
-        leaving.enter_context(float32_products(configs[0].precision))
+        leaving.enter_context(on_device(first.layout.device, configs[0].precision))
         crews = [new_crew(c, trainer) for c, (trainer, _) in zip(configs, made, strict=True)]
         for crew in crews:
             leaving.callback(crew.close)

@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -33,14 +33,15 @@ def one_compute_thread() -> Iterator[None]:
 
 
 @contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Let a GPU's products of float32 matrices be TF32's or, by default, exact ones."""
+def on_device(device: torch.device, precision: str) -> Iterator[None]:
+    """Let new streams and graphs be on this GPU, its float32 products TF32's or exact ones."""
     places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     for place in places:
         place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
-        yield
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
