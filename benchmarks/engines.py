@@ -11,6 +11,7 @@ play, so its rounds are one block, compared with local rounds before and after i
 
 import argparse
 import json
+import logging
 import os
 import platform
 import shutil
@@ -27,8 +28,18 @@ from statistics import median
 
 import numpy as np
 import torch
-from contest import ROOT, Contestant, end, environment, marked, peak_memory, ratio, serve
-from contest import take_turns, tree
+from contest import (
+    ROOT,
+    Contestant,
+    end,
+    environment,
+    marked,
+    peak_memory,
+    ratio,
+    serve,
+    take_turns,
+    tree,
+)
 from local import Bare, Ours
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -72,6 +83,7 @@ def config_of(workload: str, precision: str, data_root: str) -> Config:
 def serve_engine(engine: str, given: dict) -> None:
     """Play one engine's rounds in this process, as told on standard input."""
     torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     config = resolve(given)
     if engine == "bare":
         trainer, initial = new_trainer(config)

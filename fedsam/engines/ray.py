@@ -18,6 +18,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
+from fedsam.engines.crew import keep_freed_memory
 from fedsam.errors import TrainingError, UsageError
 from fedsam.trainer import Job, Trained, Trainer
 
@@ -30,13 +31,16 @@ class Worker:
 
     def __init__(self, make: Callable[[], Trainer]) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.trainer = make()
         self.replica = self.trainer.new_replica()
+        self.state = torch.empty(0)
 
     def train(self, state: Any, client: int, round: int, lr: float) -> tuple[Any, int, int, float]:
-        """Train one client; states travel as NumPy arrays."""
-        vector = torch.tensor(state, device=self.trainer.layout.device)
-        done = self.trainer.train_client(self.replica, Job(client, vector, round, lr))
+        """Train one client; states travel as NumPy arrays, None is the one of the call before."""
+        if state is not None:
+            self.state = torch.tensor(state, device=self.trainer.layout.device)
+        done = self.trainer.train_client(self.replica, Job(client, self.state, round, lr))
         return done.state.cpu().numpy(), done.examples, done.steps, done.loss
 
     def pid(self) -> int:
@@ -112,6 +116,7 @@ class Actors:
                 sent[id(job.state)] = ray.put(job.state.cpu().numpy())
         waiting = self.trainer.longest_first(jobs)
         idle = list(range(len(self.workers)))
+        holds: dict[int, int] = {}  # which state an actor has: fetching it takes a millisecond
         running: dict[Any, tuple[int, int]] = {}
         done: dict[int, Trained] = {}
         deaths = 0
@@ -119,8 +124,10 @@ class Actors:
             while waiting and idle:
                 number, place = waiting.pop(0), idle.pop()
                 job = jobs[number]
-                arguments = sent[id(job.state)], job.client, job.round, job.lr
-                running[self.workers[place].train.remote(*arguments)] = number, place
+                new = None if holds.get(place) == id(job.state) else sent[id(job.state)]
+                holds[place] = id(job.state)
+                call = self.workers[place].train.remote(new, job.client, job.round, job.lr)
+                running[call] = number, place
             (ready,), _ = ray.wait(list(running), num_returns=1)
             number, place = running.pop(ready)
             try:
@@ -131,6 +138,7 @@ class Actors:
                     raise TrainingError(f"{deaths} Ray actors died in one round") from None
                 log.warning("a Ray actor died; client %d is trained again", jobs[number].client)
                 self.workers[place] = self._new()
+                del holds[place]
                 waiting.insert(0, number)
             else:
                 vector = torch.tensor(state, device=jobs[number].state.device)
