@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from shapes import random_images
 from torch import Tensor, nn
 
 from fedsam.config import resolve
@@ -25,42 +26,34 @@ from fedsam.data import datasets
 from fedsam.data.plan import make_plan
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
-from fedsam.experiment import new_strategy, new_trainer
+from fedsam.experiment import new_actors, new_strategy, new_trainer
 from fedsam.randomness import sample_clients, torch_generator
 from fedsam.rounds import Round, play
 from fedsam.trainer import Trainer
 from fedsam.wire import VectorRecord
 
-LR, DECAY, RHO, ETA = 0.01, 4e-4, 0.1, 0.2
-
-
-def random_images() -> datasets.Dataset:
-    """Return random images in CIFAR-10's shape."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (60_000, 3, 32, 32), dtype=torch.uint8, generator=g)
-    y = torch.arange(60_000) % 10
-    statistics = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    return datasets.Dataset(
-        "random", x[:50_000], y[:50_000], x[50_000:], y[50_000:], 10, *statistics
-    )
+LR, RHO, ETA = 0.01, 0.1, 0.2
 
 
 class Ours:
-    """Rounds of fedsam with so many threads."""
+    """Rounds of fedsam with so many threads, or Ray actors."""
 
     def __init__(self, options: dict, threads: int) -> None:
         config = resolve(options | {"rounds": 10**6, "device": "cpu"})
         self.trainer, self.initial = new_trainer(config)
-        self.crew = Crew(self.trainer, threads)
+        ray = config.engine == "ray"
+        self.crew = Crew(self.trainer, 1 if ray else threads)
         self.turns: Iterator[Round] = play(
             new_strategy(config),
-            LocalGrid(self.crew),
+            LocalGrid(self.crew, new_actors(config, self.trainer) if ray else None),
             self.initial,
             rounds=range(1, 10**6),
-            sample=lambda r: sample_clients(0, r, 100, config.clients_per_round),
-            seed=0,
-            lr=LR,
-            node_of=range(100),
+            sample=lambda r: sample_clients(
+                config.seed, r, config.clients, config.clients_per_round
+            ),
+            seed=config.seed,
+            lr=config.lr,
+            node_of=range(config.clients),
         )
 
     def round(self) -> Tensor:
@@ -80,9 +73,10 @@ class Bare:
         minimizer: str = "sgd",
         channels_last: bool = True,
         bf16: bool = False,
+        lr: float = LR,
     ) -> None:
         self.trainer, self.cohort, self.threads = trainer, cohort, threads
-        self.minimizer, self.bf16 = minimizer, bf16
+        self.minimizer, self.bf16, self.lr = minimizer, bf16, lr
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = trainer.new_module()
         self.state = {n: t.clone() for n, t in initial.layout.read(initial.state).items()}
@@ -111,9 +105,11 @@ class Bare:
     def client(self, client: int) -> int:
         rows = self.trainer.partition[client]
         generator = torch_generator(0, "plan", self.number, client)
-        plan = make_plan(rows, self.trainer.work, (32, 32), generator)
+        shape = self.trainer.train.height, self.trainer.train.width
+        plan = make_plan(rows, self.trainer.work, shape, generator)
         self.model.to(memory_format=self.format).train().load_state_dict(self.state)
-        optimiser = torch.optim.SGD(self.model.parameters(), lr=LR, weight_decay=DECAY)
+        decay = self.trainer.method.weight_decay
+        optimiser = torch.optim.SGD(self.model.parameters(), lr=self.lr, weight_decay=decay)
         for step in range(len(plan)):
             batch = self.trainer.train.batch(plan, step)
             images = batch.images.contiguous(memory_format=self.format)
@@ -132,7 +128,7 @@ class Bare:
     def round(self) -> Tensor:
         torch.set_num_threads(self.threads)
         self.number += 1
-        clients = sample_clients(0, self.number, 100, self.cohort)
+        clients = sample_clients(0, self.number, len(self.trainer.partition), self.cohort)
         sizes = [len(self.trainer.partition[client]) for client in clients]
         mean: dict[str, Tensor] = {}
         for client, size in zip(clients, sizes, strict=True):

@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 
 from fedsam import wire
 from fedsam.config import Config, from_run_config
-from fedsam.engines.crew import one_compute_thread
+from fedsam.engines.crew import keep_freed_memory, one_compute_thread
 from fedsam.engines.flower import partition_answer
 from fedsam.experiment import new_trainer
 from fedsam.replica import Replica
@@ -19,6 +19,7 @@ app = ClientApp()
 @lru_cache(maxsize=1)  # data and model stay with the process; the text is the whole config
 def resident(text: str) -> tuple[Trainer, Replica]:
     """Return the trainer of a config in JSON, and a model."""
+    keep_freed_memory()
     trainer, _ = new_trainer(Config.model_validate_json(text))
     return trainer, trainer.new_replica()
 

@@ -17,7 +17,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning a
 import ray
 import torch
 from ray.exceptions import RayActorError
+from torch import Tensor
 
+from fedsam.engines.crew import keep_freed_memory
 from fedsam.errors import TrainingError, UsageError
 from fedsam.trainer import Job, Trained, Trainer
 from fedsam.training import Vectors
@@ -36,25 +38,27 @@ class Worker:
 
     def __init__(self, make: Callable[[], Trainer]) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.trainer = make()
         self.replica = self.trainer.new_replica()
+        self.state = torch.empty(0)
+        self.sent: Vectors = {}
 
-    def train(
-        self, state: Any, sent: Any, memory: Any, client: int, round: int, lr: float
-    ) -> tuple[Any, int, int, float, Any, Any]:
-        """Train one client; tensors travel as NumPy arrays."""
-        device = self.trainer.layout.device
-        job = Job(
-            client,
-            torch.tensor(state, device=device),
-            round,
-            lr,
-            {name: torch.tensor(v, device=device) for name, v in memory.items()},
-            {name: torch.tensor(v, device=device) for name, v in sent.items()},
-        )
+    def train(self, broadcast: Any, memory: Any, client: int, round: int, lr: float) -> Any:
+        """Train one client; tensors travel as NumPy arrays, a broadcast of None is the last one."""
+        if broadcast is not None:
+            state, sent = broadcast
+            self.state, self.sent = self._tensor(state), self._tensors(sent)
+        job = Job(client, self.state, round, lr, self._tensors(memory), self.sent)
         done = self.trainer.train_client(self.replica, job)
         vectors = arrays(done.memory), arrays(done.reply)
         return done.state.cpu().numpy(), done.examples, done.steps, done.loss, *vectors
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.tensor(array, device=self.trainer.layout.device)
+
+    def _tensors(self, given: Any) -> dict[str, Tensor]:
+        return {name: self._tensor(array) for name, array in given.items()}
 
     def pid(self) -> int:
         """Return the process id of this actor."""
@@ -126,9 +130,10 @@ class Actors:
         sent: dict[int, Any] = {}
         for job in jobs:
             if id(job.state) not in sent:
-                sent[id(job.state)] = ray.put(job.state.cpu().numpy()), ray.put(arrays(job.sent))
+                sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
         waiting = self.trainer.longest_first(jobs)
         idle = list(range(len(self.workers)))
+        holds: dict[int, int] = {}  # which state an actor has: fetching it takes a millisecond
         running: dict[Any, tuple[int, int]] = {}
         done: dict[int, Trained] = {}
         deaths = 0
@@ -136,8 +141,9 @@ class Actors:
             while waiting and idle:
                 number, place = waiting.pop(0), idle.pop()
                 job = jobs[number]
-                memory = arrays(job.memory)
-                arguments = *sent[id(job.state)], memory, job.client, job.round, job.lr
+                new = None if holds.get(place) == id(job.state) else sent[id(job.state)]
+                holds[place] = id(job.state)
+                arguments = new, arrays(job.memory), job.client, job.round, job.lr
                 running[self.workers[place].train.remote(*arguments)] = number, place
             (ready,), _ = ray.wait(list(running), num_returns=1)
             number, place = running.pop(ready)
@@ -149,6 +155,7 @@ class Actors:
                     raise TrainingError(f"{deaths} Ray actors died in one round") from None
                 log.warning("a Ray actor died; client %d is trained again", jobs[number].client)
                 self.workers[place] = self._new()
+                del holds[place]
                 waiting.insert(0, number)
             else:
                 done[number] = self._trained(jobs[number].state.device, state, *rest)

@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command
+import torch
+from conftest import command, quick_config
 
+from fedsam.engines.crew import Crew
 from fedsam.errors import UsageError
+from fedsam.experiment import new_actors, new_trainer
+from fedsam.trainer import Job
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
@@ -37,15 +41,21 @@ def test_any_number_of_actors_gives_the_bytes_of_the_local_engine(quick, workers
 
 
 def actors() -> list[int]:
-    """Return the process ids of our Ray actors on this machine."""
-    found = []
+    """Return the process ids of this process's Ray actors, not of others' on this machine."""
+    parents, found = {}, []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
+            pid, stat = int(entry.name), (entry / "stat").read_text()
             if b"ray::Worker" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+                found.append(pid)
         except OSError:
             continue
-    return found
+        parents[pid] = int(stat.rpartition(")")[2].split()[1])
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in found if ours(pid)]
 
 
 def test_a_killed_actor_changes_no_byte(quick, caplog):
@@ -117,3 +127,18 @@ def test_a_cluster_that_runs_already_is_used(tmp_path, quick):
         assert model(on_ray) == model(quick(**QUICK))
     finally:
         subprocess.run([str(ray), "stop", "--force"], capture_output=True, check=False, timeout=60)
+
+
+def test_two_states_in_one_cohort_are_kept_apart(tmp_path):
+    config = quick_config(tmp_path / "none", engine="ray", workers=1)
+    trainer, initial = new_trainer(config)
+    states = initial.state, initial.state + 0.01
+    jobs = [Job(client, states[client % 2], 1, 0.1) for client in (0, 1, 3, 2, 4)]
+    crew, actors = Crew(trainer, 1), new_actors(config, trainer)
+    try:
+        for mine, theirs in zip(actors.train(jobs), crew.train(jobs), strict=True):
+            assert torch.equal(mine.state, theirs.state)
+            assert mine[1:] == theirs[1:]
+    finally:
+        actors.close()
+        crew.close()

@@ -1,0 +1,134 @@
+"""How a round grows: with clients a round, and with clients in the population.
+
+    python benchmarks/growth.py
+
+Every number of clients runs in a process of its own, through ``fedsam.running.run``; the rounds
+are played in turn. In the second table each client holds one image of 1 x 8 x 8 random pixels
+and takes 10 steps with it, so that a round is the same work in every population.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
+from threading import Thread
+from typing import Any
+
+import torch
+from contest import Contestant, environment, ratio, serve, take_turns
+
+from fedsam.config import resolve
+from fedsam.data.splits import METHODS
+from fedsam.engines.crew import cores
+from fedsam.experiment import load_dataset, split
+from fedsam.running import run
+
+HERE = Path(__file__).resolve().parent
+ALWAYS = {"device": "cpu", "eval_every": 10**6, "quiet": True}
+COHORTS = (1, 10, 100)
+POPULATIONS = {100: "hundred", 10_000: "ten_thousand", 1_000_000: "million"}
+SPLITS = {"dirichlet": {}, "iid": {}, "shards": {"shards": 1}, "quantity": {}}
+
+
+def serve_run(given: dict) -> None:
+    """Play the rounds of a whole run, as told on standard input."""
+    told: SimpleQueue[bool] = SimpleQueue()
+    seconds: SimpleQueue[float] = SimpleQueue()
+
+    def watch(line: dict[str, Any]) -> None:
+        if line["round"]:
+            seconds.put(line["seconds"])
+        told.get()
+
+    def play() -> float:
+        told.put(True)
+        return seconds.get()
+
+    Thread(target=run, args=(resolve(given), watch), daemon=True).start()
+    serve(play)
+
+
+def contestants(runs: dict[str, dict], folder: Path) -> Iterator[Contestant]:
+    """Start a process for each run."""
+    for number, (name, keys) in enumerate(runs.items()):
+        given = ALWAYS | {"rounds": 10**6, "out": str(folder / str(number))} | keys
+        command = [sys.executable, str(HERE / "growth.py"), "--serve", json.dumps(given)]
+        yield Contestant(name, command, folder / f"{number}.log")
+
+
+def compete(runs: dict[str, dict], rounds: int) -> None:
+    """Time the runs in turn and print a table, ratios to the first."""
+    folder = Path(tempfile.mkdtemp(prefix="fedsam-growth-"))
+    try:
+        players = list(contestants(runs, folder))
+        take_turns(players, rounds)
+        print("| | to the first | ms a round (min to max) | start-up, s | peak memory, MB |")
+        print("| --- | --- | --- | --- | --- |")
+        for player in players:
+            ms = [1e3 * s for s in player.seconds]
+            times = f"{median(ms):.2f} ({min(ms):.2f} to {max(ms):.2f})"
+            base = ratio(player.seconds, players[0].seconds)
+            start_up = player.start_up
+            memory = player.close()
+            print(f"| {player.name} | {base:.2f} | {times} | {start_up:.1f} | {memory:.0f} |")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def partition_times() -> None:
+    """Print how long each way of splitting takes."""
+    print("| partition | " + " | ".join(f"{n:,} clients" for n in POPULATIONS) + " |")
+    print("| --- |" + " --- |" * len(POPULATIONS))
+    sets = {n: load_dataset(resolve({"dataset": f"shapes:{s}"})) for n, s in POPULATIONS.items()}
+    for name, options in SPLITS.items():
+        assert name in METHODS
+        cells = []
+        for clients, dataset in sets.items():
+            config = resolve(
+                {
+                    "clients": clients,
+                    "partition": name,
+                    "partition_options": options,
+                    "alpha": 1.0,
+                }
+            )
+            begin = time.perf_counter()
+            split(config, dataset)
+            cells.append(f"{time.perf_counter() - begin:.3f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=50, help="timed rounds of each number")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve_run(json.loads(given.serve))
+        return
+    os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
+    sys.path.insert(0, str(HERE))
+    print(f"{cores()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    for engine in ("local", "ray"):
+        print(f"\nClients a round of 100, digits, --engine {engine}\n")
+        many = {"clients": 100, "engine": engine}
+        compete({f"{n}": many | {"clients_per_round": n} for n in COHORTS}, given.rounds // 2)
+    print("\nClients in the population, 10 a round, --engine local\n")
+    same = {"partition": "iid", "local_steps": 10, "model": "digits-cnn"}
+    runs = {
+        f"{n:,}": same | {"clients": n, "dataset": f"shapes:{s}"} for n, s in POPULATIONS.items()
+    }
+    compete(runs, given.rounds)
+    print("\nSeconds to split as many images, one each\n")
+    partition_times()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Data sets of the benchmarks, by import path: of known shape, with few images to test on.
+
+Training is what is timed, so 100 images for testing are enough for engines that evaluate.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedsam.data import datasets
+from fedsam.data.datasets import Dataset
+
+TESTS = 100
+STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
+
+
+def random_images() -> Dataset:
+    """Return random images in CIFAR-10's shape."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (60_000, 3, 32, 32), dtype=torch.uint8, generator=g)
+    y = torch.arange(60_000) % 10
+    return Dataset("random", x[:50_000], y[:50_000], x[50_000:], y[50_000:], 10, *STATISTICS)
+
+
+def cifar10(root: Path) -> Dataset:
+    """Return CIFAR-10 where it lies under ``root``, else random images in its shape."""
+    genuine = (root / "cifar-10-batches-py").is_dir()
+    return _few_tests(datasets.load("cifar10", root) if genuine else random_images())
+
+
+def fashion_mnist(root: Path) -> Dataset:
+    """Return Fashion-MNIST."""
+    return _few_tests(datasets.load("fashion-mnist", root))
+
+
+def hundred() -> Dataset:
+    """Return an image for each of 100 clients."""
+    return _one_each(100)
+
+
+def ten_thousand() -> Dataset:
+    """Return an image for each of 10,000 clients."""
+    return _one_each(10_000)
+
+
+def million() -> Dataset:
+    """Return an image for each of 1,000,000 clients."""
+    return _one_each(1_000_000)
+
+
+def _one_each(clients: int) -> Dataset:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (clients, 1, 8, 8), dtype=torch.uint8, generator=g)
+    y = torch.arange(clients) % 10
+    return Dataset("random", x, y, x[:TESTS].clone(), y[:TESTS].clone(), 10, (0.5,), (0.29,))
+
+
+def _few_tests(full: Dataset) -> Dataset:
+    images, labels = full.test_images[:TESTS].clone(), full.test_labels[:TESTS].clone()
+    return replace(full, test_images=images, test_labels=labels)
