@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny federation of real digits, and quick runs of it."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,3 +48,10 @@ def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     """Run ``python -m fedsam.simulate`` as a user would."""
     call = [sys.executable, "-m", "fedsam.simulate", *arguments]
     return subprocess.run(call, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning a
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
 from fedsam.engines.crew import keep_freed_memory
@@ -26,6 +26,7 @@ from fedsam.training import Vectors
 
 log = logging.getLogger("fedsam")
 DEATHS = 100  # actors that may die in one round before something else must be wrong
+LOOK = 10.0  # seconds between looks whether an actor that is waited for has a place at all
 
 
 def arrays(vectors: Vectors | None) -> dict[str, Any]:
@@ -60,9 +61,8 @@ class Worker:
     def _tensors(self, given: Any) -> dict[str, Tensor]:
         return {name: self._tensor(array) for name, array in given.items()}
 
-    def pid(self) -> int:
-        """Return the process id of this actor."""
-        return os.getpid()
+    def ready(self) -> None:
+        """Answer: the actor has a place, and its data and model."""
 
 
 class Actors:
@@ -105,8 +105,19 @@ class Actors:
                     f"--workers {workers}: Ray has {have.get(kind, 0.0):g} {kind}s, "
                     f"{needed:g} are needed"
                 )
+        self.needs = {"CPU": 1.0, "GPU": gpus}
+        self.workers = workers
         self._new = lambda: ray.remote(Worker).options(num_cpus=1, num_gpus=gpus).remote(make)
-        self.workers = [self._new() for _ in range(workers)]
+        self._idle: list[Any] = []
+        # from a reply to come: the actor, and the number of its job (None: it is being started)
+        self._pending: dict[Any, tuple[Any, int | None]] = {}
+        for _ in range(workers):
+            self._start()
+
+    def _start(self) -> None:
+        """Ask for one more actor; it gets a job when it has answered that it is there."""
+        actor = self._new()
+        self._pending[actor.ready.remote()] = actor, None
 
     @staticmethod
     def _connect(workers: int, address: str) -> None:
@@ -126,41 +137,77 @@ class Actors:
             ) from error
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
-        """Train clients, the longest first; those of an actor that dies are trained by another."""
+        """Train clients, the longest first; those of an actor that dies are trained by another.
+
+        An actor that is lost is asked for anew, and the others go on until it has a place.
+
+        Raises
+        ------
+        TrainingError
+            If no actor is left and none can be placed, or one cannot make its trainer.
+        """
         sent: dict[int, Any] = {}
         for job in jobs:
             if id(job.state) not in sent:
                 sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
         waiting = self.trainer.longest_first(jobs)
-        idle = list(range(len(self.workers)))
-        holds: dict[int, int] = {}  # which state an actor has: fetching it takes a millisecond
-        running: dict[Any, tuple[int, int]] = {}
+        holds: dict[int, int] = {}  # which broadcast an actor has: fetching it takes a millisecond
         done: dict[int, Trained] = {}
         deaths = 0
         while len(done) < len(jobs):
-            while waiting and idle:
-                number, place = waiting.pop(0), idle.pop()
-                job = jobs[number]
-                new = None if holds.get(place) == id(job.state) else sent[id(job.state)]
-                holds[place] = id(job.state)
+            while waiting and self._idle:
+                chosen, actor = waiting.pop(0), self._idle.pop()
+                job = jobs[chosen]
+                new = None if holds.get(id(actor)) == id(job.state) else sent[id(job.state)]
+                holds[id(actor)] = id(job.state)
                 arguments = new, arrays(job.memory), job.client, job.round, job.lr
-                running[self.workers[place].train.remote(*arguments)] = number, place
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            number, place = running.pop(ready)
+                self._pending[actor.train.remote(*arguments)] = actor, chosen
+            reply = self._next()
+            actor, number = self._pending.pop(reply)
             try:
-                state, *rest = ray.get(ready)
-            except RayActorError:
+                answer = ray.get(reply)
+            except (RayActorError, ObjectLostError) as error:  # lost: its node died with the reply
+                if getattr(error, "actor_init_failed", False):  # another one would fail as well
+                    reason = str(error).splitlines()[-1]
+                    raise TrainingError(f"a Ray actor cannot start: {reason}") from None
                 deaths += 1
                 if deaths > DEATHS:
                     raise TrainingError(f"{deaths} Ray actors died in one round") from None
-                log.warning("a Ray actor died; client %d is trained again", jobs[number].client)
-                self.workers[place] = self._new()
-                del holds[place]
-                waiting.insert(0, number)
-            else:
-                done[number] = self._trained(jobs[number].state.device, state, *rest)
-            idle.append(place)
+                holds.pop(id(actor), None)
+                self._start()
+                if number is not None:
+                    waiting.insert(0, number)
+                    self._warn(jobs[number].client)
+                continue
+            self._idle.append(actor)
+            if number is not None:
+                done[number] = self._trained(jobs[number].state.device, *answer)
         return [done[number] for number in range(len(jobs))]
+
+    def _next(self) -> Any:
+        """Wait for a reply, unless none can come."""
+        while True:
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=LOOK)
+            if ready:
+                return ready[0]
+            training = any(number is not None for _, number in self._pending.values())
+            if not training and not any(map(self._fits, ray.nodes())):
+                wanted = " and ".join(f"{n:g} {kind}" for kind, n in self.needs.items() if n)
+                raise TrainingError(f"no Ray actor can be placed: no node has {wanted}")
+
+    def _fits(self, node: dict[str, Any]) -> bool:
+        have = node["Resources"] if node["Alive"] else {}
+        return all(n <= have.get(kind, 0.0) for kind, n in self.needs.items())
+
+    def _warn(self, client: int) -> None:
+        absent = sum(number is None for _, number in self._pending.values())
+        log.warning(
+            "a Ray actor died; client %d is trained again; %d of %d actors are left until "
+            "another has a place",
+            client,
+            self.workers - absent,
+            self.workers,
+        )
 
     @staticmethod
     def _trained(

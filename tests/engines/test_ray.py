@@ -1,20 +1,20 @@
-"""The Ray engine: real actors, the same bytes, also when one is killed."""
+"""The Ray engine: the same bytes, also on a cluster, and when an actor or a node is killed."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, quick_config
+from conftest import command, free_port, quick_config
 
 from fedsam.engines.crew import Crew
-from fedsam.errors import UsageError
+from fedsam.errors import TrainingError, UsageError
 from fedsam.experiment import new_actors, new_trainer
 from fedsam.trainer import Job
 
@@ -22,52 +22,56 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
 
 QUICK = {"rounds": 4, "algorithm": "fedasam", "partition": "quantity", "batch_size": 8}
+LONGER = QUICK | {"rounds": 30, "local_steps": 20}
 
 
 def model(outcome):
     return (outcome.folder / "model.safetensors").read_bytes()
 
 
-def metrics(outcome):
-    lines = (outcome.folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_actors_gives_the_bytes_of_the_local_engine(quick, workers):
-    local, on_ray = quick(**QUICK), quick(**QUICK, engine="ray", workers=workers)
-    assert model(on_ray) == model(local)
-    assert metrics(on_ray) == metrics(local)
-
-
-def actors() -> list[int]:
-    """Return the process ids of this process's Ray actors, not of others' on this machine."""
-    parents, found = {}, []
+def family(pid: int) -> list[int]:
+    """Return the ids of a process and of all that descend from it."""
+    parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            pid, stat = int(entry.name), (entry / "stat").read_text()
-            if b"ray::Worker" in (entry / "cmdline").read_bytes():
-                found.append(pid)
+            stat = (entry / "stat").read_text()
         except OSError:
             continue
-        parents[pid] = int(stat.rpartition(")")[2].split()[1])
+        parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:  # grows on the way
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
-    def ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
 
-    return [pid for pid in found if ours(pid)]
+def actors(pid: int) -> list[int]:
+    """Return the ids of our Ray actors that descend from a process."""
+    found = []
+    for one in family(pid):
+        try:
+            if b"ray::Worker" in Path(f"/proc/{one}/cmdline").read_bytes():
+                found.append(one)
+        except OSError:
+            continue
+    return found
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 def test_a_killed_actor_changes_no_byte(quick, caplog):
-    options = QUICK | {"rounds": 30, "local_steps": 20}
-    local = quick(**options)
     killed: list[int] = []
 
     def kill_twice():
         for _ in range(2):
             end = time.monotonic() + 60
             while time.monotonic() < end:
-                alive = [pid for pid in actors() if pid not in killed]
+                alive = [pid for pid in actors(os.getpid()) if pid not in killed]
                 if len(alive) == 2:
                     time.sleep(0.3)
                     os.kill(alive[0], signal.SIGKILL)
@@ -77,11 +81,11 @@ def test_a_killed_actor_changes_no_byte(quick, caplog):
 
     killer = threading.Thread(target=kill_twice)
     killer.start()
-    on_ray = quick(**options, engine="ray", workers=2)
+    on_ray = quick(**LONGER, engine="ray", workers=2)
     killer.join()
     assert killed
     assert "a Ray actor died" in caplog.text
-    assert model(on_ray) == model(local)
+    assert model(on_ray) == model(quick(**LONGER))
 
 
 def test_a_minimiser_of_ones_own_works_in_actors(tmp_path):
@@ -103,6 +107,21 @@ def test_what_ray_has_not_is_refused_in_one_line(quick):
         quick(engine="ray", workers=2, gpus_per_worker=0.5)
 
 
+def test_why_an_actor_cannot_start_is_said_in_one_line(tmp_path):
+    from fedsam.engines.ray import Actors
+
+    def make():
+        raise UsageError("no data here")
+
+    trainer, initial = new_trainer(quick_config(tmp_path))
+    actors = Actors(trainer, make, 1)
+    try:
+        with pytest.raises(TrainingError, match=r"^a Ray actor cannot start: .*no data here$"):
+            actors.train([Job(0, initial.state, 1, 0.1)])
+    finally:
+        actors.close()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nowhere", "127.0.0.1:x"])
 def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -110,23 +129,89 @@ def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatc
         quick(engine="ray", ray_address=address)
 
 
-def test_a_cluster_that_runs_already_is_used(tmp_path, quick):
-    ray = Path(sys.executable).with_name("ray")
-    home = ["--temp-dir", f"/tmp/fedsam-ray-{os.getpid()}"]
-    start = [str(ray), "start", "--disable-usage-stats"]
-    quiet = {"check": True, "capture_output": True, "timeout": 120}
-    try:
-        subprocess.run(
-            [*start, "--head", "--port", "26379", "--num-cpus", "1",
-             "--include-dashboard", "false", *home],
-            **quiet,
-        )  # fmt: skip
-        subprocess.run([*start, "--address", "127.0.0.1:26379", "--num-cpus", "1"], **quiet)
-        time.sleep(2)
-        on_ray = quick(**QUICK, engine="ray", workers=2, ray_address="127.0.0.1:26379")
-        assert model(on_ray) == model(quick(**QUICK))
-    finally:
-        subprocess.run([str(ray), "stop", "--force"], capture_output=True, check=False, timeout=60)
+@pytest.fixture
+def cluster():
+    """Return a function that starts a cluster here, of nodes with so many cores; end it after."""
+    nodes: list[subprocess.Popen] = []
+
+    def start_node(home: Path, *arguments: str) -> None:
+        log = home / f"node-{len(nodes)}.log"
+        call = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats"]
+        with log.open("w") as out:
+            nodes.append(subprocess.Popen([*call, *arguments], stdout=out, stderr=out))
+        end = time.monotonic() + 60
+        while "Ray runtime started" not in log.read_text():
+            assert nodes[-1].poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+
+        def start(*cores: int) -> tuple[str, list[subprocess.Popen]]:
+            home, port = Path(name), free_port()
+            head = ["--head", "--port", str(port), "--temp-dir", name]
+            head += ["--include-dashboard", "false"]
+            for count in cores:
+                words = ["--address", f"127.0.0.1:{port}"] if nodes else head
+                start_node(home, *words, "--num-cpus", str(count))
+            time.sleep(1)  # until the head knows what the last node has
+            return f"127.0.0.1:{port}", nodes
+
+        yield start
+        for node in nodes:
+            kill(*family(node.pid))
+            node.wait(timeout=30)
+
+
+def lose_a_node(local: Path, address: str, node: subprocess.Popen, workers: int, out: Path):
+    """Repeat a run on a cluster, and kill a node after three rounds, all its processes at once.
+
+    The run is a process of its own: Ray ends a driver whose own node is gone.
+
+    Returns
+    -------
+    tuple
+        The run as it ended, and how many actors the node held.
+    """
+    held = []
+
+    def kill_in_mid_run():
+        end = time.monotonic() + 90
+        log = out / "metrics.jsonl"
+        while not log.exists() or log.read_text().count("\n") < 4:
+            if time.monotonic() > end:
+                return
+            time.sleep(0.02)
+        held.extend(actors(node.pid))
+        kill(*family(node.pid))
+
+    killer = threading.Thread(target=kill_in_mid_run)
+    killer.start()
+    words = ["--config", local / "config.yaml", "--engine", "ray", "--workers", workers]
+    done = command(*map(str, [*words, "--ray-address", address, "--out", out]))
+    killer.join()
+    return done, len(held)
+
+
+def test_a_killed_node_changes_no_byte(tmp_path, quick, cluster):
+    address, nodes = cluster(1, 1)
+    local = quick(**LONGER)
+    done, held = lose_a_node(local.folder, address, nodes[1], 2, tmp_path / "ray")
+    assert held == 1
+    assert done.returncode == 0, done.stderr
+    assert "a Ray actor died" in done.stderr
+    assert "1 of 2 actors" in " ".join(done.stderr.split())
+    assert (tmp_path / "ray" / "model.safetensors").read_bytes() == model(local)
+
+
+def test_a_run_without_a_place_for_an_actor_stops(tmp_path, quick, cluster):
+    address, nodes = cluster(0, 1)
+    done, held = lose_a_node(quick(**LONGER).folder, address, nodes[1], 1, tmp_path / "ray")
+    assert held == 1
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "fedsam: training stopped: no Ray actor can be placed: no node has 1 CPU"
+    assert (tmp_path / "ray" / "model.safetensors").exists()
 
 
 def test_two_states_in_one_cohort_are_kept_apart(tmp_path):

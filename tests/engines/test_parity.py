@@ -1,0 +1,146 @@
+"""One experiment on every engine: the same clients, the same parameters."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import free_port
+from safetensors.torch import load_file
+
+from fedsam.loader import ROOT
+
+FLWR = Path(sys.executable).with_name("flwr")
+MODELS = ("model.safetensors", "model-trained.safetensors")
+SAME = {
+    "rounds": 6,
+    "clients": 6,
+    "clients_per_round": 3,
+    "eval_every": 1,
+    "partition": "quantity",  # some clients take far longer than others
+    "alpha": 1.0,
+    "batch_size": 16,
+    "algorithm": "fedasam",
+    "average": "swa",
+    "swa_start": 2,
+    "swa_cycle": 2,
+    "device": "cpu",
+}
+
+
+def stop_superlink(home: Path) -> None:
+    """End the SuperLink that `flwr run` left in the background, and its children."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            environment = (entry / "environ").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(home) in command or f"FLWR_HOME={home}" in environment:
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def flower(tmp_path):
+    """Return a function that runs the app in Flower's simulation; clean up behind it."""
+    home = tmp_path / "flwr-home"
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # fedsam is installed already: no second environment with its own PyTorch
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+    def run(settings: dict, clients: int, wait_for: Path) -> str:
+        home.mkdir()
+        config = " ".join(
+            f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in settings.items()
+        )
+        call = [str(FLWR), "run", str(ROOT), "--stream", "--run-config", config]
+        call += ["--federation-config", f"num-supernodes={clients}"]
+        done = subprocess.run(
+            call, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+        )
+        end = time.monotonic() + 30
+        while not wait_for.exists() and time.monotonic() < end:
+            time.sleep(0.5)
+        return done.stdout + done.stderr
+
+    yield run
+    stop_superlink(home)
+
+
+@pytest.fixture
+def engine(quick, flower, tmp_path):
+    """Return a function that runs the experiment on an engine and returns the run's folder."""
+
+    def on(name: str, **options) -> Path:
+        keys = SAME | options
+        if name != "local":
+            pytest.importorskip("ray", reason=f"{name} needs ray: pip install 'fedsam[{name}]'")
+        if name != "flower":
+            return quick(**keys, engine=name).folder
+        if not FLWR.exists():
+            pytest.skip("Flower's commands are not beside this Python")
+        out = tmp_path / "flower"
+        settings = {key.replace("_", "-"): value for key, value in keys.items()}
+        log = flower(settings | {"out": str(out)}, SAME["clients"], out / "summary.json")
+        assert (out / "summary.json").exists(), log[-4000:]
+        return out
+
+    return on
+
+
+def rounds(folder: Path) -> list[dict]:
+    """Return the lines of metrics.jsonl without what the clock says."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def vector(path: Path) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in load_file(path).values()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", ["fedavg", "scaffold"])
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance"),
+    [
+        ("local", {"threads": 2}, 0),
+        ("local", {"cohort": "slots"}, 1e-6),
+        ("ray", {"workers": 1}, 0),
+        ("ray", {"workers": 2}, 0),
+        ("flower", {}, 0),
+    ],
+    ids=["local-2-threads", "local-slots", "ray-1-actor", "ray-2-actors", "flower"],
+)
+def test_every_engine_trains_the_same_clients_to_the_same_model(
+    engine, name, options, tolerance, client
+):
+    """FedASAM and ASAM on SCAFFOLD, momentum, SWA; to the byte, or a cohort to 1e-6 of the norm."""
+    momentum = 0.9 if client == "fedavg" else 0.0
+    axes = {"client": client, "momentum": momentum}
+    mine, local = engine(name, **axes, **options), engine("local", **axes, threads=1)
+    ours, theirs = rounds(mine), rounds(local)
+    for key in ("clients", "accuracy"):
+        assert [line.get(key) for line in ours] == [line.get(key) for line in theirs]
+    if not tolerance:
+        assert ours == theirs
+    for file in MODELS:
+        if not tolerance:
+            assert (mine / file).read_bytes() == (local / file).read_bytes()
+        assert (vector(mine / file) - vector(local / file)).norm() <= (
+            tolerance * vector(local / file).norm()
+        )
+    assert len({tuple(line["clients"]) for line in theirs[1:]}) > 1
+    assert theirs[-1]["accuracy"] > (0.5 if client == "fedavg" else 0.12)
+    assert len({(local / file).read_bytes() for file in MODELS}) == 2
