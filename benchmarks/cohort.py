@@ -23,13 +23,13 @@ import torch
 from local import random_images
 from torch.func import grad_and_value, vmap
 
-from fedsam.cohort import Slots, Vmapped
 from fedsam.config import Config, resolve
 from fedsam.data import datasets
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, cores, on_device
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_gradients, new_strategy, new_trainer
+from fedsam.gradients import Slots, Vmapped
 from fedsam.rounds import play
 from fedsam.running import new_crew, sampling
 from fedsam.together import run_together

@@ -13,7 +13,6 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsam import loader
-from fedsam.cohort import Slots, Vmapped
 from fedsam.config import Config
 from fedsam.data import datasets
 from fedsam.data.datasets import Dataset
@@ -23,6 +22,7 @@ from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
 from fedsam.engines.crew import cores
 from fedsam.errors import UsageError, nearest
+from fedsam.gradients import Slots, Vmapped
 from fedsam.randomness import global_streams, numpy_generator
 from fedsam.trainer import Trainer
 from fedsam.training import Method

@@ -16,10 +16,11 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch.profiler import ProfilerActivity
 
-from fedsam.cohort import Program, Slots, Vmapped
+from fedsam.cohort import Program
 from fedsam.data.images import Images
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
+from fedsam.gradients import Slots, Vmapped
 from fedsam.replica import Replica
 from fedsam.rounds import Round
 from fedsam.rundir import RunDir

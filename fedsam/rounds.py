@@ -116,23 +116,11 @@ def play(
         answers = cohort.send_and_receive(messages, timeout=timeout)
         replies = usable(answers, nodes, layout, number)
         kept = {nodes[reply.metadata.src_node_id] for reply in replies}
-        if not replies:
-            raise TrainingError(
-                f"round {number}: no client returned a finite update; the model of the round "
-                "before is kept (a smaller --lr or --rho may help)"
-            )
         if exchange is not None:
             exchange.fold(replies)
         with global_streams(seed, "strategy", number, 1):
             new, metrics = strategy.aggregate_train(number, replies)
-        if new is None:
-            raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
-        arrays = VectorRecord(layout, wire.state_of(new, layout))
-        if not bool(torch.isfinite(element_sum(arrays))):
-            raise TrainingError(
-                f"round {number}: the strategy's average is not finite; the model of the round "
-                "before is kept"
-            )
+        arrays = _sound(new, layout, number)
         left_out = [client for client in clients if client not in kept]
         seconds = time.perf_counter() - begin
         yield Round(number, clients, arrays, _scalars(metrics), left_out, seconds)
@@ -141,7 +129,13 @@ def play(
 def usable(
     answers: Iterable[Message], nodes: Mapping[int, int], layout: wire.Layout, number: int
 ) -> list[Message]:
-    """Return the replies that may be averaged, by ascending client; warn of each other one."""
+    """Return the replies that may be averaged, by ascending client; warn of each other one.
+
+    Raises
+    ------
+    TrainingError
+        If there is none.
+    """
     replies = sorted(answers, key=lambda reply: nodes[reply.metadata.src_node_id])
     whole = [reply for reply in replies if not reply.has_error()]
     # one look at the device for the whole cohort: a GPU is waited for only once
@@ -158,7 +152,25 @@ def usable(
             log.warning("round %d: client %d failed: %s", number, client, reply.error.reason)
         elif id(reply) not in kept:
             log.warning("round %d: client %d left out: its update is not finite", number, client)
+    if not good:
+        raise TrainingError(
+            f"round {number}: no client returned a finite update; the model of the round "
+            "before is kept (a smaller --lr or --rho may help)"
+        )
     return good
+
+
+def _sound(new: ArrayRecord | None, layout: wire.Layout, number: int) -> VectorRecord:
+    """Return what the strategy made, if it is a model."""
+    if new is None:
+        raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
+    arrays = VectorRecord(layout, wire.state_of(new, layout))
+    if not bool(torch.isfinite(element_sum(arrays))):
+        raise TrainingError(
+            f"round {number}: the strategy's average is not finite; the model of the round "
+            "before is kept"
+        )
+    return arrays
 
 
 def element_sum(record: ArrayRecord) -> Tensor:

@@ -23,6 +23,7 @@ ORDER = [
     ["strategies"],
     ["fedsam.wire"],
     ["fedsam.cohort"],
+    ["fedsam.gradients"],
     ["fedsam.trainer"],
     ["clients"],
     ["fedsam.training"],

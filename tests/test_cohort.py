@@ -14,10 +14,11 @@ from clients.minimizers.lookbehind import Lookbehind
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from fedsam import loader
-from fedsam.cohort import Program, Slots, Vmapped, replies, stacked, why_not
+from fedsam.cohort import Program, replies, stacked, why_not
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
+from fedsam.gradients import Slots, Vmapped
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job, Trainer
 from fedsam.training import Method

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fedsam.cohort import Program, Slots, Vmapped, replies, why_not
+from fedsam.cohort import Program, replies, why_not
 from fedsam.data.plan import Plan
 from fedsam.engines.crew import Crew
+from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
 
 log = logging.getLogger("fedsam")

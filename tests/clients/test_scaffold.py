@@ -9,12 +9,12 @@ from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam import wire
-from fedsam.cohort import Slots, Vmapped
 from fedsam.data.plan import Work
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.exchange import Exchange
+from fedsam.gradients import Slots, Vmapped
 from fedsam.rounds import play
 from fedsam.training import Method
 from fedsam.wire import VectorRecord

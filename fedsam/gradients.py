@@ -1,0 +1,118 @@
+"""The gradients of K models on K mini-batches: one backward pass each, or one for all."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from fedsam.data.images import Batch
+from fedsam.replica import precision
+from fedsam.trainer import Trainer
+from fedsam.training import mean_loss
+
+
+class Gradients(Protocol):
+    """The losses and gradients of K models on K mini-batches."""
+
+    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        ...
+
+
+class Slots:
+    """One ordinary backward pass a client; on a GPU each on its own stream.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Model and task.
+    clients : int
+        K.
+    """
+
+    def __init__(self, trainer: Trainer, clients: int) -> None:
+        self.task = trainer.task
+        self.replicas = [trainer.new_replica() for _ in range(clients)]
+        for replica in self.replicas:
+            replica.module.train()
+        on_gpu = trainer.layout.device.type == "cuda"
+        self.streams = [torch.cuda.Stream() for _ in range(clients)] if on_gpu else []
+
+    def load(self, states: Tensor) -> None:
+        """Set the models to ``states`` (K, S)."""
+        for replica, state in zip(self.replicas, states, strict=True):
+            replica.load(state)
+
+    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        done = []
+        here = torch.cuda.current_stream() if self.streams else None
+        for k, replica in enumerate(self.replicas):
+            mine = client_of(batch, k)
+
+            def loss(output: Tensor, mine: Batch = mine) -> Tensor:
+                return mean_loss(self.task, output, mine)
+
+            if here is None:
+                done.append(replica.gradient(w[k], mine.images, loss))
+                continue
+            self.streams[k].wait_stream(here)
+            with torch.cuda.stream(self.streams[k]):
+                done.append(replica.gradient(w[k], mine.images, loss))
+        for stream in self.streams:
+            torch.cuda.current_stream().wait_stream(stream)
+        losses, gradients = zip(*done, strict=True)
+        return torch.stack(losses), torch.stack(gradients)
+
+
+class Vmapped:
+    """One backward pass for all clients: vmap turns it into batched matrix products.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Model and task.
+    clients : int
+        K.
+    """
+
+    def __init__(self, trainer: Trainer, clients: int) -> None:
+        self.task = trainer.task
+        self.layout = trainer.layout
+        self.bf16 = trainer.bf16
+        self.module = trainer.new_module().train()
+        self.carried: dict[str, Tensor] = {}
+        self._gradients = vmap(grad_and_value(self._loss))
+
+    def load(self, states: Tensor) -> None:
+        """Set the values that are carried to those of ``states`` (K, S)."""
+        trainable = {entry.name for entry in self.layout.parameters}
+        shared = {entry.offset for entry in self.layout.parameters}
+        self.carried = {
+            entry.name: entry.read(states)
+            for entry in self.layout.entries
+            if entry.name not in trainable and entry.offset not in shared
+        }
+
+    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        parameters = {entry.name: entry.view(w) for entry in self.layout.parameters}
+        parts = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        by_name, losses = self._gradients(parameters, self.carried, parts)
+        flats = [entry.flat(by_name[entry.name]) for entry in self.layout.parameters]
+        return losses, torch.cat(flats, -1)
+
+    def _loss(
+        self, parameters: dict[str, Tensor], carried: dict[str, Tensor], parts: dict[str, Tensor]
+    ) -> Tensor:
+        batch = Batch(**parts)
+        with precision(self.layout.device, self.bf16):
+            output = functional_call(self.module, {**parameters, **carried}, (batch.images,))
+        return mean_loss(self.task, output.to(self.layout.dtype), batch)
+
+
+def client_of(batch: Batch, k: int) -> Batch:
+    """Return the mini-batch of client ``k`` of a cohort's."""
+    parts = {name: v[k] if isinstance(v, Tensor) else v for name, v in vars(batch).items()}
+    return Batch(**parts)
