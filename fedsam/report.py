@@ -1,0 +1,60 @@
+"""``python -m fedsam.report RUN...``: tables and figures of finished runs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsam.errors import UsageError
+from fedsam.simulate import Parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 2 for wrong input."""
+    parser = Parser(prog="python -m fedsam.report", description="Tables and figures of runs.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished runs, or folders that hold such"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder for the files (default: report)"
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        help="accuracy in [0, 1]: runs.csv says when each run reached it first",
+    )
+    try:
+        given = parser.parse_args(arguments)
+        if given.target is not None and not 0 <= given.target <= 1:
+            raise UsageError(f"--target {given.target:g}: must lie in [0, 1]")
+        write(given.runs, given.out, given.target)
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
+    """Print the table of runs, and write table.md, table.tex, runs.csv and the figures."""
+    from rich.console import Console
+
+    from fedsam import tables
+    from fedsam.figures import draw_all
+    from fedsam.results import Grid, load_all
+
+    grid = Grid(load_all(paths))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made: {error.strerror}") from error
+    (out / "table.md").write_text(tables.markdown(grid))
+    (out / "table.tex").write_text(tables.latex(grid))
+    (out / "runs.csv").write_text(tables.comma_separated(grid, target))
+    pictures = draw_all(grid, out)
+    console = Console()
+    console.print(tables.terminal(grid))
+    names = ", ".join(["table.md", "table.tex", "runs.csv", *(path.name for path in pictures)])
+    console.print(f"{len(grid.runs)} runs; {names} in {out}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Finished runs, read back from their folders and gathered into a table of methods x settings."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fedsam.config import Config, resolve
+from fedsam.errors import UsageError
+
+COLUMNS = ("dataset", "alpha", "clients_per_round")  # a table's columns, where they differ
+# what may differ between runs of one cell: the seed, and how and where it was computed
+APART = frozenset(
+    [
+        *("algorithm", "swa", "average"),  # these are the method's name
+        *("seed", "out", "data_root", "device", "engine", "cohort", "threads", "workers"),
+        *("ray_address", "gpus_per_worker", "quiet", "profile", "trace"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    config : Config
+        What was run.
+    lines : list of dict
+        metrics.jsonl.
+    summary : dict
+        summary.json.
+    """
+
+    path: Path
+    config: Config
+    lines: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The algorithm's name, with the average around it."""
+        average = self.config.averaging
+        return self.config.algorithm + ("" if average == "none" else f" + {average}")
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of the last 100 rounds' evaluations, in [0, 1]; NaN without one."""
+        value = self.summary["final_accuracy"]
+        return math.nan if value is None else float(value)
+
+    def curve(self, name: str) -> dict[int, float]:
+        """Return a metric by round, where it was measured."""
+        return {line["round"]: line[name] for line in self.lines if line.get(name) is not None}
+
+    def reaches(self, target: float) -> tuple[int, float] | None:
+        """Return rounds and training seconds to the first evaluation at ``target``, if any."""
+        seconds = 0.0
+        for line in self.lines:
+            seconds += line.get("seconds") or 0.0
+            if (line.get("accuracy") or 0.0) >= target:
+                return line["round"], seconds
+        return None
+
+
+def load(path: Path) -> Run:
+    """Read the folder of one run.
+
+    Raises
+    ------
+    UsageError
+        If it is no folder of a finished run.
+    """
+    try:
+        summary = json.loads((path / "summary.json").read_text())
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return Run(path, resolve({}, path / "config.yaml"), lines, summary)
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise UsageError(f"{path}: no finished run: it has no {name}") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}: damaged: {error}") from error
+
+
+def load_all(paths: Sequence[Path]) -> list[Run]:
+    """Read runs, and all finished runs below other folders.
+
+    Raises
+    ------
+    UsageError
+        If a path holds none.
+    """
+    runs = []
+    for path in paths:
+        folders = [path] if (path / "config.yaml").exists() else _finished_below(path)
+        if not folders:
+            raise UsageError(f"{path}: no finished run in it")
+        runs += [load(folder) for folder in folders]
+    return runs
+
+
+def _finished_below(path: Path) -> list[Path]:
+    return sorted(summary.parent for summary in path.rglob("summary.json"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in their seed alone."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of their accuracies, in [0, 1]."""
+        return mean(run.accuracy for run in self.runs)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of their accuracies; None for a single run."""
+        return stdev(run.accuracy for run in self.runs) if len(self.runs) > 1 else None
+
+
+class Grid:
+    """Methods in rows, settings in columns.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        In any order; rows and columns are sorted.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = list(runs)
+
+    @cached_property
+    def column_keys(self) -> tuple[str, ...]:
+        """The config keys that make a column."""
+        return tuple(key for key in COLUMNS if len({getattr(r.config, key) for r in self.runs}) > 1)
+
+    @cached_property
+    def row_keys(self) -> tuple[str, ...]:
+        """Further keys in which runs of one method and setting differ: they part rows."""
+        places: dict[Any, list[Run]] = {}
+        for run in self.runs:
+            places.setdefault((run.method, self.column(run)), []).append(run)
+        keys = [k for k in Config.model_fields if k not in APART and k not in self.column_keys]
+        return tuple(
+            key
+            for key in keys
+            if any(_distinct(getattr(r.config, key) for r in runs) > 1 for runs in places.values())
+        )
+
+    def column(self, run: Run) -> tuple[Any, ...]:
+        """Return the column that a run is in."""
+        return tuple(getattr(run.config, key) for key in self.column_keys)
+
+    def row(self, run: Run) -> str:
+        """Return the row that a run is in."""
+        more = (f"{key} {getattr(run.config, key)}" for key in self.row_keys)
+        return ", ".join([run.method, *more])
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, tuple[Any, ...]], Cell]:
+        """Every cell that has runs."""
+        found: dict[tuple[str, tuple[Any, ...]], list[Run]] = {}
+        for run in sorted(self.runs, key=lambda run: run.config.seed):
+            found.setdefault((self.row(run), self.column(run)), []).append(run)
+        return {place: Cell(tuple(runs)) for place, runs in found.items()}
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows' names."""
+        return sorted({row for row, _ in self.cells}, key=lambda row: (row.count("+"), row))
+
+    @property
+    def columns(self) -> list[tuple[Any, ...]]:
+        """The columns, as values of ``column_keys``."""
+        return sorted({column for _, column in self.cells})
+
+    def best(self, column: tuple[Any, ...]) -> set[str]:
+        """Return the rows with the best mean of a column, as it is printed."""
+        means = {
+            row: self.cells[row, column].mean for row in self.rows if (row, column) in self.cells
+        }
+        shown = {row: f"{100 * value:.2f}" for row, value in means.items() if not math.isnan(value)}
+        top = max(shown.values(), key=float, default="")
+        return {row for row, value in shown.items() if value == top}
+
+    def title(self, column: tuple[Any, ...]) -> str:
+        """Return the heading of a column."""
+        pairs = zip(self.column_keys, column, strict=True)
+        words = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in pairs]
+        return ", ".join(words) or "accuracy"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _distinct(values: Iterable[Any]) -> int:
+    return len({repr(value) for value in values})

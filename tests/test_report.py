@@ -1,0 +1,170 @@
+"""Tables and figures of runs: the numbers by hand, what makes a row, real files, errors."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedsam import tables
+from fedsam.config import dump, resolve
+from fedsam.errors import UsageError
+from fedsam.figures import over_seeds
+from fedsam.report import main
+from fedsam.results import Grid, load_all
+
+
+def write_run(folder: Path, accuracies: list[float], **given) -> Path:
+    """Write a finished run whose rounds 10, 20, ... had these accuracies, a second a round."""
+    folder.mkdir(parents=True)
+    rounds = 10 * len(accuracies)
+    config = resolve({"rounds": rounds} | given)
+    (folder / "config.yaml").write_text(dump(config))
+    at = dict(zip(range(10, rounds + 1, 10), accuracies, strict=True))
+    lines = [{"round": 0, "accuracy": 0.1, "loss": 2.3}]
+    for number in range(1, rounds + 1):
+        line = {"round": number, "seconds": 1.0, "train_loss": 1.0}
+        lines.append(line | ({"accuracy": at[number], "loss": 1.0} if number in at else {}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {
+        "final_accuracy": sum(accuracies) / len(accuracies),
+        "last_accuracy": accuracies[-1],
+        "best_accuracy": max(accuracies),
+        "rounds": rounds,
+        "seconds": float(rounds),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """FedAvg with three seeds and FedASAM with one at alpha 0; FedAvg + SWA at alpha 0.5."""
+    folder = tmp_path / "runs"
+    for seed, accuracy in enumerate((0.40, 0.44, 0.48)):
+        write_run(folder / f"avg{seed}", [0.2, accuracy], seed=seed, alpha=0)
+    write_run(folder / "asam", [0.5, 0.6], algorithm="fedasam", alpha=0)
+    write_run(folder / "deep" / "swa", [0.9, 0.9], swa=True, alpha=0.5, threads=3)
+    return folder
+
+
+def test_cells_hold_mean_and_sample_deviation_over_seeds(runs):
+    grid = Grid(load_all([runs]))
+    assert grid.rows == ["fedasam", "fedavg", "fedavg + swa"]
+    assert grid.columns == [(0.0,), (0.5,)]
+    cell = grid.cells["fedavg", (0.0,)]
+    finals = [0.30, 0.32, 0.34]
+    assert [run.accuracy for run in cell.runs] == pytest.approx(finals)
+    assert cell.mean == pytest.approx(0.32)
+    assert cell.deviation == pytest.approx(math.sqrt((0.02**2 + 0.02**2) / 2))
+    assert grid.cells["fedasam", (0.0,)].deviation is None
+    assert grid.best((0.0,)) == {"fedasam"}
+
+
+def test_the_table_in_markdown_and_latex(runs):
+    grid = Grid(load_all([runs]))
+    lines = tables.markdown(grid).splitlines()
+    assert lines[:5] == [
+        "| method | alpha 0 | alpha 0.5 |",
+        "| --- | ---: | ---: |",
+        "| fedasam | **55.00** | - |",
+        "| fedavg | 32.00 ± 2.00 | - |",
+        "| fedavg + swa | - | **90.00** |",
+    ]
+    latex = tables.latex(grid)
+    assert r"fedavg & 32.00 $\pm$ 2.00 & - \\" in latex
+    assert r"fedavg + swa & - & \textbf{90.00} \\" in latex
+    assert latex.count(r"\\") == 4
+
+
+def test_equal_bests_are_all_bold(tmp_path):
+    for name in ("fedavg", "fedasam"):
+        write_run(tmp_path / "runs" / name, [0.5], algorithm=name)
+    assert tables.markdown(Grid(load_all([tmp_path / "runs"]))).count("**50.00**") == 2
+
+
+def test_what_else_differs_parts_the_rows_of_a_cell_but_not_of_different_columns(tmp_path):
+    folder = tmp_path / "runs"
+    write_run(folder / "a", [0.1], algorithm="fedsam", alpha=0, rho=0.1)
+    write_run(folder / "b", [0.2], algorithm="fedsam", alpha=100, rho=0.02)  # as in the paper
+    assert Grid(load_all([folder])).rows == ["fedsam"]
+    write_run(folder / "c", [0.3], algorithm="fedsam", alpha=0, rho=0.5)
+    rows = Grid(load_all([folder])).rows
+    assert rows == ["fedsam, rho 0.02", "fedsam, rho 0.1", "fedsam, rho 0.5"]
+
+
+def test_the_csv_has_a_line_a_run_and_says_when_a_target_was_reached(runs):
+    text = tables.comma_separated(Grid(load_all([runs])), target=0.44)
+    lines = {(r["method"], r["seed"]): r for r in csv.DictReader(io.StringIO(text))}
+    assert len(lines) == 5
+    assert lines["fedavg", "0"]["rounds_to_target"] == ""
+    assert lines["fedavg", "1"]["rounds_to_target"] == "20"
+    assert float(lines["fedavg", "1"]["seconds_to_target"]) == 20.0
+    assert lines["fedasam", "0"]["rounds_to_target"] == "10"
+    assert float(lines["fedavg", "2"]["final_accuracy"]) == pytest.approx(0.34)
+
+
+def test_curves_are_over_the_rounds_that_all_seeds_evaluated(tmp_path):
+    folder = tmp_path / "runs"
+    write_run(folder / "a", [0.2, 0.4, 0.6], seed=0, rounds=30)
+    write_run(folder / "b", [0.4, 0.6], seed=1, rounds=30)
+    (cell,) = Grid(load_all([folder])).cells.values()
+    rounds, middle, spread = over_seeds(cell, "accuracy")
+    assert rounds == [0, 10, 20]
+    assert middle == pytest.approx([0.1, 0.3, 0.5])
+    assert spread == pytest.approx([0.0, math.sqrt(0.02), math.sqrt(0.02)])
+
+
+def test_the_command_writes_every_file_from_real_runs(quick, tmp_path, capsys):
+    folders = [quick(alpha=alpha, seed=seed).folder for alpha in (0, 1) for seed in (0, 1)]
+    out = tmp_path / "report"
+    assert main([*map(str, folders), "--out", str(out), "--target", "0.01"]) == 0
+    assert "4 runs" in capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    pictures = {f"{n}.{e}" for n in ("accuracy", "loss", "alpha") for e in ("png", "pdf")}
+    assert names == {"table.md", "table.tex", "runs.csv"} | pictures
+    for path in out.glob("*.png"):
+        with Image.open(path) as image:
+            assert len(image.convert("L").getcolors()) > 20  # drawn, not blank
+    assert (out / "accuracy.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "summary.json").unlink(), "no finished run: it has no summary.json"),
+        (lambda run: (run / "summary.json").write_text("{"), "damaged"),
+        (lambda run: (run / "config.yaml").write_text("alpha: x"), "alpha"),
+    ],
+)
+def test_a_damaged_run_is_one_line(tmp_path, capsys, damage, message):
+    run = write_run(tmp_path / "run", [0.5])
+    damage(run)
+    assert main([str(run), "--out", str(tmp_path / "report")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no finished run in it"),
+        (["runs", "--target", "40"], "--target 40: must lie in [0, 1]"),
+        ([], "runs"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path):
+    with pytest.raises(UsageError, match="no finished run in it"):
+        load_all([tmp_path])
