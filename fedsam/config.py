@@ -260,7 +260,8 @@ def _locate(file: str | Path) -> Path:
     for path in (Path(file), CONFIGS / f"{file}.yaml", CONFIGS / file):
         if path.is_file():
             return path
-    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+    files = [p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps"]
+    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in files)
     hint = nearest(str(file), shipped) or f"; shipped ones: {', '.join(shipped)}"
     raise UsageError(f"--config {file}: no such file{hint}")
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from fedsam.results import Cell, Grid
 
 NOTE = (
-    "Accuracy in percent, mean of the last 100 rounds' evaluations; mean and deviation over seeds."
+    "Accuracy in percent, mean of the last 100 rounds' evaluations; mean and sample standard "
+    "deviation over seeds."
 )
 
 

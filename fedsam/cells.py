@@ -1,0 +1,145 @@
+"""The cells of a sweep: a grid over config keys, each cell a run in a process of its own."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsam.config import CONFIGS, Config, dump, resolve
+from fedsam.errors import UsageError, nearest
+from fedsam.loader import ROOT
+
+# what may change between two starts of one sweep: how and where it is computed, not what
+FREE = (
+    *("out", "quiet", "data_root", "device", "threads", "workers", "engine", "ray_address"),
+    *("gpus_per_worker", "profile", "trace"),
+)
+
+
+class When(BaseModel):
+    """Keys of the cells that match all of ``if``."""
+
+    model_config = ConfigDict(extra="forbid")
+    match: dict[str, Any] = Field(alias="if")
+    set: dict[str, Any]
+
+
+class Sweep(BaseModel):
+    """A sweep's file.
+
+    Attributes
+    ----------
+    config : str
+        A run's YAML file, or a shipped one's name, that all cells start from.
+    set : dict
+        Keys of every cell.
+    grid : dict
+        From a key to its values; a cell is one of each.
+    when : list of When
+        Keys of some cells; a later entry stands before an earlier one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    config: str = ""
+    set: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = Field(min_length=1)
+    when: list[When] = []
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its name, its folder, its config."""
+
+    name: str
+    folder: Path
+    config: Config
+
+    def done(self) -> bool:
+        """Return whether the run is finished.
+
+        Raises
+        ------
+        UsageError
+            If its folder holds a run with another config.
+        """
+        if not (self.folder / "summary.json").exists():
+            return False
+        before = resolve({}, self.folder / "config.yaml").model_dump()
+        for key, value in self.config.model_dump().items():
+            if key not in FREE and before[key] != value:
+                raise UsageError(
+                    f"{self.folder}: was run with {key} {before[key]!r}, not {value!r}; "
+                    "give another --out"
+                )
+        return True
+
+    def run(self) -> str:
+        """Run it to its end in a process of its own; return its last words if it failed, else "".
+
+        What an interrupted start left of it is removed before.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        wanted = self.folder.parent / f"{self.name}.yaml"  # beside: the run makes its folder
+        wanted.write_text(dump(self.config.model_copy(update={"out": str(self.folder)})))
+        call = [sys.executable, "-m", "fedsam.simulate", "--config", str(wanted), "--quiet"]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            wanted.unlink()
+            return ""
+        (self.folder.parent / f"{self.name}.log").write_text(done.stdout + done.stderr)
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        return lines[-1]
+
+
+def read(path: str) -> Sweep:
+    """Return a sweep's file; ``path`` may be the name of one in ``configs/sweeps``.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it is wrong; one line.
+    """
+    places = [Path(path), ROOT / path, CONFIGS / "sweeps" / f"{path}.yaml"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))
+        raise UsageError(f"{path}: no such sweep{nearest(path, names)}; have {', '.join(names)}")
+    try:
+        return Sweep.model_validate(yaml.safe_load(file.read_text()) or {})
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(f"{file}: {where}: {first['msg']}") from error
+
+
+def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[Cell]:
+    """Return the cells of a sweep; ``given`` are keys that stand before all in its file.
+
+    Raises
+    ------
+    UsageError
+        If a cell's config is wrong, or ``given`` holds a key of the grid.
+    """
+    twice = sorted(set(given) & set(sweep.grid))
+    if twice:
+        raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
+    cells = []
+    for values in itertools.product(*sweep.grid.values()):
+        place = dict(zip(sweep.grid, values, strict=True))
+        keys = sweep.set | place
+        for when in sweep.when:
+            if when.match.items() <= place.items():
+                keys |= when.set
+        name = ",".join(f"{key}={value}".replace("/", "-") for key, value in place.items())
+        cells.append(Cell(name, out / name, resolve(keys | dict(given), sweep.config)))
+    return cells

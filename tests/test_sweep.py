@@ -1,0 +1,180 @@
+"""Sweeps: which cells a file means, and what happens when they run, fail, and are started again."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from fedsam.cells import Sweep, cells_of, read
+from fedsam.config import CONFIGS
+from fedsam.errors import UsageError
+from fedsam.sweep import main
+
+SMALL = {"rounds": 2, "clients": 20, "clients_per_round": 5, "device": "cpu", "eval_every": 1}
+
+
+def write(path, **keys):
+    path.write_text(yaml.safe_dump(keys, sort_keys=False))
+    return str(path)
+
+
+def finished(folder):
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+
+
+def test_cells_are_the_product_and_later_keys_stand_before_earlier_ones(tmp_path):
+    sweep = Sweep.model_validate(
+        {
+            "config": "paper/cifar10",
+            "set": {"rounds": 50, "rho": 0.3},
+            "grid": {"alpha": [0, 1], "algorithm": ["fedsam", "fedasam"]},
+            "when": [
+                {"if": {"alpha": 0}, "set": {"rho": 0.4}},
+                {"if": {"alpha": 0, "algorithm": "fedasam"}, "set": {"rho": 0.5, "lr": 0.2}},
+            ],
+        }
+    )
+    cells = {cell.name: cell.config for cell in cells_of(sweep, tmp_path, {"rounds": 7})}
+    found = {name: (c.rho, c.lr, c.rounds, c.dataset) for name, c in cells.items()}
+    assert found == {
+        "alpha=0,algorithm=fedsam": (0.4, 0.01, 7, "cifar10"),
+        "alpha=0,algorithm=fedasam": (0.5, 0.2, 7, "cifar10"),
+        "alpha=1,algorithm=fedsam": (0.3, 0.01, 7, "cifar10"),
+        "alpha=1,algorithm=fedasam": (0.3, 0.01, 7, "cifar10"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "radii"),
+    [
+        (
+            "paper-cifar10",
+            {
+                ("fedsam", 0.0): 0.1,
+                ("fedsam", 0.05): 0.1,
+                ("fedsam", 100.0): 0.02,
+                ("fedasam", 0.0): 0.7,
+                ("fedasam", 0.05): 0.7,
+                ("fedasam", 100.0): 0.05,
+            },
+        ),
+        (
+            "paper-cifar100",
+            {
+                ("fedsam", 0.0): 0.02,
+                ("fedsam", 0.5): 0.05,
+                ("fedsam", 1000.0): 0.05,
+                ("fedasam", 0.0): 0.5,
+                ("fedasam", 0.5): 0.5,
+                ("fedasam", 1000.0): 0.5,
+            },
+        ),
+    ],
+)
+def test_the_papers_tables_have_the_papers_settings(tmp_path, name, radii):
+    configs = [cell.config for cell in cells_of(read(name), tmp_path, {})]
+    assert len(configs) == 6 * 3 * 3 * 3
+    assert len({(c.algorithm, c.swa) for c in configs}) == 6
+    for c in configs:
+        if c.algorithm != "fedavg":
+            assert c.rho == radii[c.algorithm, c.alpha]
+        if c.algorithm == "fedasam":
+            assert c.eta == 0.2
+    assert {c.rounds for c in configs} == {10_000 if name == "paper-cifar10" else 20_000}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("sweeps/*.yaml")), ids=lambda p: p.stem)
+def test_shipped_sweeps_are_right(tmp_path, path):
+    assert cells_of(read(path.stem), tmp_path, {"rounds": 20})
+
+
+def test_a_sweep_runs_reports_and_goes_on_where_it_was(tmp_path, capsys):
+    grid = {"alpha": [0.5, 1], "algorithm": ["fedavg", "fedasam"]}
+    file, out = write(tmp_path / "s.yaml", set=SMALL, grid=grid), tmp_path / "out"
+    assert main([file, "--out", str(out), "--parallel", "2"]) == 0
+    first = finished(out)
+    assert len(first) == 4
+    assert "alpha 0.5" in (out / "report" / "table.md").read_text()
+    with (out / "report" / "runs.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 4
+
+    gone = "alpha=0.5,algorithm=fedasam"
+    (out / gone / "summary.json").unlink()  # as a kill leaves it
+    capsys.readouterr()
+    assert main([file, "--out", str(out)]) == 0
+    assert "4 cells, 3 done before" in capsys.readouterr().out
+    again = finished(out)
+    assert {name for name in again if again[name] != first[name]} == {gone}
+
+    assert main([file, "--out", str(out), "--rounds", "3"]) == 2
+    assert "was run with rounds 2, not 3; give another --out" in capsys.readouterr().err
+    assert main([file, "--out", str(out), "--threads", "1"]) == 0  # how, not what
+
+
+def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
+    file = write(
+        tmp_path / "s.yaml",
+        set=SMALL,
+        grid={"seed": [0, 1, 2]},
+        when=[{"if": {"seed": 1}, "set": {"lr": 1e30}}],
+    )
+    out = tmp_path / "out"
+    assert main([file, "--out", str(out)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "failed: seed=1: fedsam: training stopped: round 1: no client returned" in said
+    assert "training stopped" in (out / "seed=1.log").read_text()
+    assert {"seed=0", "seed=2"} <= set(finished(out))
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    file = write(tmp_path / "s.yaml", set=SMALL | {"rounds": 30}, grid={"seed": list(range(4))})
+    out = tmp_path / "out"
+    call = [sys.executable, "-m", "fedsam.sweep", file, "--out", str(out)]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 60
+    while not finished(out) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    before = finished(out)
+    assert 1 <= len(before) < 4
+    assert subprocess.run(call, check=False).returncode == 0
+    after = finished(out)
+    assert len(after) == 4
+    assert all(after[name] == before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("keys", "arguments", "message"),
+    [
+        ({"grid": {"alpa": [1]}}, [], "--alpa: no such key (did you mean 'alpha'?)"),
+        ({"grid": {"alpha": [-1]}}, [], "--alpha"),
+        ({"grid": {"alpha": 1}}, [], "grid.alpha: Input should be a valid list"),
+        ({"set": {"rounds": 3}}, [], "grid: Field required"),
+        ({"grid": {"seed": [0]}, "gird": 1}, [], "gird: Extra inputs are not permitted"),
+        ({"grid": {"seed": [0]}}, ["--seed", "1"], "--seed: is a key of the sweep's grid"),
+        ({"grid": {"seed": [0]}}, ["--parallel", "0"], "--parallel 0: must be at least 1"),
+        ({"grid": {"seed": [0]}}, ["--config", "digits"], "--config: a sweep names its own"),
+        ({"grid": {"seed": [0]}}, ["--rouns", "1"], "--rouns"),
+    ],
+)
+def test_mistakes_are_one_line_and_start_nothing(tmp_path, capsys, keys, arguments, message):
+    file = write(tmp_path / "s.yaml", **keys)
+    assert main([file, "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_sweep_is_told_the_nearest(tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'heterogeneity'"):
+        read("heterogenity")
