@@ -9,8 +9,8 @@ from torch import Tensor
 SHOWN = 100  # clients in the picture of a partition
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw test accuracy, and test and train loss, over the rounds of metrics.jsonl's ``lines``."""
+def curves_of(lines: Sequence[dict[str, Any]]) -> Any:
+    """Return a figure of test accuracy, and test and train loss, over metrics.jsonl's rounds."""
     from matplotlib.figure import Figure  # a second of import that only this needs
 
     tests = [line for line in lines if "accuracy" in line]
@@ -34,7 +34,12 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the figure of ``curves_of`` as a PNG."""
+    curves_of(lines).savefig(path, dpi=120)
 
 
 def draw_partition(counts: Tensor, path: Path) -> None:

@@ -33,15 +33,15 @@ class Run:
         Its folder.
     config : Config
         What was run.
-    lines : list of dict
-        metrics.jsonl.
+    metrics : list of dict
+        metrics.jsonl, a row a round: ``pandas.DataFrame(run.metrics)`` is a table.
     summary : dict
         summary.json.
     """
 
     path: Path
     config: Config
-    lines: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
     summary: dict[str, Any]
 
     @property
@@ -56,14 +56,30 @@ class Run:
         value = self.summary["final_accuracy"]
         return math.nan if value is None else float(value)
 
+    def plot(self) -> Any:
+        """Return a matplotlib figure of accuracy and loss over rounds."""
+        from fedsam.plots import curves_of
+
+        return curves_of(self.metrics)
+
+    def model(self) -> Any:
+        """Return the network that was evaluated, on the CPU and in eval mode."""
+        from safetensors.torch import load_file
+
+        from fedsam.experiment import load_dataset, new_model
+
+        module = new_model(self.config, load_dataset(self.config))
+        module.load_state_dict(load_file(self.path / "model.safetensors"))
+        return module.eval()
+
     def curve(self, name: str) -> dict[int, float]:
         """Return a metric by round, where it was measured."""
-        return {line["round"]: line[name] for line in self.lines if line.get(name) is not None}
+        return {line["round"]: line[name] for line in self.metrics if line.get(name) is not None}
 
     def reaches(self, target: float) -> tuple[int, float] | None:
         """Return rounds and training seconds to the first evaluation at ``target``, if any."""
         seconds = 0.0
-        for line in self.lines:
+        for line in self.metrics:
             seconds += line.get("seconds") or 0.0
             if (line.get("accuracy") or 0.0) >= target:
                 return line["round"], seconds

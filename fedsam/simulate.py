@@ -3,10 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_origin
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedsam.config import Config, resolve
 from fedsam.errors import TrainingError, UsageError, flag, nearest
+
+if TYPE_CHECKING:
+    from fedsam.results import Run
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +96,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     return 0
 
+
+class _Command(ModuleType):
+    """The module is its command: ``fedsam.simulate(alpha=0.05)`` runs one as well."""
+
+    def __call__(self, config: str = "", **keys: Any) -> "Run":
+        """Run an experiment, and return what it left.
+
+        Parameters
+        ----------
+        config : str
+            A YAML file, or the name of a shipped one.
+        **keys
+            Config keys: what the flags are called, with underscores.
+
+        Raises
+        ------
+        UsageError
+            If a key is wrong, or asks for what there is not.
+        TrainingError
+            If no client's update can be used any more.
+        """
+        from fedsam.progress import Progress
+        from fedsam.results import load
+        from fedsam.running import run
+
+        resolved = resolve(keys, config)
+        with Progress(resolved) as progress:
+            return load(run(resolved, progress.update).folder)
+
+
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     sys.exit(main())

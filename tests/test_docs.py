@@ -34,6 +34,14 @@ def test_every_example_of_the_extension_page_runs(tmp_path, monkeypatch, argumen
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_the_example_from_python_in_the_readme_runs(tmp_path, monkeypatch):
+    code = next(block for block in blocks(README, "python") if "import fedsam" in block)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code.replace("rounds=300", "rounds=3, quiet=True"), "README.md", "exec"), names)
+    assert len(names["run"].metrics) == 4
+
+
 def test_the_example_of_several_runs_at_once_runs(tmp_path, monkeypatch, capsys):
     (code,) = blocks((ROOT / "docs" / "cohort.md").read_text(), "python")
     monkeypatch.chdir(tmp_path)
