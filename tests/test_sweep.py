@@ -93,6 +93,7 @@ def test_shipped_sweeps_are_right(tmp_path, path):
     assert cells_of(read(path.stem), tmp_path, {"rounds": 20})
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_reports_and_goes_on_where_it_was(tmp_path, capsys):
     grid = {"alpha": [0.5, 1], "algorithm": ["fedavg", "fedasam"]}
     file, out = write(tmp_path / "s.yaml", set=SMALL, grid=grid), tmp_path / "out"
@@ -116,6 +117,7 @@ def test_a_sweep_runs_reports_and_goes_on_where_it_was(tmp_path, capsys):
     assert main([file, "--out", str(out), "--threads", "1"]) == 0  # how, not what
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
     file = write(
         tmp_path / "s.yaml",

@@ -41,6 +41,7 @@ def configs_in(folder, **more):
     return [quick_config(folder / str(n), **AXES, **given, **more) for n, given in enumerate(RUNS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cohort", ["off", "slots", "vmap"])
 def test_each_run_is_what_it_is_alone(tmp_path, cohort):
     together = run_together(configs_in(tmp_path / "together", cohort=cohort))
