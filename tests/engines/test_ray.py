@@ -64,26 +64,26 @@ def kill(*pids: int) -> None:
             continue
 
 
-def test_a_killed_actor_changes_no_byte(quick, caplog):
+def test_a_killed_actor_changes_no_byte(quick, tmp_path, caplog):
     killed: list[int] = []
+    log = tmp_path / "ray" / "metrics.jsonl"
 
     def kill_twice():
-        for _ in range(2):
+        for lines in (4, 8):  # in mid-run: not while the actors are being started
             end = time.monotonic() + 60
             while time.monotonic() < end:
                 alive = [pid for pid in actors(os.getpid()) if pid not in killed]
-                if len(alive) == 2:
-                    time.sleep(0.3)
+                if alive and log.exists() and log.read_text().count("\n") >= lines:
                     os.kill(alive[0], signal.SIGKILL)
                     killed.append(alive[0])
                     break
-                time.sleep(0.05)
+                time.sleep(0.02)
 
     killer = threading.Thread(target=kill_twice)
     killer.start()
-    on_ray = quick(**LONGER, engine="ray", workers=2)
+    on_ray = quick(**LONGER, engine="ray", workers=2, out=tmp_path / "ray")
     killer.join()
-    assert killed
+    assert len(killed) == 2
     assert "a Ray actor died" in caplog.text
     assert model(on_ray) == model(quick(**LONGER))
 
