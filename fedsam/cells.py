@@ -12,15 +12,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsam.config import CONFIGS, Config, dump, resolve
+from fedsam.config import CONFIGS, HOW, Config, dump, resolve
 from fedsam.errors import UsageError, nearest
 from fedsam.loader import ROOT
-
-# what may change between two starts of one sweep: how and where it is computed, not what
-FREE = (
-    *("out", "quiet", "data_root", "device", "threads", "workers", "engine", "ray_address"),
-    *("gpus_per_worker", "profile", "trace"),
-)
+from fedsam.results import finished
 
 
 class When(BaseModel):
@@ -69,11 +64,11 @@ class Cell:
         UsageError
             If its folder holds a run with another config.
         """
-        if not (self.folder / "summary.json").exists():
+        if not finished(self.folder):
             return False
         before = resolve({}, self.folder / "config.yaml").model_dump()
         for key, value in self.config.model_dump().items():
-            if key not in FREE and before[key] != value:
+            if key not in HOW and before[key] != value:
                 raise UsageError(
                     f"{self.folder}: was run with {key} {before[key]!r}, not {value!r}; "
                     "give another --out"

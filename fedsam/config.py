@@ -12,6 +12,13 @@ from fedsam.errors import UsageError, flag, nearest
 from fedsam.loader import ROOT
 
 CONFIGS = ROOT / "configs"
+# how and where a run is computed, not what: its numbers are the same up to rounding
+HOW = frozenset(
+    [
+        *("out", "quiet", "data_root", "device", "engine", "cohort", "threads", "workers"),
+        *("ray_address", "gpus_per_worker", "profile", "trace"),
+    ]
+)
 
 
 def _options(value: Any) -> Any:

@@ -39,7 +39,7 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
 
     from fedsam import tables
     from fedsam.figures import draw_all
-    from fedsam.results import Grid, load_all
+    from fedsam.results import Grid, finished, folders_below, load_all
 
     grid = Grid(load_all(paths))
     try:
@@ -54,6 +54,8 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     console.print(tables.terminal(grid))
     names = ", ".join(["table.md", "table.tex", "runs.csv", *(path.name for path in pictures)])
     console.print(f"{len(grid.runs)} runs; {names} in {out}", highlight=False, soft_wrap=True)
+    if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
+        console.print(f"left out: {left_out} runs that are not finished", highlight=False)
 
 
 if __name__ == "__main__":

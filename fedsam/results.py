@@ -9,18 +9,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedsam.config import Config, resolve
+from fedsam.config import HOW, Config, resolve
 from fedsam.errors import UsageError
 
 COLUMNS = ("dataset", "alpha", "clients_per_round")  # a table's columns, where they differ
-# what may differ between runs of one cell: the seed, and how and where it was computed
-APART = frozenset(
-    [
-        *("algorithm", "swa", "average"),  # these are the method's name
-        *("seed", "out", "data_root", "device", "engine", "cohort", "threads", "workers"),
-        *("ray_address", "gpus_per_worker", "quiet", "profile", "trace"),
-    ]
-)
+# what may differ between runs of one cell; the last three are the method's name
+APART = HOW | {"seed", "algorithm", "swa", "average"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,9 @@ def load(path: Path) -> Run:
         If it is no folder of a finished run.
     """
     try:
-        summary = json.loads((path / "summary.json").read_text())
+        summary = _summary(path)
+        if not summary["finished"]:
+            raise UsageError(f"{path}: no finished run: {summary['ended']}")
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         return Run(path, resolve({}, path / "config.yaml"), lines, summary)
     except FileNotFoundError as error:
@@ -115,15 +111,32 @@ def load_all(paths: Sequence[Path]) -> list[Run]:
     """
     runs = []
     for path in paths:
-        folders = [path] if (path / "config.yaml").exists() else _finished_below(path)
-        if not folders:
+        if (path / "config.yaml").exists():
+            runs.append(load(path))
+            continue
+        below = [load(folder) for folder in folders_below(path) if finished(folder)]
+        if not below:
             raise UsageError(f"{path}: no finished run in it")
-        runs += [load(folder) for folder in folders]
+        runs += below
     return runs
 
 
-def _finished_below(path: Path) -> list[Path]:
-    return sorted(summary.parent for summary in path.rglob("summary.json"))
+def folders_below(path: Path) -> list[Path]:
+    """Return the folders of all runs below ``path``, finished or not."""
+    return sorted(config.parent for config in path.rglob("config.yaml"))
+
+
+def finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that went to its end."""
+    return (folder / "summary.json").exists() and _summary(folder)["finished"]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        read = json.loads((folder / "summary.json").read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{folder}: damaged summary.json: {error}") from error
+    return {"finished": False, "ended": "unknown"} | read
 
 
 @dataclass(frozen=True)

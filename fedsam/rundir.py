@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsam.config import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.errors import UsageError
+from fedsam.files import write_whole
 from fedsam.plots import draw_curves, draw_partition
 from fedsam.wire import VectorRecord
 
@@ -69,7 +70,9 @@ class RunDir:
         if "accuracy" in line or "round" in line:
             self.lines.append({k: v for k, v in clean.items() if k != "clients"})
 
-    def finish(self, evaluated: VectorRecord, trained: VectorRecord, reason: str) -> dict[str, Any]:
+    def finish(
+        self, evaluated: VectorRecord, trained: VectorRecord, reason: str, *, finished: bool
+    ) -> dict[str, Any]:
         """Write model, summary and curves; return the summary.
 
         Parameters
@@ -80,6 +83,8 @@ class RunDir:
             The global model; written beside the other where they differ.
         reason : str
             Why the run ended.
+        finished : bool
+            Whether that was its end, and not a failure or an interruption.
         """
         from safetensors.torch import save_file
 
@@ -91,8 +96,8 @@ class RunDir:
             tensors = record.layout.read(record.state)
             whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
             save_file(whole, self.path / f"{name}.safetensors")
-        summary = self.summary(evaluated.layout.trainable, reason)
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        summary = {"finished": finished} | self.summary(evaluated.layout.trainable, reason)
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / "curves.png")
         return summary
 

@@ -165,9 +165,10 @@ def _follow(
                 reason = wanted
                 break
     except (TrainingError, KeyboardInterrupt) as error:
-        folder.finish(evaluated(arrays), arrays, str(error) or "interrupted")
+        folder.finish(evaluated(arrays), arrays, str(error) or "interrupted", finished=False)
         raise
-    return Outcome(folder.path, folder.finish(evaluated(arrays), arrays, reason))
+    summary = folder.finish(evaluated(arrays), arrays, reason, finished=True)
+    return Outcome(folder.path, summary)
 
 
 def _line(turn: Round) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def write_run(folder: Path, accuracies: list[float], **given) -> Path:
         lines.append(line | ({"accuracy": at[number], "loss": 1.0} if number in at else {}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
+        "finished": True,
+        "ended": "all rounds done",
         "final_accuracy": sum(accuracies) / len(accuracies),
         "last_accuracy": accuracies[-1],
         "best_accuracy": max(accuracies),
@@ -130,6 +132,18 @@ def test_the_command_writes_every_file_from_real_runs(quick, tmp_path, capsys):
         with Image.open(path) as image:
             assert len(image.convert("L").getcolors()) > 20  # drawn, not blank
     assert (out / "accuracy.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_runs_that_did_not_go_to_their_end_are_left_out_and_said_so(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", [0.5])
+    cut = write_run(tmp_path / "runs" / "b", [0.9], seed=1) / "summary.json"
+    text = cut.read_text().replace("true", "false").replace("all rounds done", "interrupted")
+    cut.write_text(text)
+    assert len(load_all([tmp_path / "runs"])) == 1
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    assert "left out: 1 runs that are not finished" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="no finished run: interrupted"):
+        load_all([cut.parent])
 
 
 @pytest.mark.parametrize(

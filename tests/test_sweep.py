@@ -1,6 +1,7 @@
 """Sweeps: which cells a file means, and what happens when they run, fail, and are started again."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,10 @@ def write(path, **keys):
 
 
 def finished(folder):
-    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+    """The cells that went to their end, and when."""
+    found = folder.glob("*/summary.json")
+    ends = {path: json.loads(path.read_text())["finished"] for path in found}
+    return {path.parent.name: path.stat().st_mtime_ns for path, end in ends.items() if end}
 
 
 def test_cells_are_the_product_and_later_keys_stand_before_earlier_ones(tmp_path):
@@ -130,7 +134,9 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "failed: seed=1: fedsam: training stopped: round 1: no client returned" in said
     assert "training stopped" in (out / "seed=1.log").read_text()
-    assert {"seed=0", "seed=2"} <= set(finished(out))
+    assert set(finished(out)) == {"seed=0", "seed=2"}
+    assert main([file, "--out", str(out)]) == 1  # it fails again: it was not taken for done
+    assert "failed: seed=1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
