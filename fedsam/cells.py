@@ -123,14 +123,19 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[Cell]:
     Raises
     ------
     UsageError
-        If a cell's config is wrong, or ``given`` holds a key of the grid.
+        If a cell's config is wrong, ``given`` holds a key of the grid, or an entry of ``when``
+        matches no cell.
     """
     twice = sorted(set(given) & set(sweep.grid))
     if twice:
         raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
+    products = itertools.product(*sweep.grid.values())
+    places = [dict(zip(sweep.grid, values, strict=True)) for values in products]
+    for number, when in enumerate(sweep.when):
+        if not any(when.match.items() <= place.items() for place in places):
+            raise UsageError(f"when.{number}: no cell of the grid has {when.match}")
     cells = []
-    for values in itertools.product(*sweep.grid.values()):
-        place = dict(zip(sweep.grid, values, strict=True))
+    for place in places:
         keys = sweep.set | place
         for when in sweep.when:
             if when.match.items() <= place.items():

@@ -18,6 +18,7 @@ from fedsam.data.images import Batch
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
+from fedsam.errors import UsageError
 from fedsam.gradients import Gradients, Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
 from fedsam.training import Descent, Local, LocalRound, Vectors
@@ -57,7 +58,7 @@ class Program:
 
     Raises
     ------
-    ValueError
+    UsageError
         If the runs' methods differ in more than numbers.
     """
 
@@ -218,21 +219,28 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped]) -> str:
     state = replica.state.clone()
     jobs = [Job(client, state, 1, 0.01) for client in (0, 1)]
     pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
-    alone = torch.stack([small.train_client(replica, job).state for job in jobs])
+    alone = [small.train_client(replica, job) for job in jobs]
     try:
         program = Program(pair, gradients, capture=False)
         program.begin(jobs, plans)
-        together = torch.stack([done.state for done in replies(pair, jobs, plans, program)])
+        together = replies(pair, jobs, plans, program)
     except RuntimeError as error:
         return str(error).strip().splitlines()[0]
-    moved = float((alone - state).norm())
-    apart = float((alone - together).norm())
-    if apart <= (0.05 if trainer.bf16 else 0.01) * moved:
-        return ""
-    return (
-        f"its model or method mixes what is separate: an update differs by {apart / moved:.0%} "
-        "(batch statistics, dropout, or a formula not over the last dimension)"
-    )
+    for mine, other in zip(_results(alone, state), _results(together, state), strict=True):
+        size, apart = float(mine.norm()), float((mine - other).norm())
+        if apart > (0.05 if trainer.bf16 else 0.01) * size:
+            return (
+                "its model or method mixes what is separate: a result differs by "
+                f"{apart / size if size else 1:.0%} (batch statistics, dropout, or a formula not "
+                "over the last dimension)"
+            )
+    return ""
+
+
+def _results(trained: Sequence[Trained], start: Tensor) -> list[Tensor]:
+    """Return the updates of clients that began at ``start``, and all else that they return."""
+    names = [[done.state - start, *done.memory.values(), *done.reply.values()] for done in trained]
+    return [torch.stack(vectors) for vectors in zip(*names, strict=True)]
 
 
 def stacked(things: Sequence[Thing], like: Tensor) -> Thing:
@@ -247,7 +255,7 @@ def stacked(things: Sequence[Thing], like: Tensor) -> Thing:
 
     Raises
     ------
-    ValueError
+    UsageError
         If they differ in more than numbers.
     """
     first = things[0]
@@ -256,7 +264,7 @@ def stacked(things: Sequence[Thing], like: Tensor) -> Thing:
     kinds = {type(thing) for thing in things}
     if len(kinds) > 1:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(f"the runs' methods are of different kinds: {names}")
+        raise UsageError(f"runs in one program: their methods are of different kinds: {names}")
     merged = copy.copy(first)
     for name, value in vars(first).items():
         values = [vars(thing)[name] for thing in things]
@@ -265,7 +273,10 @@ def stacked(things: Sequence[Thing], like: Tensor) -> Thing:
         if isinstance(value, float):
             column: object = torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
         elif isinstance(value, PLAIN):
-            raise ValueError(f"the runs' {type(first).__name__} differ in {name!r}: {values}")
+            raise UsageError(
+                f"runs in one program: {type(first).__name__} has {name} {values}; only real "
+                "numbers may differ"
+            )
         else:
             column = stacked(values, like)
         object.__setattr__(merged, name, column)  # a Method is frozen

@@ -12,6 +12,7 @@ from fedsam.errors import UsageError, flag, nearest
 from fedsam.loader import ROOT
 
 CONFIGS = ROOT / "configs"
+TRACED = range(3, 6)  # rounds that --trace shows
 # how and where a run is computed, not what: its numbers are the same up to rounding
 HOW = frozenset(
     [
@@ -180,6 +181,8 @@ class Config(BaseModel):
             )
         if self.swa and self.average not in ("none", "swa"):
             raise ValueError(f"--swa is --average swa: leave out one of it and {self.average!r}")
+        if self.trace and self.rounds < TRACED[-1]:
+            raise ValueError(f"--trace: shows rounds {TRACED[0]} to {TRACED[-1]}: more --rounds")
         if self.averaging != "none" and self.averages_from >= self.rounds:
             raise ValueError(
                 f"--swa-start {self.swa_start:g}: must lie before the end of --rounds {self.rounds}"

@@ -20,9 +20,9 @@ from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
-from fedsam.engines.crew import cores
 from fedsam.errors import UsageError, nearest
 from fedsam.gradients import Slots, Vmapped
+from fedsam.machine import cores
 from fedsam.randomness import global_streams, numpy_generator
 from fedsam.trainer import Trainer
 from fedsam.training import Method

@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from torch.profiler import ProfilerActivity
 
 from fedsam.cohort import Program
+from fedsam.config import TRACED
 from fedsam.data.images import Images
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
@@ -28,7 +29,6 @@ from fedsam.trainer import Trainer
 from fedsam.training import Method
 
 WAITING = "(waiting for the crew's threads)"
-TRACED = range(3, 6)  # rounds of a trace: the first ones warm up
 
 
 class Phase(NamedTuple):

@@ -23,10 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="accuracy in [0, 1]: runs.csv says when each run reached it first",
     )
     try:
-        given = parser.parse_args(arguments)
-        if given.target is not None and not 0 <= given.target <= 1:
-            raise UsageError(f"--target {given.target:g}: must lie in [0, 1]")
-        write(given.runs, given.out, given.target)
+        given = parser.read(arguments)
+        target = given["target"]
+        if target is not None and not 0 <= target <= 1:
+            raise UsageError(f"--target {target:g}: must lie in [0, 1]")
+        write(given["runs"], given["out"], target)
     except UsageError as error:
         print(f"fedsam: error: {error}", file=sys.stderr)
         return 2

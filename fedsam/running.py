@@ -11,12 +11,13 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsam.config import Config
 from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew, cores, on_device, one_compute_thread
+from fedsam.engines.crew import Crew, on_device, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.errors import TrainingError
 from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
+from fedsam.machine import cores
 from fedsam.phases import Phase, Phases, traced
 from fedsam.randomness import sample_clients
 from fedsam.rounds import Round, play

@@ -20,6 +20,15 @@ class Parser(argparse.ArgumentParser):
         """Raise ``message`` as the one line that the user will see."""
         raise UsageError(message)
 
+    def read(self, arguments: Sequence[str] | None) -> dict[str, Any]:
+        """Return the arguments by name; an unknown flag is told the nearest one."""
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            flags = [option for action in self._actions for option in action.option_strings]
+            raise UsageError(f"{word}: no such flag{nearest(word, flags)}; --help lists all")
+        return vars(known)
+
 
 def parser() -> Parser:
     """Return the parser of the flags: ``--config`` and one for each field of Config."""
@@ -65,13 +74,9 @@ def parse(arguments: Sequence[str] | None) -> Config:
     UsageError
         One line that names the flag and says what would be right.
     """
-    known, unknown = parser().parse_known_args(arguments)
-    if unknown:
-        word = unknown[0].partition("=")[0]
-        flags = [flag(name) for name in (*Config.model_fields, "config")]
-        raise UsageError(f"{word}: no such flag{nearest(word, flags)}; --help lists all")
-    given = vars(known)
-    return resolve({k: v for k, v in given.items() if k != "config"}, given["config"])
+    given = parser().read(arguments)
+    file = given.pop("config")
+    return resolve(given, file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedsam import report
 from fedsam.cells import Cell, cells_of, read
-from fedsam.config import Config
 from fedsam.errors import UsageError
+from fedsam.machine import cores
 from fedsam.simulate import parser
 
 
@@ -24,15 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("sweep", help="a sweep's YAML file, or the name of a shipped one")
     flags.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     try:
-        given = vars(flags.parse_args(arguments))
+        given = flags.read(arguments)
         parallel, name = given.pop("parallel"), given.pop("sweep")
         out = Path(given.pop("out", "") or Path("runs") / Path(name).stem)
         if parallel < 1:
             raise UsageError(f"--parallel {parallel}: must be at least 1")
         if given.pop("config", ""):
             raise UsageError("--config: a sweep names its own")
-        keys = {key: value for key, value in given.items() if key in Config.model_fields}
-        cells = cells_of(read(name), out, keys)
+        # side by side, runs share the cores
+        shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
+        cells = cells_of(read(name), out, shares | given)
         failed = run_all(cells, parallel)
         if len(failed) < len(cells):
             report.write([out], out / "report", None)

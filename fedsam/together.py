@@ -11,6 +11,7 @@ from functools import partial
 from threading import Condition
 from typing import Any
 
+from fedsam.cohort import stacked
 from fedsam.config import Config
 from fedsam.engines.cohort import Cohort, Member
 from fedsam.engines.crew import on_device, one_compute_thread
@@ -62,7 +63,9 @@ def run_together(
         crews = [new_crew(c, trainer) for c, (trainer, _) in zip(configs, made, strict=True)]
         for crew in crews:
             leaving.callback(crew.close)
-        table = Table(Cohort(crews[0], new_gradients(configs[0], first)), len(configs))
+        if gradients := new_gradients(configs[0], first):
+            stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
+        table = Table(Cohort(crews[0], gradients), len(configs))
         pool = leaving.enter_context(ThreadPoolExecutor(len(configs), "fedsam-run"))
         leaving.callback(table.close)  # before the pool waits for its threads
 

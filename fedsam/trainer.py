@@ -122,10 +122,6 @@ class Trainer:
             done.state, self.examples(client), len(plan), done.loss, done.memory, done.reply
         )
 
-    def longest_first(self, jobs: Sequence[Job]) -> list[int]:
-        """Return the jobs' numbers by falling length, so that no core idles at the end."""
-        return sorted(range(len(jobs)), key=lambda number: -self.steps(jobs[number].client))
-
     @torch.no_grad()
     def statistics(self, replica: Replica, state: Tensor, images: Images, rows: Tensor) -> Tensor:
         """Return the task's statistics of the model ``state`` on some images, in eval mode."""
@@ -133,3 +129,8 @@ class Trainer:
         replica.module.eval()
         batch = images.rows(rows.to(self.layout.device))
         return self.task.statistics(replica.forward(batch.images), batch.targets)
+
+
+def longest_first(steps: Sequence[int]) -> list[int]:
+    """Return the numbers of jobs by falling steps, so that no core idles at the end."""
+    return sorted(range(len(steps)), key=lambda number: -steps[number])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
+from fedsam.errors import UsageError
 from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.vector import Layout, along
@@ -126,9 +127,9 @@ class Method:
         needed = {"memory", "exchanged", "finish", "fold"}
         missing = needed - set(dir(self.client))
         if missing and missing != needed:
-            raise ValueError(
-                f"{type(self.client).__name__}: a client that remembers or exchanges vectors also "
-                f"needs {', '.join(sorted(missing))}"
+            raise UsageError(
+                f"--client {type(self.client).__name__}: a client that remembers or "
+                f"exchanges vectors also needs {', '.join(sorted(missing))}"
             )
 
     @property

@@ -37,7 +37,7 @@ ORDER = [
     ["fedsam.models", "fedsam.tasks"],
     ["fedsam.config"],
     ["fedsam.loader"],
-    ["fedsam.vector", "fedsam.randomness", "fedsam.errors", "fedsam.files"],
+    ["fedsam.vector", "fedsam.randomness", "fedsam.errors", "fedsam.files", "fedsam.machine"],
 ]
 FOLDERS = ("fedsam", "clients", "strategies")
 MODULES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))

@@ -13,11 +13,13 @@ from clients.minimizers.asam import ASAM
 from clients.minimizers.lookbehind import Lookbehind
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
+from clients.scaffold import Scaffold
 from fedsam import loader
 from fedsam.cohort import Program, replies, stacked, why_not
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
+from fedsam.errors import UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job, Trainer
@@ -200,7 +202,7 @@ def test_stacked_methods_hold_columns_where_they_differ():
     assert methods[0].minimizer.ascent.rho == 0.1  # the runs' own are as they were
     assert stacked([PLAIN, PLAIN], like) is PLAIN
     for other in (Method(SAM(0.1), FedAvg()), Method(Lookbehind(0.1, 0.2, k=2), FedAvg())):
-        with pytest.raises(ValueError, match=r"different kinds|differ in 'k'"):
+        with pytest.raises(UsageError, match=r"different kinds|Lookbehind has k \[5, 2\]"):
             stacked([Method(Lookbehind(0.1, 0.2), FedAvg()), other], like)
 
 
@@ -234,6 +236,20 @@ def test_models_that_mix_images_are_refused_with_a_reason(gradients, more, reaso
     refused = why_not(trainer_of(module=lambda: convolutions(*more)), gradients)
     assert (refused == "") == (reason is None)
     assert "\n" not in refused
+
+
+class MixingAtTheEnd(Scaffold):
+    """A client whose steps are its own, but what it sends is not."""
+
+    def finish(self, w, local):
+        return {name: v / v.norm() for name, v in super().finish(w, local).items()}
+
+
+@ENGINES
+def test_a_client_that_mixes_what_is_sent_is_refused_with_a_reason(gradients):
+    assert why_not(trainer_of(Method(SAM(0.1), Scaffold())), gradients) == ""
+    reason = why_not(trainer_of(Method(SAM(0.1), MixingAtTheEnd())), gradients)
+    assert "mixes what is separate" in reason
 
 
 @ENGINES

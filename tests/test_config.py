@@ -79,6 +79,7 @@ WRONG = [
     ({"rounds": 1.5}, "--rounds 1.5", "integer"),
     ({"clients": 5}, "--clients-per-round 10", "--clients 5"),
     ({"swa": True, "swa_start": 1000}, "--swa-start 1000", "--rounds 1000"),
+    ({"trace": True, "rounds": 2}, "--trace", "shows rounds 3 to 5"),
     ({"swa": True, "average": "ema"}, "--swa", "ema"),
     ({"precision": "fp16"}, "--precision fp16", "'fp32', 'tf32' or 'bf16'"),
     ({"engine": "spark"}, "--engine spark", "'local' or 'ray'"),

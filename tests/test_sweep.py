@@ -171,7 +171,17 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
         ({"grid": {"seed": [0]}}, ["--seed", "1"], "--seed: is a key of the sweep's grid"),
         ({"grid": {"seed": [0]}}, ["--parallel", "0"], "--parallel 0: must be at least 1"),
         ({"grid": {"seed": [0]}}, ["--config", "digits"], "--config: a sweep names its own"),
-        ({"grid": {"seed": [0]}}, ["--rouns", "1"], "--rouns"),
+        (
+            {"grid": {"seed": [0]}},
+            ["--rouns", "1"],
+            "(did you mean '--rounds'?)",
+        ),
+        ({"grid": {"seed": [0]}}, ["--paralel", "1"], "(did you mean '--parallel'?)"),
+        (
+            {"grid": {"seed": [0]}, "when": [{"if": {"seed": 1}, "set": {"rho": 0.1}}]},
+            [],
+            "when.0: no cell of the grid has {'seed': 1}",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_start_nothing(tmp_path, capsys, keys, arguments, message):

@@ -96,6 +96,25 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path, key, other):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("cohort", ["slots", "off"])
+def test_methods_that_differ_in_more_than_numbers_need_no_batching(tmp_path, cohort):
+    configs = [
+        quick_config(
+            tmp_path / str(k),
+            algorithm="lookbehind",
+            minimizer_options={"k": k, "slow": 0.5},
+            cohort=cohort,
+        )
+        for k in (2, 3)
+    ]
+    if cohort == "off":
+        assert len(run_together(configs)) == 2
+        return
+    with pytest.raises(UsageError, match=r"in one program: Lookbehind has k \[2, 3\]; only real"):
+        run_together(configs)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ray_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--engine: runs in one program need the local engine"):
         run_together([quick_config(tmp_path / "a", engine="ray")])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsam.data.images import Images
 from fedsam.replica import Replica
-from fedsam.trainer import Job, Trained, Trainer
+from fedsam.trainer import Job, Trained, Trainer, longest_first
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,11 +45,6 @@ def on_device(device: torch.device, precision: str) -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
@@ -105,7 +100,7 @@ class Crew:
         Each by the crew's trainer, or, where jobs of several runs come together, by its own.
         """
         mine = trainers or [self.trainer] * len(jobs)
-        order = sorted(range(len(jobs)), key=lambda n: -mine[n].steps(jobs[n].client))
+        order = longest_first([t.steps(job.client) for t, job in zip(mine, jobs, strict=True)])
         done = self.map(lambda replica, n: mine[n].train_client(replica, jobs[n]), order)
         by_number = dict(zip(order, done, strict=True))
         return [by_number[number] for number in range(len(jobs))]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsam.engines.crew import keep_freed_memory
 from fedsam.errors import TrainingError, UsageError
-from fedsam.trainer import Job, Trained, Trainer
+from fedsam.trainer import Job, Trained, Trainer, longest_first
 from fedsam.training import Vectors
 
 log = logging.getLogger("fedsam")
@@ -150,7 +150,7 @@ class Actors:
         for job in jobs:
             if id(job.state) not in sent:
                 sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
-        waiting = self.trainer.longest_first(jobs)
+        waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
         holds: dict[int, int] = {}  # which broadcast an actor has: fetching it takes a millisecond
         done: dict[int, Trained] = {}
         deaths = 0
@@ -177,7 +177,7 @@ class Actors:
                 self._start()
                 if number is not None:
                     waiting.insert(0, number)
-                    self._warn(jobs[number].client)
+                self._warn(None if number is None else jobs[number].client)
                 continue
             self._idle.append(actor)
             if number is not None:
@@ -199,12 +199,12 @@ class Actors:
         have = node["Resources"] if node["Alive"] else {}
         return all(n <= have.get(kind, 0.0) for kind, n in self.needs.items())
 
-    def _warn(self, client: int) -> None:
+    def _warn(self, client: int | None) -> None:
+        """Say that an actor died, while it trained a client or (None) was being started."""
         absent = sum(number is None for _, number in self._pending.values())
         log.warning(
-            "a Ray actor died; client %d is trained again; %d of %d actors are left until "
-            "another has a place",
-            client,
+            "a Ray actor died; %s; %d of %d actors are left until another has a place",
+            "it had no client yet" if client is None else f"client {client} is trained again",
             self.workers - absent,
             self.workers,
         )

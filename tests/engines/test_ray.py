@@ -88,6 +88,30 @@ def test_a_killed_actor_changes_no_byte(quick, tmp_path, caplog):
     assert model(on_ray) == model(quick(**LONGER))
 
 
+def test_an_actor_that_dies_before_its_first_client_is_replaced_and_said_so(tmp_path, caplog):
+    from fedsam.engines.ray import Actors
+
+    config, begun = quick_config(tmp_path), tmp_path / "begun"
+    trainer, initial = new_trainer(config)
+
+    def make():
+        if not begun.exists():
+            begun.touch()
+            time.sleep(600)
+        return new_trainer(config)[0]
+
+    crew = Actors(trainer, make, 1)
+    try:
+        while not begun.exists():
+            time.sleep(0.02)
+        kill(*actors(os.getpid()))
+        (done,) = crew.train([Job(0, initial.state, 1, 0.1)])
+    finally:
+        crew.close()
+    assert done.steps == trainer.steps(0)
+    assert "a Ray actor died; it had no client yet; 0 of 1 actors are left" in caplog.text
+
+
 def test_a_minimiser_of_ones_own_works_in_actors(tmp_path):
     (tmp_path / "mine.py").write_text(
         "class Half:\n"
