@@ -36,8 +36,10 @@ class Round:
         From 1.
     clients : list of int
         The cohort's partition ids, ascending.
-    arrays : VectorRecord
-        The global model after the round.
+    before, arrays : VectorRecord
+        The global model before and after the round.
+    replies : list of Message
+        Those that were averaged, by ascending client.
     metrics : dict
         The clients' train metrics as the strategy aggregated them.
     left_out : list of int
@@ -48,7 +50,9 @@ class Round:
 
     number: int
     clients: list[int]
+    before: VectorRecord
     arrays: VectorRecord
+    replies: list[Message]
     metrics: dict[str, float]
     left_out: list[int]
     seconds: float
@@ -120,10 +124,11 @@ def play(
             exchange.fold(replies)
         with global_streams(seed, "strategy", number, 1):
             new, metrics = strategy.aggregate_train(number, replies)
-        arrays = _sound(new, layout, number)
+        before, arrays = arrays, _sound(new, layout, number)
         left_out = [client for client in clients if client not in kept]
         seconds = time.perf_counter() - begin
-        yield Round(number, clients, arrays, _scalars(metrics), left_out, seconds)
+        train = _scalars(metrics)
+        yield Round(number, clients, before, arrays, replies, train, left_out, seconds)
 
 
 def usable(

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedsam import wire
 from fedsam.config import Config
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, on_device, one_compute_thread
@@ -18,6 +19,7 @@ from fedsam.errors import TrainingError
 from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.machine import cores
+from fedsam.measure.drift import drift
 from fedsam.phases import Phase, Phases, traced
 from fedsam.randomness import sample_clients
 from fedsam.rounds import Round, play
@@ -160,7 +162,7 @@ def _follow(
             arrays = turn.arrays
             line = _line(turn)
             if config.evaluates(turn.number):
-                line |= measure(arrays)
+                line |= measure(arrays) | _drift(turn)
             write(line)
             if "accuracy" in line and (wanted := stop.reason(line["accuracy"])):
                 reason = wanted
@@ -177,6 +179,15 @@ def _line(turn: Round) -> dict[str, Any]:
     train = {f"train_{name}": value for name, value in turn.metrics.items()}
     line = {"round": turn.number, "seconds": turn.seconds, "clients": turn.clients, **train}
     return line | ({"left_out": turn.left_out} if turn.left_out else {})
+
+
+def _drift(turn: Round) -> dict[str, float]:
+    """Return the lengths of a round's updates."""
+    layout = turn.arrays.layout
+    sent = [wire.model_of(reply.content) for reply in turn.replies]
+    states = [turn.before.state, *(wire.state_of(r, layout) for r in sent), turn.arrays.state]
+    before, *clients, after = [state[: layout.trainable] for state in states]
+    return drift(before, clients, after)
 
 
 class EarlyStop:

@@ -33,6 +33,7 @@ ORDER = [
     ["clients"],
     ["fedsam.training"],
     ["fedsam.replica"],
+    ["fedsam.measure"],
     ["fedsam.data"],
     ["fedsam.models", "fedsam.tasks"],
     ["fedsam.config"],
