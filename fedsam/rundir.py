@@ -58,9 +58,9 @@ class RunDir:
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
         (path / "config.yaml").write_text(dump(config.model_copy(update={"out": ""})))
-        partition.save(path / "partition.npz")
-        classes = int(labels.max()) + 1
-        draw_partition(partition.counts(labels, classes), path / "partition.png")
+        counts = partition.counts(labels, int(labels.max()) + 1)
+        partition.save(path / "partition.npz", counts)
+        draw_partition(counts, path / "partition.png")
         return cls(path, config)
 
     def log(self, line: dict[str, Any]) -> None:

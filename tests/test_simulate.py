@@ -56,6 +56,8 @@ def test_a_run_leaves_every_file_and_says_where(tmp_path):
         assert model.get_slice("conv1.weight").get_shape() == [16, 1, 3, 3]
     with np.load(out / "partition.npz", allow_pickle=False) as partition:
         assert sorted(partition["indices"]) == list(range(len(partition["indices"])))
+        assert partition["counts"].sum() == len(partition["indices"])
+        assert partition["counts"].sum(1).tolist() == np.diff(partition["offsets"]).tolist()
     for picture in ("curves.png", "partition.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -46,9 +46,10 @@ class Partition:
         cells = owner * classes + labels[self.indices]
         return torch.bincount(cells, minlength=len(self) * classes).view(-1, classes)
 
-    def save(self, path: Path) -> None:
-        """Write a NumPy archive with the keys ``indices`` and ``offsets``."""
-        np.savez_compressed(path, indices=self.indices.numpy(), offsets=self.offsets.numpy())
+    def save(self, path: Path, counts: Tensor) -> None:
+        """Write a NumPy archive: ``indices``, ``offsets``, and ``counts`` (clients, classes)."""
+        arrays = {"indices": self.indices, "offsets": self.offsets, "counts": counts}
+        np.savez_compressed(path, **{name: array.numpy() for name, array in arrays.items()})
 
     @classmethod
     def load(cls, path: Path) -> "Partition":
