@@ -43,22 +43,32 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_partition(counts: Tensor, path: Path) -> None:
-    """Draw which client holds how much of which class, as bubbles.
+    """Draw which client holds how much of which class, as bubbles, into a PNG.
 
-    Parameters
-    ----------
-    counts : Tensor
-        int64 (clients, classes); the first 100 clients are shown.
-    path : Path
-        Where the PNG goes.
+    ``counts`` is int64 (clients, classes).
     """
     from matplotlib.figure import Figure
 
+    row = min(0.24, 10 / counts.shape[1])  # inches
+    figure = Figure(figsize=(11, 1.4 + row * counts.shape[1]), layout="constrained")
+    bubbles(figure.subplots(), counts, row)
+    figure.savefig(path, dpi=120)
+
+
+def bubbles(axes: Any, counts: Tensor, row: float) -> None:
+    """Draw images by client and class onto axes of 10 inches; the first 100 clients are shown.
+
+    Parameters
+    ----------
+    axes : Axes
+        Matplotlib's.
+    counts : Tensor
+        int64 (clients, classes).
+    row : float
+        Height of a class in inches.
+    """
     shown = counts[:SHOWN]
     clients, classes = shown.shape
-    row = min(0.24, 10 / classes)  # inches
-    figure = Figure(figsize=(11, 1.4 + row * classes), layout="constrained")
-    axes = figure.subplots()
     largest = max(int(shown.max()), 1)
     # the largest bubble is as wide as the narrower of a row and a column, and a fifth more
     points = 1.2 * 72 * min(row, max(10 / clients, 0.12))
@@ -74,4 +84,3 @@ def draw_partition(counts: Tensor, path: Path) -> None:
     axes.set_axisbelow(True)
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)

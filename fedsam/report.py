@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target",
         type=float,
-        help="accuracy in [0, 1]: runs.csv says when each run reached it first",
+        help="accuracy in [0, 1]: the report says when each run reached it first",
     )
     try:
         given = parser.read(arguments)
@@ -35,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
-    """Print the table of runs, and write table.md, table.tex, runs.csv and the figures."""
+    """Print the table of runs; write the page, table.md, table.tex, runs.csv and the figures."""
     from rich.console import Console
 
     from fedsam import tables
     from fedsam.figures import draw_all
+    from fedsam.page import html
     from fedsam.results import Grid, finished, folders_below, load_all
 
     grid = Grid(load_all(paths))
@@ -50,11 +51,14 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     (out / "table.md").write_text(tables.markdown(grid))
     (out / "table.tex").write_text(tables.latex(grid))
     (out / "runs.csv").write_text(tables.comma_separated(grid, target))
-    pictures = draw_all(grid, out)
+    (out / "report.html").write_text(html(grid, target))
+    pictures = draw_all(grid, out, target)
     console = Console()
     console.print(tables.terminal(grid))
-    names = ", ".join(["table.md", "table.tex", "runs.csv", *(path.name for path in pictures)])
-    console.print(f"{len(grid.runs)} runs; {names} in {out}", highlight=False, soft_wrap=True)
+    written = "report.html", "table.md", "table.tex", "runs.csv", *(p.name for p in pictures)
+    console.print(
+        f"{len(grid.runs)} runs; {', '.join(written)} in {out}", highlight=False, soft_wrap=True
+    )
     if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
         console.print(f"left out: {left_out} runs that are not finished", highlight=False)
 

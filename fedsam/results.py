@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+from zipfile import BadZipFile
 
 from fedsam.config import HOW, Config, resolve
 from fedsam.errors import UsageError
@@ -65,6 +66,17 @@ class Run:
         module = new_model(self.config, load_dataset(self.config))
         module.load_state_dict(load_file(self.path / "model.safetensors"))
         return module.eval()
+
+    def partition_counts(self) -> Any:
+        """Return how many images of each class each client holds: int64 (clients, classes)."""
+        import numpy as np
+        import torch
+
+        try:
+            with np.load(self.path / "partition.npz", allow_pickle=False) as archive:
+                return torch.from_numpy(archive["counts"])
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            raise UsageError(f"{self.path}: damaged partition.npz: {error}") from error
 
     def curve(self, name: str) -> dict[int, float]:
         """Return a metric by round, where it was measured."""
@@ -224,12 +236,17 @@ class Grid:
 
     def title(self, column: tuple[Any, ...]) -> str:
         """Return the heading of a column."""
-        pairs = zip(self.column_keys, column, strict=True)
-        words = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in pairs]
-        return ", ".join(words) or "accuracy"
+        return words(self.column_keys, column) or "accuracy"
 
 
-def _short(value: Any) -> str:
+def words(keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Return config values as a reader would say them: "alpha 0.5, clients per round 5"."""
+    pairs = zip(keys, values, strict=True)
+    return ", ".join(f"{key.replace('_', ' ')} {short(value)}" for key, value in pairs)
+
+
+def short(value: Any) -> str:
+    """Return a config's value as a table shows it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

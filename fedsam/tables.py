@@ -70,10 +70,11 @@ def _cell(grid: Grid, row: str, column: tuple[Any, ...], bold: str) -> str:
     cell = grid.cells.get((row, column))
     if cell is None:
         return "-"
-    return bold.format(_number(cell)) if row in grid.best(column) else _number(cell)
+    return bold.format(number_of(cell)) if row in grid.best(column) else number_of(cell)
 
 
-def _number(cell: Cell) -> str:
+def number_of(cell: Cell) -> str:
+    """Return mean and deviation of a cell in percent."""
     if cell.deviation is None:
         return f"{100 * cell.mean:.2f}"
     return f"{100 * cell.mean:.2f} ± {100 * cell.deviation:.2f}"

@@ -6,13 +6,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fedsam import tables
+from fedsam.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
 from fedsam.config import dump, resolve
 from fedsam.errors import UsageError
-from fedsam.figures import over_seeds
 from fedsam.report import main
 from fedsam.results import Grid, load_all
 
@@ -37,8 +38,11 @@ def write_run(folder: Path, accuracies: list[float], **given) -> Path:
         "best_accuracy": max(accuracies),
         "rounds": rounds,
         "seconds": float(rounds),
+        "versions": {"fedsam": "0"},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
+    counts = [[5, 0], [2, 3]]
+    np.savez(folder / "partition.npz", indices=range(10), offsets=[0, 5, 10], counts=counts)
     return folder
 
 
@@ -120,14 +124,44 @@ def test_curves_are_over_the_rounds_that_all_seeds_evaluated(tmp_path):
     assert spread == pytest.approx([0.0, math.sqrt(0.02), math.sqrt(0.02)])
 
 
+def test_charts_hold_the_numbers(runs):
+    grid = Grid(load_all([runs]))
+    alpha = against_alpha(grid)
+    assert alpha.categories == ["0", "0.5"]
+    (panel,) = alpha.panels
+    shown = {series.label: (series.x, series.y, series.spread) for series in panel.series}
+    assert shown["fedavg"] == (["0"], pytest.approx([32.0]), pytest.approx([2.0]))
+    assert shown["fedavg + swa"] == (["0.5"], pytest.approx([90.0]), [0.0])
+    curves = over_rounds(grid, "accuracy", "", "", 100)
+    assert [panel.title for panel in curves.panels] == ["alpha 0", "alpha 0.5"]
+    fedavg = curves.panels[0].series[1]
+    assert (fedavg.label, fedavg.x) == ("fedavg", [0, 10, 20])
+    assert fedavg.y == pytest.approx([10.0, 20.0, 44.0])
+    assert fedavg.spread == pytest.approx([0.0, 0.0, 4.0])
+    assert curves.top == pytest.approx(90.0)
+    assert not over_rounds(grid, "client_drift", "", "", 1).panels  # these runs measured none
+
+
+def test_to_a_target_only_methods_of_which_all_seeds_got_there(runs):
+    rounds, seconds = to_target(Grid(load_all([runs])), 0.44)
+    found = {s.label: (s.x, s.y) for s in rounds.panels[0].series}
+    assert found == {"fedasam": (["alpha 0"], [10]), "fedavg + swa": (["alpha 0.5"], [10])}
+    rounds, seconds = to_target(Grid(load_all([runs])), 0.40)
+    found = {s.label: (s.y, s.spread) for s in seconds.panels[0].series}
+    assert found["fedavg"] == ([20.0], [0.0])
+    assert not to_target(Grid(load_all([runs])), 0.99)[0].panels
+
+
 def test_the_command_writes_every_file_from_real_runs(quick, tmp_path, capsys):
     folders = [quick(alpha=alpha, seed=seed).folder for alpha in (0, 1) for seed in (0, 1)]
     out = tmp_path / "report"
     assert main([*map(str, folders), "--out", str(out), "--target", "0.01"]) == 0
     assert "4 runs" in capsys.readouterr().out
     names = {path.name for path in out.iterdir()}
-    pictures = {f"{n}.{e}" for n in ("accuracy", "loss", "alpha") for e in ("png", "pdf")}
-    assert names == {"table.md", "table.tex", "runs.csv"} | pictures
+    charts = [chart.name for chart in all_charts(Grid(load_all([tmp_path])), 0.01)]
+    assert {"accuracy", "alpha", "loss", "client-drift", "rounds-to-target"} < set(charts)
+    pictures = {f"{n}.{e}" for n in (*charts, "partition") for e in ("png", "pdf")}
+    assert names == {"report.html", "table.md", "table.tex", "runs.csv"} | pictures
     for path in out.glob("*.png"):
         with Image.open(path) as image:
             assert len(image.convert("L").getcolors()) > 20  # drawn, not blank
@@ -152,6 +186,8 @@ def test_runs_that_did_not_go_to_their_end_are_left_out_and_said_so(tmp_path, ca
         (lambda run: (run / "summary.json").unlink(), "no finished run: it has no summary.json"),
         (lambda run: (run / "summary.json").write_text("{"), "damaged"),
         (lambda run: (run / "config.yaml").write_text("alpha: x"), "alpha"),
+        (lambda run: (run / "partition.npz").unlink(), "damaged partition.npz"),
+        (lambda run: (run / "partition.npz").write_bytes(b"PK"), "damaged partition.npz"),
     ],
 )
 def test_a_damaged_run_is_one_line(tmp_path, capsys, damage, message):

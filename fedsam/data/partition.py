@@ -48,8 +48,8 @@ class Partition:
 
     def save(self, path: Path, counts: Tensor) -> None:
         """Write a NumPy archive: ``indices``, ``offsets``, and ``counts`` (clients, classes)."""
-        arrays = {"indices": self.indices, "offsets": self.offsets, "counts": counts}
-        np.savez_compressed(path, **{name: array.numpy() for name, array in arrays.items()})
+        indices, offsets = self.indices.numpy(), self.offsets.numpy()
+        np.savez_compressed(path, indices=indices, offsets=offsets, counts=counts.numpy())
 
     @classmethod
     def load(cls, path: Path) -> "Partition":

@@ -1,0 +1,136 @@
+"""The HTML report in a real browser: it asks nobody, fits a phone, zooms, and follows the theme."""
+
+import csv
+import os
+import shutil
+
+import pytest
+from test_report import write_run
+
+from fedsam.page import html
+from fedsam.results import Grid, load_all
+
+CHROMIUM = shutil.which("chromium")
+WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
+ZOOM = "name => document.getElementById(name)._fullLayout.xaxis.range"
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for alpha in (0, 0.5, 100):
+        for n, method in enumerate(("fedavg", "fedasam")):
+            for seed in (0, 1):
+                values = [0.1 * k + 0.01 * alpha**0.5 + 0.02 * n * seed for k in range(1, 8)]
+                given = {"alpha": alpha, "algorithm": method, "seed": seed}
+                write_run(folder / f"{alpha}-{method}-{seed}", values, **given)
+    hostile = "</script><img src=x onerror=alert(1)>"
+    write_run(folder / hostile.replace("/", "-"), [0.5], seed=7, data_root=hostile)
+    file = folder / "report.html"
+    file.write_text(html(Grid(load_all([folder])), 0.4))
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        assert "CI" not in os.environ, "CI must have a chromium"
+        pytest.skip("needs Debian's chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser, page_file):
+    """Return a function that opens the page, and what it asked for and complained of."""
+    contexts = []
+
+    def go(kind="desk", scheme="light"):
+        width, height = WIDTHS[kind]
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            has_touch=kind == "phone",
+            is_mobile=kind == "phone",
+        )
+        contexts.append(context)
+        page, asked, said = context.new_page(), [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append("a dialog"))
+        page.goto(page_file.as_uri())
+        page.wait_for_selector("#partition-2 .main-svg")
+        return page, asked, said
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_it_draws_everything_asks_nobody_and_fits(opened, page_file, kind, scheme):
+    page, asked, said = opened(kind, scheme)
+    assert asked == [page_file.as_uri()]
+    assert said == []
+    plots = page.locator(".plot")
+    assert plots.count() == page.locator(".plot .main-svg").count() // 3 > 10
+    width = WIDTHS[kind][0]
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    boxes = [plots.nth(n).bounding_box() for n in range(3)]
+    assert all(box["width"] > 300 for box in boxes)
+    beside = boxes[1]["y"] == boxes[0]["y"]
+    assert beside == (kind == "desk")  # panels side by side, or one below the other
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 30)")
+    text = page.locator("#accuracy-0 .xtitle").evaluate("e => getComputedStyle(e).fill")
+    assert text == ("rgb(28, 36, 48)" if scheme == "light" else "rgb(227, 231, 238)")
+
+
+def test_it_follows_a_change_of_the_theme(opened):
+    page, _, said = opened()
+    page.emulate_media(color_scheme="dark")
+    fill = "getComputedStyle(document.querySelector('#accuracy-0 .xtitle')).fill"
+    page.wait_for_function(f"{fill} == 'rgb(227, 231, 238)'")
+    assert said == []
+
+
+def test_a_drag_zooms_and_a_double_click_goes_back(opened):
+    page, _, _ = opened()
+    whole = page.evaluate(ZOOM, "accuracy-0")
+    box = page.locator("#accuracy-0 .nsewdrag").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.25 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.75 * box["width"], middle, steps=5)
+    page.mouse.up()
+    page.wait_for_function(f"(({ZOOM})('accuracy-0'))[0] > 5")
+    low, high = page.evaluate(ZOOM, "accuracy-0")
+    span = whole[1] - whole[0]
+    assert (low - whole[0]) / span == pytest.approx(0.25, abs=0.02)
+    assert (high - whole[0]) / span == pytest.approx(0.75, abs=0.02)
+    page.mouse.dblclick(box["x"] + 10, middle)
+    page.wait_for_function(f"(({ZOOM})('accuracy-0'))[0] < 5")
+    assert page.evaluate(ZOOM, "accuracy-0") == pytest.approx(whole)
+
+
+def test_its_tables_say_what_the_runs_were(opened, page_file):
+    page, _, said = opened()
+    rows = page.locator("#accuracies tbody tr")
+    assert rows.nth(0).locator("td").all_inner_texts()[0].startswith("fedasam")
+    assert page.locator("#accuracies td.best").count() >= 3
+    head = page.locator("#runs thead th").all_inner_texts()
+    assert head[:2] == ["run", "data_root"]
+    assert {"alpha", "algorithm", "seed", "minimizer"} < set(head)
+    assert page.locator("#runs tbody tr").count() == 13
+    assert "onerror" in page.locator("#runs").inner_text()  # as text: nothing was executed
+    assert said == []
+    page.click("details summary")
+    shared = dict(csv.reader(page.locator("#shared tr").all_inner_texts(), delimiter="\t"))
+    assert shared["dataset"] == "digits"
+    assert "alpha" not in shared
