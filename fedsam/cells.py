@@ -1,9 +1,7 @@
-"""The cells of a sweep: a grid over config keys, each cell a run in a process of its own."""
+"""The cells of a sweep: a grid over config keys, each cell a run in a folder of its own."""
 
 import itertools
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsam.config import CONFIGS, HOW, Config, dump, resolve
+from fedsam.config import CONFIGS, HOW, Config, resolve
 from fedsam.errors import UsageError, nearest
 from fedsam.loader import ROOT
 from fedsam.results import finished
@@ -75,23 +73,11 @@ class Cell:
                 )
         return True
 
-    def run(self) -> str:
-        """Run it to its end in a process of its own; return its last words if it failed, else "".
-
-        What an interrupted start left of it is removed before.
-        """
+    def prepare(self) -> Config:
+        """Remove what an interrupted start left; return the config, with the folder as its out."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        wanted = self.folder.parent / f"{self.name}.yaml"  # beside: the run makes its folder
-        wanted.write_text(dump(self.config.model_copy(update={"out": str(self.folder)})))
-        call = [sys.executable, "-m", "fedsam.simulate", "--config", str(wanted), "--quiet"]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            wanted.unlink()
-            return ""
-        (self.folder.parent / f"{self.name}.log").write_text(done.stdout + done.stderr)
-        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-        return lines[-1]
+        return self.config.model_copy(update={"out": str(self.folder)})
 
 
 def read(path: str) -> Sweep:

@@ -12,6 +12,11 @@ from fedsam.errors import UsageError, flag, nearest
 from fedsam.loader import ROOT
 
 CONFIGS = ROOT / "configs"
+# what runs that train as one program share: the model, the images, the shape of a mini-batch
+SHARED = (
+    *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
+    *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
+)
 TRACED = range(3, 6)  # rounds that --trace shows
 # how and where a run is computed, not what: its numbers are the same up to rounding
 HOW = frozenset(

@@ -39,15 +39,16 @@ class Progress:
 
     Parameters
     ----------
-    config : Config
-        What is run.
+    configs : sequence of Config
+        What is run: one run, or several as one program, a line each.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.configs = configs
+        self.quiet = configs[0].quiet
         self.console = Console()
         self.errors = Console(stderr=True)
-        self.accuracy: float | None = None
+        self.shown = [""] * len(configs)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -56,11 +57,12 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[accuracy]}"),
             console=self.console,
-            disable=config.quiet or not self.console.is_terminal,
+            disable=self.quiet or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(
-            f"{config.algorithm} on {config.dataset}", total=config.rounds, accuracy=""
-        )
+        self.tasks = [
+            self.bar.add_task(f"{c.algorithm} on {c.dataset}", total=c.rounds, accuracy="")
+            for c in configs
+        ]
 
     def __enter__(self) -> "Progress":
         logger = logging.getLogger("fedsam")
@@ -80,21 +82,20 @@ class Progress:
         self.bar.stop()
         logging.getLogger("fedsam").removeHandler(self.handler)
 
-    def update(self, line: dict[str, Any]) -> None:
-        """Show one line of metrics."""
+    def update(self, line: dict[str, Any], run: int = 0) -> None:
+        """Show one line of metrics of a run."""
         if "accuracy" in line:
-            self.accuracy = line["accuracy"]
-        shown = "" if self.accuracy is None else f"accuracy {self.accuracy:.2%}"
-        self.bar.update(self.task, completed=line["round"], accuracy=shown)
-        every = max(1, self.config.rounds // PLAIN_LINES)
-        if self.bar.disable and not self.config.quiet and line["round"] % every == 0:
-            self.console.print(
-                f"round {line['round']}/{self.config.rounds}  {shown}", highlight=False
-            )
+            self.shown[run] = f"accuracy {line['accuracy']:.2%}"
+        shown, rounds = self.shown[run], self.configs[run].rounds
+        self.bar.update(self.tasks[run], completed=line["round"], accuracy=shown)
+        every = max(1, rounds // PLAIN_LINES)
+        if self.bar.disable and not self.quiet and line["round"] % every == 0:
+            which = f"run {run}  " if len(self.configs) > 1 else ""
+            self.console.print(f"{which}round {line['round']}/{rounds}  {shown}", highlight=False)
 
-    def summarise(self, outcome: Outcome) -> None:
+    def summarise(self, config: Config, outcome: Outcome) -> None:
         """Print what was run, how well it did, and where the results lie."""
-        config, summary = self.config, outcome.summary
+        summary = outcome.summary
         table = Table(show_header=False, box=None, pad_edge=False)
         average = "" if config.averaging == "none" else f" + {config.averaging}"
         table.add_row(

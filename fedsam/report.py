@@ -24,14 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         given = parser.read(arguments)
-        target = given["target"]
-        if target is not None and not 0 <= target <= 1:
-            raise UsageError(f"--target {target:g}: must lie in [0, 1]")
-        write(given["runs"], given["out"], target)
+        check_target(given["target"])
+        write(given["runs"], given["out"], given["target"])
     except UsageError as error:
         print(f"fedsam: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def check_target(target: float | None) -> None:
+    """Raise UsageError if this is no accuracy."""
+    if target is not None and not 0 <= target <= 1:
+        raise UsageError(f"--target {target:g}: must lie in [0, 1]")
 
 
 def write(paths: Sequence[Path], out: Path, target: float | None) -> None:

@@ -140,7 +140,15 @@ def folders_below(path: Path) -> list[Path]:
 
 def finished(folder: Path) -> bool:
     """Return whether a folder holds a run that went to its end."""
-    return (folder / "summary.json").exists() and _summary(folder)["finished"]
+    return ending(folder)[0]
+
+
+def ending(folder: Path) -> tuple[bool, str]:
+    """Return whether a folder holds a run that went to its end, and why it ended, if it did."""
+    if not (folder / "summary.json").exists():
+        return False, ""
+    summary = _summary(folder)
+    return summary["finished"], summary["ended"]
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -42,8 +42,10 @@ def parser() -> Parser:
     out.add_argument(
         "--config",
         metavar="FILE",
-        default="",
-        help="YAML file with these keys, or a shipped one's name",
+        action="append",
+        default=[],
+        help="YAML file with these keys, or a shipped one's name; several are trained as one "
+        "program, for which see docs/cohort.md",
     )
     for name, field in Config.model_fields.items():
         text = " ".join((field.description or "").split()).removesuffix(".")
@@ -66,8 +68,8 @@ def _kind(annotation: Any) -> str:
     return names.get(annotation, "NAME")
 
 
-def parse(arguments: Sequence[str] | None) -> Config:
-    """Return the config of these command-line arguments.
+def parse(arguments: Sequence[str] | None) -> list[Config]:
+    """Return the configs of these command-line arguments: one, or one a ``--config``.
 
     Raises
     ------
@@ -75,21 +77,26 @@ def parse(arguments: Sequence[str] | None) -> Config:
         One line that names the flag and says what would be right.
     """
     given = parser().read(arguments)
-    file = given.pop("config")
-    return resolve(given, file)
+    files = given.pop("config")
+    return [resolve(given, file) for file in files or [""]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (training failed), 2 (wrong input) or 130."""
     try:
-        config = parse(arguments)
+        configs = parse(arguments)
         # only now: --help and a wrong flag are answered before torch is imported
         from fedsam.progress import Progress
         from fedsam.running import run
+        from fedsam.together import run_together
 
-        with Progress(config) as progress:
-            outcome = run(config, progress.update)
-        progress.summarise(outcome)
+        with Progress(configs) as progress:
+            if len(configs) == 1:
+                outcomes = [run(configs[0], progress.update)]
+            else:
+                outcomes = run_together(configs, lambda number, line: progress.update(line, number))
+        for config, outcome in zip(configs, outcomes, strict=True):
+            progress.summarise(config, outcome)
     except UsageError as error:
         print(f"fedsam: error: {error}", file=sys.stderr)
         return 2
@@ -127,7 +134,7 @@ class _Command(ModuleType):
         from fedsam.running import run
 
         resolved = resolve(keys, config)
-        with Progress(resolved) as progress:
+        with Progress([resolved]) as progress:
             return load(run(resolved, progress.update).folder)
 
 

@@ -12,7 +12,7 @@ from threading import Condition
 from typing import Any
 
 from fedsam.cohort import stacked
-from fedsam.config import Config
+from fedsam.config import SHARED, Config
 from fedsam.engines.cohort import Cohort, Member
 from fedsam.engines.crew import on_device, one_compute_thread
 from fedsam.engines.local import LocalGrid
@@ -21,12 +21,6 @@ from fedsam.experiment import new_gradients, new_trainer
 from fedsam.rundir import RunDir
 from fedsam.running import Outcome, new_crew, play_out, sampling
 from fedsam.trainer import Job, Trained
-
-# what makes one program of several runs: the model, the images and the shape of a mini-batch
-SHARED = (
-    *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
-    *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
-)
 
 
 def run_together(

@@ -14,6 +14,7 @@ ORDER = [
     ["fedsam.sweep"],
     ["fedsam.report"],
     ["fedsam.simulate", "fedsam.server_app", "fedsam.client_app"],
+    ["fedsam.jobs", "fedsam.board"],
     ["fedsam.cells"],
     ["fedsam.page"],
     ["fedsam.tables", "fedsam.figures"],

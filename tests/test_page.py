@@ -59,6 +59,7 @@ def opened(browser, page_file):
         )
         contexts.append(context)
         page, asked, said = context.new_page(), [], []
+        page.set_default_timeout(120_000)  # five megabytes of script on a busy machine
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import yaml
 
+from fedsam.board import Board, last_line
 from fedsam.cells import Sweep, cells_of, read
 from fedsam.config import CONFIGS
 from fedsam.errors import UsageError
-from fedsam.sweep import main
+from fedsam.jobs import jobs_of
+from fedsam.sweep import main, words_of
 
 SMALL = {"rounds": 2, "clients": 20, "clients_per_round": 5, "device": "cpu", "eval_every": 1}
 
@@ -121,6 +125,108 @@ def test_a_sweep_runs_reports_and_goes_on_where_it_was(tmp_path, capsys):
     assert main([file, "--out", str(out), "--threads", "1"]) == 0  # how, not what
 
 
+def test_jobs_are_cells_that_can_share_a_program(tmp_path):
+    sweep = Sweep.model_validate(
+        {
+            "set": {"algorithm": "lookbehind"},
+            "grid": {
+                "batch_size": [8, 16],
+                "minimizer_options": [{"k": 2}, {"k": 3}],
+                "seed": [0, 1, 2],
+            },
+            "when": [{"if": {"seed": 2}, "set": {"rho": 0.3}}],
+        }
+    )
+    cells = cells_of(sweep, tmp_path, {})
+    jobs = jobs_of(cells, 8)
+    assert [len(job) for job in jobs] == [3, 3, 3, 3]
+    for job in jobs:
+        assert len({(c.config.batch_size, c.config.minimizer_options["k"]) for c in job}) == 1
+    assert [len(job) for job in jobs_of(cells, 2)] == [2, 1] * 4
+    assert [len(job) for job in jobs_of(cells, 1)] == [1] * 12
+    assert sorted(cell.name for job in jobs for cell in job) == sorted(cell.name for cell in cells)
+
+
+def bytes_of(out):
+    return {path.parent.name: path.read_bytes() for path in out.glob("*/model.safetensors")}
+
+
+@pytest.mark.slow
+def test_alone_in_one_program_and_as_ray_tasks_cells_end_in_the_same_bytes(tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
+    file = write(tmp_path / "s.yaml", set=SMALL, grid={"alpha": [0.5, 1], "seed": [0, 1]})
+    for name, words in {"alone": [], "one": ["--together", "3"], "ray": ["--ray"]}.items():
+        assert main([file, "--out", str(tmp_path / name), *words]) == 0
+        assert len(finished(tmp_path / name)) == 4
+        assert not list((tmp_path / name).glob("*.yaml"))
+    assert bytes_of(tmp_path / "alone") == bytes_of(tmp_path / "one") == bytes_of(tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_in_one_program_a_cell_that_fails_leaves_the_others_alone(tmp_path, capsys):
+    keys = {"set": SMALL, "grid": {"seed": [0, 1, 2]}}
+    file = write(tmp_path / "s.yaml", **keys, when=[{"if": {"seed": 1}, "set": {"lr": 1e30}}])
+    out = tmp_path / "out"
+    assert main([file, "--out", str(out), "--together", "3"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("failed:") == 1
+    assert "failed: seed=1: round 1: no client returned a finite update" in said
+    assert set(finished(out)) == {"seed=0", "seed=2"}
+
+
+def test_a_job_whose_process_died_or_whose_result_is_elsewhere_is_reported(tmp_path):
+    cells = cells_of(Sweep(grid={"seed": [0]}), tmp_path, {})
+    died, elsewhere = Future(), Future()
+    died.set_exception(RuntimeError("first\nthe worker died"))
+    elsewhere.set_result({})
+    assert words_of(cells, died) == {"seed=0": "the worker died"}
+    assert "all nodes must share --out's file system" in words_of(cells, elsewhere)["seed=0"]
+
+
+def test_the_board_counts_and_reads_only_whole_lines(tmp_path, capsys):
+    cells = cells_of(Sweep(set={"rounds": 100}, grid={"seed": [0, 1, 2, 3]}), tmp_path, {})
+    for seed, text in enumerate(['{"round": 7, "accuracy": 0.5}\n{"rou', '{"round": 3}\n', ""]):
+        cells[seed].folder.mkdir()
+        (cells[seed].folder / "metrics.jsonl").write_text(text)
+    assert [last_line(cell) for cell in cells] == [
+        {"round": 7, "accuracy": 0.5},
+        {"round": 3},
+        None,
+        None,
+    ]
+    with Board(cells) as board:
+        whole = board.bar.tasks[0]
+        assert (whole.completed, whole.total) == (10, 400)
+        assert whole.description == "0 done, 0 failed, 2 running, 2 waiting"
+        board.end([cells[0]], {"seed=0": "no disk"})
+        board.end([cells[3]], {})
+        board.look()
+        assert whole.completed == 203
+        assert whole.description == "1 done, 1 failed, 1 running, 1 waiting"
+    said = capsys.readouterr()
+    assert said.err == "failed: seed=0: no disk\n"
+    assert said.out == "done: seed=3  (2 to go)\n"
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_terminated_leaves_no_process(tmp_path):
+    file = write(tmp_path / "s.yaml", set=SMALL | {"rounds": 100_000}, grid={"seed": [0, 1]})
+    out = tmp_path / "out"
+    call = [sys.executable, "-m", "fedsam.sweep", file, "--out", str(out), "--parallel", "2"]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while len(list(out.glob("*/metrics.jsonl"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    running = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    children = running.stdout.split()
+    assert len(children) == 2
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
 @pytest.mark.slow
 def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
     file = write(
@@ -132,7 +238,7 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([file, "--out", str(out)]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "failed: seed=1: fedsam: training stopped: round 1: no client returned" in said
+    assert "failed: seed=1: round 1: no client returned a finite update" in said
     assert "training stopped" in (out / "seed=1.log").read_text()
     assert set(finished(out)) == {"seed=0", "seed=2"}
     assert main([file, "--out", str(out)]) == 1  # it fails again: it was not taken for done
@@ -170,6 +276,9 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
         ({"grid": {"seed": [0]}, "gird": 1}, [], "gird: Extra inputs are not permitted"),
         ({"grid": {"seed": [0]}}, ["--seed", "1"], "--seed: is a key of the sweep's grid"),
         ({"grid": {"seed": [0]}}, ["--parallel", "0"], "--parallel 0: must be at least 1"),
+        ({"grid": {"seed": [0]}}, ["--target", "40"], "--target 40: must lie in [0, 1]"),
+        ({"grid": {"seed": [0]}}, ["--together", "0"], "--together 0: must be at least 1"),
+        ({"grid": {"seed": [0]}}, ["--ray", "--engine", "ray"], "cells are Ray tasks themselves"),
         ({"grid": {"seed": [0]}}, ["--config", "digits"], "--config: a sweep names its own"),
         (
             {"grid": {"seed": [0]}},

@@ -3,13 +3,14 @@
 The global state goes into Ray's object store once a round; replies come back as arrays. An actor
 has one compute thread, as a thread of the local engine has, so the bytes of a result depend
 neither on how many actors there are nor on which of them trained a client. This is the only file
-that imports ray.
+that imports ray, so a sweep's tasks are here too.
 """
 
 import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning at each start
@@ -65,6 +66,64 @@ class Worker:
         """Answer: the actor has a place, and its data and model."""
 
 
+class Tasks:
+    """Ray tasks, each in a process of its own.
+
+    Parameters
+    ----------
+    cpus : int
+        Cores of a task.
+    gpus : float
+        GPUs of a task, fractions allowed.
+    address : str
+        Of a running cluster; "" starts Ray here.
+    """
+
+    def __init__(self, cpus: int, gpus: float, address: str = "") -> None:
+        connect(address, None)
+        have = ray.cluster_resources()
+        for kind, needed in (("CPU", cpus), ("GPU", gpus)):
+            if needed > have.get(kind, 0.0):
+                ray.shutdown()
+                raise UsageError(
+                    f"Ray has {have.get(kind, 0.0):g} {kind}s, a cell needs {needed:g}"
+                )
+        # a fresh process a task: what one leaves on a GPU is not the next one's
+        self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 2}
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        """Call ``work`` somewhere, when there is room; what a lost node had is done elsewhere."""
+        return ray.remote(**self._options)(lambda: work()).remote().future()
+
+    def close(self) -> None:
+        """End all tasks, and Ray too if it was started here."""
+        ray.shutdown()
+
+
+def connect(address: str, cores: int | None) -> None:
+    """Join the cluster at ``address``, or start Ray on this machine with so many cores.
+
+    Raises
+    ------
+    UsageError
+        If there is no cluster at the address.
+    """
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if not address:
+            ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
+            return
+        if address != "auto":  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, **quiet)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--ray-address {address}: no Ray cluster there ({reason}); give auto or HOST:PORT"
+        ) from error
+
+
 class Actors:
     """Ray actors that train clients.
 
@@ -96,7 +155,7 @@ class Actors:
         gpus: float = 0.0,
     ) -> None:
         self.trainer = trainer
-        self._connect(workers, address)
+        connect(address, workers)
         have = ray.cluster_resources()
         for kind, needed in (("CPU", float(workers)), ("GPU", workers * gpus)):
             if needed > have.get(kind, 0.0):
@@ -118,23 +177,6 @@ class Actors:
         """Ask for one more actor; it gets a job when it has answered that it is there."""
         actor = self._new()
         self._pending[actor.ready.remote()] = actor, None
-
-    @staticmethod
-    def _connect(workers: int, address: str) -> None:
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            if not address:
-                ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
-                return
-            if address != "auto":  # Ray itself would try for minutes
-                host, _, port = address.rpartition(":")
-                socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address, **quiet)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"--ray-address {address}: no Ray cluster there ({reason}); give auto or HOST:PORT"
-            ) from error
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         """Train clients, the longest first; those of an actor that dies are trained by another.
