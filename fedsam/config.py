@@ -22,7 +22,7 @@ TRACED = range(3, 6)  # rounds that --trace shows
 HOW = frozenset(
     [
         *("out", "quiet", "data_root", "device", "engine", "cohort", "threads", "workers"),
-        *("ray_address", "gpus_per_worker", "profile", "trace"),
+        *("ray_address", "gpus_per_worker", "profile", "trace", "track"),
     ]
 )
 
@@ -175,6 +175,9 @@ class Config(BaseModel):
     """Also print and save a table of the time by phase (profile.json)."""
     trace: bool = False
     """Also save a PyTorch profiler trace of rounds 3 to 5 (trace.json.gz)."""
+    track: str = ""
+    """Follow the run live: tensorboard, wandb, mlflow (each an extra of that name) or import paths,
+    between commas."""
     quiet: bool = False
     """No progress line."""
 

@@ -24,6 +24,7 @@ from fedsam.phases import Phase, Phases, traced
 from fedsam.randomness import sample_clients
 from fedsam.rounds import Round, play
 from fedsam.rundir import RunDir
+from fedsam.tracking import new_trackers, tracking
 from fedsam.trainer import Trainer
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
@@ -109,6 +110,7 @@ def play_out(
 ) -> Outcome:
     """Play a run's rounds on a Grid, and write down what happens."""
     strategy, trainer = new_strategy(config), crew.trainer
+    trackers = new_trackers(config.track)
     turns = play(
         strategy,
         grid,
@@ -123,13 +125,20 @@ def play_out(
     folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
     if config.trace:
         turns = traced(turns, folder.path / "trace.json.gz")
-    if not config.profile:
-        return _follow(config, strategy, turns, initial, crew, folder, watch)
-    phases = Phases()
-    with phases.watching(trainer.method, strategy):
-        outcome = _follow(config, strategy, turns, initial, crew, folder, watch)
-    phases.save(folder.path / "profile.json")
-    return replace(outcome, phases=phases.rows())
+    with tracking(trackers, config, folder.path) as track:
+
+        def write(line: dict[str, Any]) -> None:
+            folder.log(line)
+            track(line)
+            watch(line)
+
+        if not config.profile:
+            return _follow(config, strategy, turns, initial, crew, folder, write)
+        phases = Phases()
+        with phases.watching(trainer.method, strategy):
+            outcome = _follow(config, strategy, turns, initial, crew, folder, write)
+        phases.save(folder.path / "profile.json")
+        return replace(outcome, phases=phases.rows())
 
 
 def _follow(
@@ -139,7 +148,7 @@ def _follow(
     arrays: VectorRecord,
     crew: Crew,
     folder: RunDir,
-    watch: Callable[[dict[str, Any]], None],
+    write: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     """Go through the rounds: evaluate, write, and stop early where that was asked for."""
 
@@ -149,10 +158,6 @@ def _follow(
 
     def measure(arrays: VectorRecord) -> dict[str, float]:
         return crew.evaluate(evaluated(arrays).state, crew.trainer.test)
-
-    def write(line: dict[str, Any]) -> None:
-        folder.log(line)
-        watch(line)
 
     stop = EarlyStop(config.target_accuracy, config.patience)
     reason = "all rounds done"

@@ -23,6 +23,8 @@ ORDER = [
     ["fedsam.progress"],
     ["fedsam.together"],
     ["fedsam.running"],
+    ["fedsam.trackers"],
+    ["fedsam.tracking"],
     ["fedsam.phases"],
     ["fedsam.experiment", "fedsam.rundir"],
     ["fedsam.plots"],
@@ -111,8 +113,8 @@ def test_importing_fedsam_loads_nothing_heavy():
     assert python(f"import sys, fedsam; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-def test_the_local_engine_needs_neither_ray_nor_torchvision_nor_plots():
-    heavy = "{'torchvision', 'ray', 'matplotlib', 'sklearn'}"
+def test_the_local_engine_needs_no_ray_torchvision_plots_nor_trackers():
+    heavy = "{'torchvision', 'ray', 'matplotlib', 'sklearn', 'tensorboard', 'wandb', 'mlflow'}"
     code = f"import sys, fedsam.running; print(sorted({heavy} & set(sys.modules)))"
     assert python(code) == "[]"
 

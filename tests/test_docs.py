@@ -62,6 +62,7 @@ def test_the_extension_page_shows_every_axis():
         "task",
         "dataset",
         "partition",
+        "track",
     ):
         assert f"--{name} mine:" in text
 
