@@ -47,7 +47,7 @@ def csv(
     where = f"--partition-options: {path}"
     if not isinstance(path, str):
         raise UsageError(f"{where}: path must be a text, the name of a CSV file")
-    wanted = [column for column in (user, image, label) if column]
+    wanted = [user, image, label] if label else [user, image]
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv_file.DictReader(file)

@@ -249,6 +249,8 @@ def test_a_list_with_columns_of_other_names_is_read(tmp_path):
     with pytest.raises(UsageError, match="line 3: image 1 is of class 1, not '2'"):
         read(tmp_path, wrong, **named, label="label_id")
     assert torch.equal(read(tmp_path, wrong, **named, label="").indices, split.indices)
+    with pytest.raises(UsageError, match="its header has no column ''"):
+        read(tmp_path, text, user="client_id", image="")
 
 
 CSV_REFUSED = {
