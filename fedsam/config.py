@@ -35,13 +35,19 @@ def _options(value: Any) -> Any:
         except yaml.YAMLError as error:
             raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
     if isinstance(value, dict):
-        for key, number in value.items():
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{key} must be a finite number")
+        for key, given in value.items():
+            for scalar in given if isinstance(given, list) else [given]:
+                if not isinstance(scalar, Scalar):
+                    raise ValueError(
+                        f"{key} must be a number, a text, true, false or a list of them"
+                    )
+                if isinstance(scalar, float) and not math.isfinite(scalar):
+                    raise ValueError(f"{key} must be a finite number")
     return value
 
 
-Options = Annotated[dict[str, bool | int | float | str], BeforeValidator(_options)]
+Scalar = bool | int | float | str
+Options = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_options)]
 
 
 class Config(BaseModel):

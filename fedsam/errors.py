@@ -1,6 +1,7 @@
 """The errors a user can cause: one line that names the flag and says what would be right."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -21,3 +22,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the choice nearest to ``word``, or nothing."""
     match = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of somebody else's error as one line of bounded length."""
+    return textwrap.shorten(str(error), width=300, placeholder=" ...")

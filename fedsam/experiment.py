@@ -16,8 +16,9 @@ from fedsam import loader
 from fedsam.config import Config
 from fedsam.data import datasets
 from fedsam.data.datasets import Dataset
+from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
-from fedsam.data.partition import Partition
+from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
 from fedsam.errors import UsageError, nearest
@@ -59,15 +60,23 @@ def split(config: Config, dataset: Dataset) -> Partition:
             f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; "
             f"have {', '.join(METHODS)}, or package.module:function"
         )
-    return loader.build(
-        "partition",
-        method,
-        config.partition_options,
-        labels=dataset.train_labels,
-        clients=config.clients,
-        generator=numpy_generator(config.seed, "partition"),
-        alpha=config.alpha,
-    )
+    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
+    generator = numpy_generator(config.seed, "partition")
+    if hasattr(method, "load_partition"):
+        made = partitioned(method, options, labels, clients, generator, alpha=config.alpha)
+    else:
+        made = loader.build(
+            "partition",
+            method,
+            options,
+            labels=labels,
+            clients=clients,
+            generator=generator,
+            alpha=config.alpha,
+        )
+    if ":" in config.partition:
+        check(made, len(labels), clients, f"--partition {config.partition}")
+    return made
 
 
 def choose_device(config: Config) -> torch.device:

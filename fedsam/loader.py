@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsam.errors import UsageError, flag, nearest
+from fedsam.errors import UsageError, flag, nearest, one_line
 
+EXTRAS = {"flwr_datasets": "flwr-datasets"}  # modules that an extra of ours installs
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, app bundle or site-packages
 
 
@@ -68,7 +69,8 @@ def imported(key: str, path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there: something that it imports is not
-        raise UsageError(f"{flag(key)} {path}: there is no module {error.name!r}") from error
+        extra = f"; pip install 'fedsam[{EXTRAS[error.name]}]'" if error.name in EXTRAS else ""
+        raise UsageError(f"{flag(key)} {path}: there is no module {error.name!r}{extra}") from error
     if not hasattr(found, name):
         raise UsageError(
             f"{flag(key)} {path}: {module} has no {name!r}{nearest(name, vars(found))}"
@@ -120,4 +122,6 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{where if options else flag(key)}: {cls.__name__}: {error}") from error
+        raise UsageError(
+            f"{where if options else flag(key)}: {cls.__name__}: {one_line(error)}"
+        ) from error

@@ -89,6 +89,9 @@ WRONG = [
     ({"minimizer_options": "[1"}, "--minimizer-options [1", "mapping"),
     ({"minimizer_options": "k"}, "--minimizer-options k", "dictionary"),
     ({"partition_options": "{alpha: .nan}"}, "--partition-options", "alpha must be a finite"),
+    ({"partition_options": "{sizes: [1, .inf]}"}, "--partition-options", "sizes must be a finite"),
+    ({"partition_options": "{seed: null}"}, "--partition-options", "seed must be a number, a text"),
+    ({"partition_options": "{a: [[1]]}"}, "--partition-options {a: [[1]]}", "a must be a number"),
     ({"target_accuracy": 70}, "--target-accuracy 70", "less than or equal to 1"),
 ]
 

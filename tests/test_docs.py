@@ -1,7 +1,9 @@
 """What the documents promise is run: their blocks, their commands, their flags."""
 
+import json
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ from fedsam.simulate import main, parse
 
 README = (ROOT / "README.md").read_text()
 EXTEND = (ROOT / "docs" / "extend.md").read_text()
+INTEROP = (ROOT / "docs" / "interop.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SIMULATE = re.compile(r"python -m fedsam\.simulate([^\n`&|]*)")
 
@@ -23,9 +26,15 @@ def commands(text):
     return [m.strip() for block in blocks(text, "sh") for m in SIMULATE.findall(block)]
 
 
-@pytest.mark.parametrize("arguments", commands(EXTEND))
-def test_every_example_of_the_extension_page_runs(tmp_path, monkeypatch, arguments):
-    (tmp_path / "mine.py").write_text("\n".join(blocks(EXTEND, "python")))
+EXAMPLES = [(EXTEND, words) for words in commands(EXTEND)]
+PARTITIONERS = re.compile("--partition (flwr_datasets|mine:)")
+EXAMPLES += [(INTEROP, words) for words in commands(INTEROP) if PARTITIONERS.search(words)]
+
+
+@pytest.mark.parametrize(("page", "arguments"), EXAMPLES, ids=[words for _, words in EXAMPLES])
+def test_every_example_of_your_own_runs(tmp_path, monkeypatch, page, arguments):
+    mine = [block for block in blocks(page, "python") if block.startswith("# mine.py")]
+    (tmp_path / "mine.py").write_text("\n".join(mine))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     sys.modules.pop("mine", None)
@@ -40,6 +49,25 @@ def test_the_example_from_python_in_the_readme_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(code.replace("rounds=300", "rounds=3, quiet=True"), "README.md", "exec"), names)
     assert len(names["run"].metrics) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["--average none", "--swa"])
+def test_plain_pytorch_without_fedsam_has_the_accuracy_of_the_summary(
+    tmp_path, monkeypatch, average
+):
+    (arguments,) = [line for line in commands(INTEROP) if "--out run" in line]
+    arguments = arguments.replace("--swa", average) + " --alpha 10 --rounds 60 --quiet"
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(arguments)) == 0
+    code = next(block for block in blocks(INTEROP, "python") if "load_file" in block)
+    forbid = "import sys; sys.modules |= dict.fromkeys(['fedsam', 'clients', 'strategies'])\n"
+    script = [sys.executable, "-c", forbid + code]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert float(done.stdout) == pytest.approx(summary["last_accuracy"], abs=1e-9)
+    assert summary["last_accuracy"] > 0.3  # ten classes
+    assert (tmp_path / "run" / "model-trained.safetensors").exists() == (average == "--swa")
 
 
 def test_the_example_of_several_runs_at_once_runs(tmp_path, monkeypatch, capsys):

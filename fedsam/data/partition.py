@@ -64,6 +64,36 @@ def check_enough(images: int, needed: int, clients: int, why: str = "") -> None:
         raise UsageError(f"--clients {clients}{why}: there are only {images} training images")
 
 
+def check(partition: Partition, images: int, clients: int, where: str) -> None:
+    """Raise UsageError if somebody's split, made by ``where``, is not a true one.
+
+    Parameters
+    ----------
+    partition : Partition
+        Images may be left out.
+    images : int
+        How many there are.
+    clients : int
+        Each must have an image at least.
+    where : str
+        What the message begins with.
+    """
+    if not isinstance(partition, Partition):
+        kind = type(partition).__name__
+        raise UsageError(f"{where}: must return a fedsam.data.partition.Partition, not {kind}")
+    if len(partition) != clients:
+        made = len(partition)
+        raise UsageError(f"--clients {clients}: {where} makes {made}; give --clients {made}")
+    if int(partition.sizes.min()) < 1:
+        empty = int(partition.sizes.argmin())
+        raise UsageError(f"{where}: client {empty} has no images; each needs one at least")
+    if int(partition.indices.min()) < 0 or int(partition.indices.max()) >= images:
+        raise UsageError(f"{where}: images must lie in 0..{images - 1}")
+    owners = torch.bincount(partition.indices, minlength=images)
+    if int(owners.max()) > 1:
+        raise UsageError(f"{where}: image {int(owners.argmax())} is given out more than once")
+
+
 def even_sizes(images: int, clients: int) -> NDArray[np.int64]:
     """Return sizes (clients,) that differ by at most one and sum to ``images``."""
     check_enough(images, clients, clients)

@@ -11,8 +11,17 @@ from fedsam.data.partition import Partition, cut
 from fedsam.errors import UsageError
 
 
-def csv(labels: Tensor, clients: int, generator: np.random.Generator, *, path: str) -> Partition:
-    """Read a published federated split: a CSV file with user_id, image_id and class.
+def csv(
+    labels: Tensor,
+    clients: int,
+    generator: np.random.Generator,
+    *,
+    path: str,
+    user: str = "user_id",
+    image: str = "image_id",
+    label: str = "class",
+) -> Partition:
+    """Read a published federated split: a CSV file with a line for each image.
 
     Parameters
     ----------
@@ -24,6 +33,9 @@ def csv(labels: Tensor, clients: int, generator: np.random.Generator, *, path: s
         Not used.
     path : str
         The file, with a header line. Images that it leaves out are nobody's.
+    user, image, label : str
+        Its columns: whose the image is, its row in the training set, and its class, which is
+        checked; label "" if the file has no classes.
 
     References
     ----------
@@ -35,19 +47,31 @@ def csv(labels: Tensor, clients: int, generator: np.random.Generator, *, path: s
     where = f"--partition-options: {path}"
     if not isinstance(path, str):
         raise UsageError(f"{where}: path must be a text, the name of a CSV file")
+    wanted = [user, image, label] if label else [user, image]
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv_file.DictReader(file)
-            wanted = {"user_id", "image_id", "class"}
-            if not wanted <= set(lines.fieldnames or ()):
-                raise UsageError(f"{where}: needs a header with user_id, image_id and class")
+            if missing := [column for column in wanted if column not in (lines.fieldnames or ())]:
+                raise UsageError(
+                    f"{where}: its header has no column {missing[0]!r}; name its columns, such as "
+                    "{user: client_id, image: index, label: ''}"
+                )
             for line in lines:
-                image = _image(line, truth, seen, f"{where}, line {lines.line_num}")
-                owners.setdefault(line["user_id"], []).append(image)
+                here = f"{where}, line {lines.line_num}"
+                if not line[user]:
+                    raise UsageError(f"{here}: {user} is missing")
+                index = _index(line[image], truth, seen, f"{here}: {image}")
+                if label and line[label] != str(truth[index]):
+                    raise UsageError(
+                        f"{here}: image {index} is of class {truth[index]}, not {line[label]!r:.30}"
+                    )
+                owners.setdefault(line[user], []).append(index)
     except (OSError, UnicodeDecodeError, csv_file.Error) as error:
         raise UsageError(f"{where}: cannot be read ({error})") from error
     if len(owners) != clients:
-        raise UsageError(f"--clients {clients}: {path} has {len(owners)} users")
+        raise UsageError(
+            f"--clients {clients}: {path} has {len(owners)} users; give --clients {len(owners)}"
+        )
     users = sorted(owners, key=_rank)
     rows = [owners[user] for user in users]
     sizes = np.array([len(mine) for mine in rows])
@@ -62,17 +86,14 @@ def _rank(user: str) -> tuple[bool, int, str, str]:
     return False, len(number), number, user
 
 
-def _image(line: dict[str, str], truth: list[int], seen: NDArray[np.bool_], where: str) -> int:
-    """Return one line's image, checked, and mark it as seen."""
-    image, label = line["image_id"], line["class"]
+def _index(image: str, truth: list[int], seen: NDArray[np.bool_], where: str) -> int:
+    """Return the row that a line names, checked, and mark it as seen."""
     # ids of more digits than the number of images has cannot lie in range (and int() has a limit)
     short = (image or "").isdecimal() and len(image.lstrip("0")) <= len(str(len(truth)))
     if not short or int(image) >= len(truth):
-        raise UsageError(f"{where}: image_id must lie in 0..{len(truth) - 1}, got {image!r:.30}")
+        raise UsageError(f"{where} must lie in 0..{len(truth) - 1}, got {image!r:.30}")
     index = int(image)
     if seen[index]:
-        raise UsageError(f"{where}: image {index} has an owner already")
-    if str(truth[index]) != label:
-        raise UsageError(f"{where}: image {index} is of class {truth[index]}, not {label!r}")
+        raise UsageError(f"{where} {index} has an owner already")
     seen[index] = True
     return index

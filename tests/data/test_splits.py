@@ -229,10 +229,10 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 GOOD = "user_id,image_id,class\n10,0,0\n2,1,1\n10,2,2\n2,3,0\n"
 
 
-def read(tmp_path, text, clients=2):
+def read(tmp_path, text, clients=2, **columns):
     path = tmp_path / "split.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return csv(LABELS, clients, generator(), path=str(path))
+    return csv(LABELS, clients, generator(), path=str(path), **columns)
 
 
 def test_a_published_split_is_read_with_users_in_order_of_their_number(tmp_path):
@@ -240,17 +240,34 @@ def test_a_published_split_is_read_with_users_in_order_of_their_number(tmp_path)
     assert [split[k].tolist() for k in (0, 1)] == [[1, 3], [0, 2]]
 
 
+def test_a_list_with_columns_of_other_names_is_read(tmp_path):
+    text = "index,label_id,client_id\n3,0,b\n1,1,a\n0,0,b\n"
+    named = {"user": "client_id", "image": "index"}
+    split = read(tmp_path, text, **named, label="label_id")
+    assert [split[k].tolist() for k in (0, 1)] == [[1], [3, 0]]
+    wrong = text.replace("1,1,a", "1,2,a")  # a class of another data set
+    with pytest.raises(UsageError, match="line 3: image 1 is of class 1, not '2'"):
+        read(tmp_path, wrong, **named, label="label_id")
+    assert torch.equal(read(tmp_path, wrong, **named, label="").indices, split.indices)
+    with pytest.raises(UsageError, match="its header has no column ''"):
+        read(tmp_path, text, user="client_id", image="")
+
+
 CSV_REFUSED = {
-    "user_id,image_id\n1,0\n": "needs a header with user_id, image_id and class",
-    "": "needs a header",
+    "user_id,image_id\n1,0\n": "its header has no column 'class'; name its columns",
+    "client_id,image_id,class\n1,0,0\n": "its header has no column 'user_id'; name its columns",
+    "": "its header has no column 'user_id'",
+    "user_id,image_id,class\n": "has 0 users",
     GOOD + "2,9,0\n": "line 6: image_id must lie in 0..5, got '9'",
     GOOD + "2,x,0\n": "line 6: image_id must lie in 0..5, got 'x'",
     GOOD + "2,-1,0\n": "line 6: image_id must lie in 0..5, got '-1'",
     GOOD + "2," + "9" * 5000 + ",0\n": "line 6: image_id must lie in 0..5",
     GOOD + "2\n": "line 6: image_id must lie in 0..5",
-    GOOD + "2,3,0\n": "line 6: image 3 has an owner already",
+    GOOD + ",4,1\n": "line 6: user_id is missing",
+    "image_id,class,user_id\n0,0\n": "line 2: user_id is missing",
+    GOOD + "2,3,0\n": "line 6: image_id 3 has an owner already",
     GOOD + "2,4,2\n": "line 6: image 4 is of class 1, not '2'",
-    GOOD + "3,4,1\n": "--clients 2: ",
+    GOOD + "3,4,1\n": "has 3 users; give --clients 3",
     b"\xff\xfe\x00": "cannot be read",
 }
 
