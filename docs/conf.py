@@ -15,10 +15,11 @@ smartquotes = False  # a flag's two dashes stay two dashes
 
 nb_execution_mode = "force"  # docs/tour.md, at every build
 nb_execution_in_temp = True
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # a cell that fails is a warning, and so an error
 nb_render_markdown_format = "gfm"  # for tables
 nb_execution_timeout = 300  # seconds a cell
 
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True
 autodoc_typehints = "none"  # numpydoc sections hold types and shapes
