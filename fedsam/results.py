@@ -52,7 +52,10 @@ class Run:
         return math.nan if value is None else float(value)
 
     def plot(self) -> Any:
-        """Return a matplotlib figure of accuracy and loss over rounds."""
+        """Return a matplotlib figure of accuracy and loss over rounds.
+
+        A notebook shows it once ``%matplotlib inline`` was said.
+        """
         from fedsam.plots import curves_of
 
         return curves_of(self.metrics)
@@ -195,7 +198,7 @@ class Grid:
 
     @cached_property
     def row_keys(self) -> tuple[str, ...]:
-        """Further keys in which runs of one method and setting differ: they part rows."""
+        """Further keys in which runs of one method and setting differ; they part rows."""
         places: dict[Any, list[Run]] = {}
         for run in self.runs:
             places.setdefault((run.method, self.column(run)), []).append(run)

@@ -5,25 +5,39 @@ import re
 import shlex
 import subprocess
 import sys
+from textwrap import dedent
 
 import pytest
+import torch
 
+from clients.minimizers.sam import SAM
+from fedsam import report, sweep
+from fedsam.config import Config
+from fedsam.errors import flag
 from fedsam.loader import ROOT
 from fedsam.simulate import main, parse
+from fedsam.vector import unit
 
 README = (ROOT / "README.md").read_text()
 EXTEND = (ROOT / "docs" / "extend.md").read_text()
 INTEROP = (ROOT / "docs" / "interop.md").read_text()
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
-SIMULATE = re.compile(r"python -m fedsam\.simulate([^\n`&|]*)")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
+COMMAND = re.compile(r"python -m fedsam\.(\w+)([^\n`&|]*)")
 
 
 def blocks(text, language):
-    return [code for kind, code in BLOCK.findall(text) if kind == language]
+    return [dedent(code) for _, kind, code in BLOCK.findall(text) if kind == language]
 
 
-def commands(text):
-    return [m.strip() for block in blocks(text, "sh") for m in SIMULATE.findall(block)]
+def commands(text, module="simulate"):
+    lines = "".join(blocks(text, "sh")).replace("\\\n", " ")
+    found = COMMAND.findall(lines)
+    return [arguments.strip() for name, arguments in found if name == module]
+
+
+def words_of(command):
+    return shlex.split(command.replace("DIR/config.yaml", "digits"), comments=True)
 
 
 EXAMPLES = [(EXTEND, words) for words in commands(EXTEND)]
@@ -43,12 +57,27 @@ def test_every_example_of_your_own_runs(tmp_path, monkeypatch, page, arguments):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_the_example_from_python_in_the_readme_runs(tmp_path, monkeypatch):
-    code = next(block for block in blocks(README, "python") if "import fedsam" in block)
+ONES_OWN = ("extend.md", "interop.md")  # files of the user's, which tests above use as such
+WITH_CODE = [p for p in PAGES if p.name not in ONES_OWN and blocks(p.read_text(), "python")]
+
+
+def shortened(code):
+    """Return a block with few rounds in each of its runs."""
+    return re.sub(r'(\brounds"?(?:=|: ))\d+', r"\g<1>3", code)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_every_python_block_of_a_page_runs(tmp_path, monkeypatch, capsys, page):
+    code = "\n".join(blocks(page.read_text(), "python"))
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(compile(code.replace("rounds=300", "rounds=3, quiet=True"), "README.md", "exec"), names)
-    assert len(names["run"].metrics) == 4
+    exec(compile(shortened(code), page.name, "exec"), names)
+    if page.name == "README.md":
+        assert len(names["run"].metrics) == 4
+    if page.name == "cohort.md":
+        lines = capsys.readouterr().out.splitlines()
+        assert len([line for line in lines if line.startswith("runs/digits-fedasam")]) == 3
+        assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
 @pytest.mark.slow
@@ -70,13 +99,14 @@ def test_plain_pytorch_without_fedsam_has_the_accuracy_of_the_summary(
     assert (tmp_path / "run" / "model-trained.safetensors").exists() == (average == "--swa")
 
 
-def test_the_example_of_several_runs_at_once_runs(tmp_path, monkeypatch, capsys):
-    (code,) = blocks((ROOT / "docs" / "cohort.md").read_text(), "python")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace('"rounds": 20', '"rounds": 2'), "cohort.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("runs/digits-fedasam")]) == 3
-    assert len(list((tmp_path / "runs").iterdir())) == 3
+def test_the_method_in_the_readme_is_sam():
+    (code,) = [block for block in blocks(README, "python") if block.startswith("def step")]
+    w, g = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    names = {"unit": unit}
+    exec(code, names)
+    arguments = (w, lambda at: at * g, lambda w, g: w - g, None)
+    shown = names["step"](SAM(rho=0.5), *arguments)
+    assert torch.equal(shown, SAM(rho=0.5).step(*arguments))
 
 
 def test_the_extension_page_shows_every_axis():
@@ -95,14 +125,57 @@ def test_the_extension_page_shows_every_axis():
         assert f"--{name} mine:" in text
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda p: p.name
-)
-def test_every_command_in_the_documents_parses(path):
-    for arguments in commands(path.read_text()):
-        words = shlex.split(arguments.replace("DIR/config.yaml", "digits"), comments=True)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_documents_parses(page):
+    for command in commands(page.read_text()):
+        words = words_of(command)
         if "--help" not in words:
             assert parse(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_sweep_and_report_in_the_documents_parses(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # cells look for runs that were made before
+    asked = []
+    monkeypatch.setattr(
+        sweep, "run_all", lambda jobs, submit: asked.append(jobs) or dict.fromkeys(range(10**6))
+    )
+    monkeypatch.setattr(report, "write", lambda *arguments: asked.append(arguments))
+    sweeps, reports = (commands(page.read_text(), name) for name in ("sweep", "report"))
+    for command in sweeps:
+        assert sweep.main(words_of(command)) == 1  # as if every cell had failed
+    for command in reports:
+        assert report.main(words_of(command)) == 0
+    assert len(asked) == len(sweeps) + len(reports)
+
+
+def test_the_documents_name_no_other_module():
+    known = {"simulate", "sweep", "report"}
+    for page in PAGES:
+        assert {module for module, _ in COMMAND.findall(page.read_text())} <= known | {"X"}
+
+
+def test_the_page_of_flags_is_what_the_config_says():
+    made = subprocess.run(
+        [sys.executable, ROOT / "docs" / "flags.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert made == (ROOT / "docs" / "flags.md").read_text(), "python docs/flags.py > docs/flags.md"
+    rows = re.findall(r"^\| `(--[\w-]+)` \|", made, re.M)
+    assert rows == [flag(name) for name in Config.model_fields]
+
+
+def test_every_page_is_in_the_sites_contents():
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"^[\w-]+$", "".join(re.findall(r"{toctree}(.*?)```", index, re.S)), re.M)
+    assert sorted(["index", *listed]) == sorted(["self", *(page.stem for page in PAGES[1:])])
+
+
+def test_the_ratios_in_the_readme_were_measured():
+    measured = (ROOT / "docs" / "performance.md").read_text()
+    rows = "".join(line for line in README.splitlines() if line.startswith("| a round of"))
+    ratios = re.findall(r"\d+\.\d\d", rows)
+    assert ratios
+    assert all(f" {ratio} |" in measured for ratio in ratios)
 
 
 def test_the_two_commands_of_the_readme_are_what_ci_and_users_run():
