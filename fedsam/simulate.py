@@ -33,14 +33,26 @@ class Parser(argparse.ArgumentParser):
         return vars(known)
 
 
+def key_parser() -> Parser:
+    """Return a parser of the flags that are keys of Config: one for each of its fields."""
+    out = Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name, field in Config.model_fields.items():
+        text = " ".join((field.description or "").split()).removesuffix(".")
+        text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
+        if field.annotation is bool:
+            out.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            out.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
+    return out
+
+
 def parser() -> Parser:
-    """Return the parser of the flags: ``--config`` and one for each field of Config."""
-    out = Parser(
-        prog="python -m fedsam.simulate",
-        description="Federated training of one model. Flags stand before the --config file, the "
-        "file before the --algorithm's preset, and that before the defaults.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+    """Return the parser of the command: ``--config``, ``--resume`` and the keys."""
+    out = key_parser()
+    out.prog = "python -m fedsam.simulate"
+    out.description = (
+        "Federated training of one model. Flags stand before the --config file, the file before "
+        "the --algorithm's preset, and that before the defaults."
     )
     out.add_argument(
         "--config",
@@ -63,13 +75,6 @@ def parser() -> Parser:
         default=False,
         help="go on with the run in --out, where there is one, as --resume does",
     )
-    for name, field in Config.model_fields.items():
-        text = " ".join((field.description or "").split()).removesuffix(".")
-        text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
-        if field.annotation is bool:
-            out.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
-        else:
-            out.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
     return out
 
 
