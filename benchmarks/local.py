@@ -48,7 +48,7 @@ class Ours:
             LocalGrid(self.crew, new_actors(config, self.trainer) if ray else None),
             self.initial,
             rounds=range(1, 10**6),
-            sample=lambda r: sample_clients(
+            sample=lambda r, attempt: sample_clients(
                 config.seed, r, config.clients, config.clients_per_round
             ),
             seed=config.seed,

@@ -219,13 +219,13 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped]) -> str:
     state = replica.state.clone()
     jobs = [Job(client, state, 1, 0.01) for client in (0, 1)]
     pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
-    alone = [small.train_client(replica, job) for job in jobs]
     try:
+        alone = [small.train_client(replica, job) for job in jobs]
         program = Program(pair, gradients, capture=False)
         program.begin(jobs, plans)
         together = replies(pair, jobs, plans, program)
-    except RuntimeError as error:
-        return str(error).strip().splitlines()[0]
+    except Exception as error:  # noqa: BLE001  (whatever the user's model or method raises)
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
     for mine, other in zip(_results(alone, state), _results(together, state), strict=True):
         size, apart = float(mine.norm()), float((mine - other).norm())
         if apart > (0.05 if trainer.bf16 else 0.01) * size:

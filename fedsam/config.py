@@ -149,6 +149,13 @@ class Config(BaseModel):
     """Rounds of SWA's learning-rate cycle."""
     swa_lr: float = Field(1e-4, ge=0)
     """Learning rate at the end of SWA's cycle."""
+    min_clients: int = Field(1, ge=1)
+    """Usable updates that a round needs; with fewer it is tried again with other clients, three
+    times in all."""
+    max_norm: float = Field(0.0, ge=0)
+    """Leave out updates that are longer, l2 (0: off)."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Scale updates that are longer down to this l2 norm (0: off)."""
     # how it is computed and what it leaves
     seed: int = Field(0, ge=0)
     """Everything random follows from it: model, split, cohorts, batches."""
@@ -195,6 +202,11 @@ class Config(BaseModel):
         if self.clients_per_round > self.clients:
             raise ValueError(
                 f"--clients-per-round {self.clients_per_round}: at most --clients {self.clients}"
+            )
+        if self.min_clients > self.clients_per_round:
+            raise ValueError(
+                f"--min-clients {self.min_clients}: at most --clients-per-round "
+                f"{self.clients_per_round}"
             )
         if self.swa and self.average not in ("none", "swa"):
             raise ValueError(f"--swa is --average swa: leave out one of it and {self.average!r}")

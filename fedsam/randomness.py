@@ -57,7 +57,7 @@ def global_streams(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
             random.setstate(of_python)
 
 
-def sample_clients(seed: int, round: int, clients: int, cohort: int) -> list[int]:
+def sample_clients(seed: int, round: int, clients: int, cohort: int, attempt: int = 0) -> list[int]:
     """Draw the cohort of one round, uniformly and without replacement.
 
     Parameters
@@ -70,11 +70,14 @@ def sample_clients(seed: int, round: int, clients: int, cohort: int) -> list[int
         Population size; the cost does not grow with it.
     cohort : int
         Clients to draw.
+    attempt : int
+        Another cohort for each, where the one before failed.
 
     Returns
     -------
     list of int
         Partition ids in ascending order.
     """
-    drawn = numpy_generator(seed, "cohort", round).choice(clients, cohort, replace=False)
+    again = (attempt,) if attempt else ()
+    drawn = numpy_generator(seed, "cohort", round, *again).choice(clients, cohort, replace=False)
     return sorted(drawn.tolist())

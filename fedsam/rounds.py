@@ -14,16 +14,17 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fedsam import wire
 from fedsam.engines.view import CohortGrid
 from fedsam.errors import TrainingError
 from fedsam.exchange import Exchange
 from fedsam.randomness import global_streams
+from fedsam.replies import Limits, element_sum, usable
 from fedsam.wire import VectorRecord
 
 log = logging.getLogger("fedsam")
+ATTEMPTS = 3  # cohorts that are tried in a round
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ def play(
     arrays: VectorRecord,
     *,
     rounds: Iterable[int],
-    sample: Callable[[int], list[int]],
+    sample: Callable[[int, int], list[int]],
     seed: int,
     lr: float,
     node_of: Mapping[int, int] | Sequence[int],
     exchange: Exchange | None = None,
-    timeout: float | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[Round]:
     """Run rounds of federated learning, one at each iteration.
 
@@ -84,7 +85,7 @@ def play(
     rounds : iterable of int
         Round numbers, e.g. ``range(1, 101)``.
     sample : callable
-        From a round number to that round's partition ids.
+        From a round number and an attempt, from 0, to partition ids.
     seed : int
         The run's: what a strategy draws from global generators is a function of it and the round.
     lr : float
@@ -93,8 +94,8 @@ def play(
         From partition id to node id.
     exchange : Exchange, optional
         What travels beside the model, where the clients' method has such.
-    timeout : float, optional
-        Seconds to wait for a round's replies.
+    limits : Limits, optional
+        What a round takes.
 
     Yields
     ------
@@ -104,65 +105,67 @@ def play(
     Raises
     ------
     TrainingError
-        When no client's update can be used; the model of the last yielded round is a good one.
+        When too few clients' updates can be used, in every attempt; the model of the last yielded
+        round is a good one.
     """
-    layout = arrays.layout
+    limits = limits or Limits()
     for number in rounds:
         begin = time.perf_counter()
-        clients = sample(number)
-        nodes = {node_of[client]: client for client in clients}
-        cohort = CohortGrid(grid, list(nodes))
-        config = ConfigRecord({wire.LEARNING_RATE: lr})
-        with global_streams(seed, "strategy", number, 0):
-            messages = list(strategy.configure_train(number, arrays, config, cohort))
-        if exchange is not None:
-            exchange.attach(messages)
-        answers = cohort.send_and_receive(messages, timeout=timeout)
-        replies = usable(answers, nodes, layout, number)
+        for attempt in range(ATTEMPTS):
+            clients = sample(number, attempt)
+            nodes = {node_of[client]: client for client in clients}
+            with global_streams(seed, "strategy", number, 0):
+                replies = _asked(strategy, grid, arrays, number, lr, nodes, exchange, limits)
+            if len(replies) >= limits.min_clients:
+                break
+        else:
+            raise _too_few(number, len(replies), limits.min_clients)
         kept = {nodes[reply.metadata.src_node_id] for reply in replies}
         if exchange is not None:
             exchange.fold(replies)
         with global_streams(seed, "strategy", number, 1):
             new, metrics = strategy.aggregate_train(number, replies)
-        before, arrays = arrays, _sound(new, layout, number)
+        before, arrays = arrays, _sound(new, arrays.layout, number)
         left_out = [client for client in clients if client not in kept]
         seconds = time.perf_counter() - begin
         train = _scalars(metrics)
         yield Round(number, clients, before, arrays, replies, train, left_out, seconds)
 
 
-def usable(
-    answers: Iterable[Message], nodes: Mapping[int, int], layout: wire.Layout, number: int
+def _asked(
+    strategy: Strategy,
+    grid: Grid,
+    arrays: VectorRecord,
+    number: int,
+    lr: float,
+    nodes: Mapping[int, int],
+    exchange: Exchange | None,
+    limits: Limits,
 ) -> list[Message]:
-    """Return the replies that may be averaged, by ascending client; warn of each other one.
-
-    Raises
-    ------
-    TrainingError
-        If there is none.
-    """
-    replies = sorted(answers, key=lambda reply: nodes[reply.metadata.src_node_id])
-    whole = [reply for reply in replies if not reply.has_error()]
-    # one look at the device for the whole cohort: a GPU is waited for only once
-    sums = [
-        torch.stack([element_sum(r) for r in reply.content.array_records.values()]).sum()
-        for reply in whole
-    ]
-    finite = torch.isfinite(torch.stack(sums)).tolist() if sums else []
-    good = [reply for reply, usable in zip(whole, finite, strict=True) if usable]
-    kept = set(map(id, good))
-    for reply in replies:
-        client = nodes[reply.metadata.src_node_id]
-        if reply.has_error():
-            log.warning("round %d: client %d failed: %s", number, client, reply.error.reason)
-        elif id(reply) not in kept:
-            log.warning("round %d: client %d left out: its update is not finite", number, client)
-    if not good:
-        raise TrainingError(
-            f"round {number}: no client returned a finite update; the model of the round "
-            "before is kept (a smaller --lr or --rho may help)"
+    """Return the usable replies of one cohort."""
+    cohort = CohortGrid(grid, list(nodes))
+    config = ConfigRecord({wire.LEARNING_RATE: lr})
+    messages = list(strategy.configure_train(number, arrays, config, cohort))
+    if exchange is not None:
+        exchange.attach(messages)
+    answers = cohort.send_and_receive(messages, timeout=limits.timeout)
+    exchanged = exchange.vectors if exchange is not None else ()
+    replies = usable(answers, nodes, arrays, number, limits=limits, exchanged=exchanged)
+    if len(replies) < limits.min_clients:
+        log.warning(
+            "round %d: %d of %d updates can be used, --min-clients is %d",
+            *(number, len(replies), len(nodes), limits.min_clients),
         )
-    return good
+    return replies
+
+
+def _too_few(number: int, replies: int, wanted: int) -> TrainingError:
+    """Return the error of a round that could not be played."""
+    found = "no client" if not replies else f"only {replies} of --min-clients {wanted} clients"
+    return TrainingError(
+        f"round {number}: {found} returned a usable update, in {ATTEMPTS} attempts; the model of "
+        "the round before is kept (a smaller --lr or --rho may help)"
+    )
 
 
 def _sound(new: ArrayRecord | None, layout: wire.Layout, number: int) -> VectorRecord:
@@ -176,16 +179,6 @@ def _sound(new: ArrayRecord | None, layout: wire.Layout, number: int) -> VectorR
             "before is kept"
         )
     return arrays
-
-
-def element_sum(record: ArrayRecord) -> Tensor:
-    """Return the sum of all elements, which is finite only if each of them is.
-
-    One pass without a temporary. (Finite elements that overflow, beyond 1e38, are no model either.)
-    """
-    if isinstance(record, VectorRecord):
-        return record.state.sum()
-    return torch.stack([wire.tensor_of(array).double().sum() for array in record.values()]).sum()
 
 
 def _scalars(metrics: MetricRecord | None) -> dict[str, float]:

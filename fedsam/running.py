@@ -21,6 +21,7 @@ from fedsam.following import Following
 from fedsam.machine import cores
 from fedsam.phases import Phase, Phases, traced
 from fedsam.randomness import sample_clients
+from fedsam.replies import Limits
 from fedsam.resume import EarlyStop, RunState
 from fedsam.rounds import play
 from fedsam.rundir import RunDir
@@ -110,9 +111,14 @@ def new_crew(config: Config, trainer: Trainer, stop: Stop) -> Crew:
     return Crew(trainer, (config.threads or cores()) if on_cpu else 1, stop)
 
 
-def sampling(config: Config) -> Callable[[int], list[int]]:
-    """Return the run's cohorts, as a function of the round."""
-    return lambda r: sample_clients(config.seed, r, config.clients, config.clients_per_round)
+def sampling(config: Config) -> Callable[..., list[int]]:
+    """Return the run's cohorts, as a function of the round and the attempt."""
+
+    def sample(round: int, attempt: int = 0) -> list[int]:
+        wanted = config.clients, config.clients_per_round
+        return sample_clients(config.seed, round, *wanted, attempt)
+
+    return sample
 
 
 def play_out(
@@ -148,6 +154,7 @@ def play_out(
         lr=config.lr,
         node_of=nodes,
         exchange=exchange,
+        limits=Limits(config.min_clients, config.max_norm, config.clip_norm),
     )
     if config.trace:
         turns = traced(turns, folder.path / "trace.json.gz")

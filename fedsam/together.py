@@ -22,7 +22,7 @@ from fedsam.experiment import new_gradients, new_trainer
 from fedsam.rundir import RunDir
 from fedsam.running import Outcome, new_crew, play_out, sampling
 from fedsam.stopping import Stop
-from fedsam.trainer import Job, Trained
+from fedsam.trainer import Failed, Job, Trained
 
 
 def run_together(
@@ -109,7 +109,7 @@ class Table:
         self.closed = False
         self.changed = Condition()
         self.waiting: dict[int, tuple[Member, Sequence[Job]]] = {}
-        self.done: dict[int, list[Trained]] = {}
+        self.done: dict[int, list[Trained | Failed]] = {}
 
     def serve(self) -> None:
         """Train round after round until all seats are empty."""
@@ -139,7 +139,7 @@ class Seat:
         self.number = number
         self.member = member
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
         """Return what each job's client returns, once all runs have handed in theirs."""
         table = self.table
         with table.changed:

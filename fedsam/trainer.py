@@ -1,7 +1,10 @@
 """All that a client needs to train, in one place, so that any engine can host any client."""
 
+import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,11 +13,14 @@ from torch import Tensor, nn
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
+from fedsam.errors import TrainingError, UsageError
 from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.training import Method, Vectors, train_client, zeros
 from fedsam.vector import Layout
+
+log = logging.getLogger("fedsam")
 
 
 class Job(NamedTuple):
@@ -44,6 +50,12 @@ class Trained(NamedTuple):
     loss: float
     memory: Vectors
     reply: Vectors
+
+
+class Failed(NamedTuple):
+    """A client that did not come to return anything, and why."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,20 @@ class Trainer:
         replica.module.eval()
         batch = images.rows(rows.to(self.layout.device))
         return self.task.statistics(replica.forward(batch.images), batch.targets)
+
+
+def attempt(trainer: Trainer, replica: Replica, job: Job) -> Trained | Failed:
+    """Train one client; whatever its own code raises costs the round this client, not the run."""
+    try:
+        return trainer.train_client(replica, job)
+    except (UsageError, TrainingError):
+        raise
+    except Exception as error:
+        log.debug("client %d", job.client, exc_info=True)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        said = " ".join(str(error).split())
+        return Failed(f"{type(error).__name__}: {said} ({place})")
 
 
 def longest_first(steps: Sequence[int]) -> list[int]:

@@ -30,7 +30,7 @@ ORDER = [
     ["fedsam.checkpoint"],
     ["fedsam.plots"],
     ["fedsam.rounds"],
-    ["fedsam.engines", "fedsam.exchange"],
+    ["fedsam.engines", "fedsam.exchange", "fedsam.replies"],
     ["strategies", "fedsam.memento"],
     ["fedsam.wire"],
     ["fedsam.cohort"],

@@ -126,7 +126,7 @@ def test_a_client_that_returns_nan_is_left_out_with_a_warning(quick, caplog):
 
 def test_if_every_client_returns_nan_the_run_stops_with_the_last_good_model(quick, tmp_path):
     good = model(quick(rounds=2))
-    with pytest.raises(TrainingError, match="round 3: no client returned a finite update"):
+    with pytest.raises(TrainingError, match="round 3: no client returned a usable update"):
         quick(
             minimizer="test_rounds:Poison",
             minimizer_options={"first": 3, "everyone": True},

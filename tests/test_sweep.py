@@ -170,7 +170,7 @@ def test_in_one_program_a_cell_that_fails_leaves_the_others_alone(tmp_path, caps
     assert main([file, "--out", str(out), "--together", "3"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("failed:") == 1
-    assert "failed: seed=1: round 1: no client returned a finite update" in said
+    assert "failed: seed=1: round 1: no client returned a usable update" in said
     assert set(finished(out)) == {"seed=0", "seed=2"}
 
 
@@ -238,7 +238,7 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([file, "--out", str(out)]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "failed: seed=1: round 1: no client returned a finite update" in said
+    assert "failed: seed=1: round 1: no client returned a usable update" in said
     assert "training stopped" in (out / "seed=1.log").read_text()
     assert set(finished(out)) == {"seed=0", "seed=2"}
     assert main([file, "--out", str(out)]) == 1  # it fails again: it was not taken for done

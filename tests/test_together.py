@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedsam.engines.cohort import Cohort
 from fedsam.errors import TrainingError, UsageError
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.running import run
@@ -64,28 +65,24 @@ def test_each_run_is_what_it_is_alone(tmp_path, cohort):
 
 def test_one_run_that_fails_does_not_stop_the_others(tmp_path):
     good, bad = quick_config(tmp_path / "good"), quick_config(tmp_path / "bad", lr=1e30)
-    with pytest.raises(TrainingError, match="no client returned a finite update"):
+    with pytest.raises(TrainingError, match="no client returned a usable update"):
         run_together([bad, good])
     assert json.loads((tmp_path / "good" / "summary.json").read_text())["rounds"] == 4
     assert (tmp_path / "bad" / "summary.json").exists()
 
 
-def test_an_error_of_the_program_ends_all_runs(tmp_path):
+def test_an_error_of_the_program_ends_all_runs(tmp_path, monkeypatch):
     """Nobody waits for ever for a round that is not coming."""
-    configs = [
-        quick_config(tmp_path / str(n), minimizer="tests.test_together:Breaks") for n in range(3)
-    ]
+
+    def broken(cohort, groups):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Cohort, "train", broken)
+    configs = [quick_config(tmp_path / str(n)) for n in range(3)]
     with pytest.raises(ZeroDivisionError):
         run_together(configs)
     endings = [json.loads((tmp_path / str(n) / "summary.json").read_text()) for n in range(3)]
     assert {summary["ended"] for summary in endings} == {"stopped with the runs beside it"}
-
-
-class Breaks:
-    """A minimiser with a fault."""
-
-    def step(self, w, grad, descend, local):
-        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize(("key", "other"), [("batch_size", 16), ("minimizer", "sam")])

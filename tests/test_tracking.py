@@ -112,7 +112,7 @@ def test_a_tracker_changes_no_result(quick):
 def test_tensorboards_file_of_a_failed_run_is_whole(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with pytest.raises(TrainingError, match="no client returned a finite update"):
+    with pytest.raises(TrainingError, match="no client returned a usable update"):
         run(quick_config(tmp_path / "run", track="tensorboard", **DIVERGES))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
@@ -120,7 +120,7 @@ def test_tensorboards_file_of_a_failed_run_is_whole(tmp_path):
     loss = lines_of(tmp_path / "run")[0]["loss"]
     assert (first.step, first.value) == (0, float(np.float32(loss)))
     (ended,) = events.Tensors("ended/text_summary")
-    assert b"no client returned a finite update" in ended.tensor_proto.string_val[0]
+    assert b"no client returned a usable update" in ended.tensor_proto.string_val[0]
 
 
 def test_mlflow_reads_back_a_run_from_its_files(quick, mlflow_files):
@@ -136,7 +136,7 @@ def test_mlflow_reads_back_a_run_from_its_files(quick, mlflow_files):
 
 
 def test_mlflow_marks_a_failed_run(tmp_path, mlflow_files):
-    with pytest.raises(TrainingError, match="no client returned a finite update"):
+    with pytest.raises(TrainingError, match="no client returned a usable update"):
         run(quick_config(tmp_path / "run", track="mlflow", **DIVERGES))
     found = only_run(mlflow_files)
     assert found.info.status == "FAILED"
@@ -349,7 +349,7 @@ def test_a_mistake_at_the_end_keeps_no_other_tracker_from_it(tmp_path):
 
 
 def test_a_mistake_at_the_end_does_not_hide_what_ended_the_run(tmp_path, caplog):
-    with pytest.raises(TrainingError, match="no client returned a finite update"):
+    with pytest.raises(TrainingError, match="no client returned a usable update"):
         run(quick_config(tmp_path / "run", track=f"{MINE}:BadEnd,{MINE}:Recorder", **DIVERGES))
     assert [call[0] for call in calls[-2:]] == ["bad end", "finish"]
     assert "--track: BadEnd could not finish" in caplog.text

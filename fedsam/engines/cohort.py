@@ -1,14 +1,18 @@
 """Who trains a round's clients as one batched program, also those of several runs at once."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
 
 from fedsam.cohort import Program, replies, why_not
 from fedsam.data.plan import Plan
 from fedsam.engines.crew import Crew
+from fedsam.errors import TrainingError
 from fedsam.gradients import Slots, Vmapped
-from fedsam.trainer import Job, Trained, Trainer
+from fedsam.trainer import Failed, Job, Trained, Trainer
 
 log = logging.getLogger("fedsam")
 
@@ -50,8 +54,9 @@ class Cohort:
         self._capture = capture and crew.trainer.layout.device.type == "cuda"
         self._programs: dict[tuple[int, ...], Program] = {}
         self._drawn: dict[tuple[int, int, int], Plan] = {}
+        self._most = sys.maxsize  # clients at a time, until the memory is full
 
-    def train(self, groups: Sequence[tuple[Member, Sequence[Job]]]) -> list[list[Trained]]:
+    def train(self, groups: Sequence[tuple[Member, Sequence[Job]]]) -> list[list[Trained | Failed]]:
         """Train the jobs of each member; results are in the same order."""
         trainers = [member.trainer for member, jobs in groups for _ in jobs]
         every = [job for _, jobs in groups for job in jobs]
@@ -60,10 +65,40 @@ class Cohort:
 
     def _train(
         self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[Job]
-    ) -> list[Trained]:
+    ) -> list[Trained | Failed]:
         gradients = self._usable_gradients()
         if gradients is None or not jobs:
             return self.crew.train(jobs, trainers)
+        trained: list[Trained | Failed] = []
+        while len(trained) < len(jobs):
+            part = slice(len(trained), len(trained) + self._most)
+            try:
+                trained += self._train_part(members, trainers[part], jobs[part], gradients)
+            except torch.OutOfMemoryError as error:
+                self._halve(len(jobs[part]), error)
+            except Exception as error:  # noqa: BLE001  (one client's; one by one it is found)
+                log.warning(
+                    "cohort: %r: clients %s train one by one", error, clients_of(jobs[part])
+                )
+                trained += self.crew.train(jobs[part], trainers[part])
+        return trained
+
+    def _halve(self, clients: int, error: torch.OutOfMemoryError) -> None:
+        """Train half as many clients at a time from now on."""
+        if clients == 1:
+            raise TrainingError("GPU: one client does not fit; a smaller --batch-size") from error
+        self._programs.clear()
+        self._most = (clients + 1) // 2
+        torch.cuda.empty_cache()
+        log.warning("cohort: out of memory with %d clients; now %d at a time", clients, self._most)
+
+    def _train_part(
+        self,
+        members: Sequence[Member],
+        trainers: Sequence[Trainer],
+        jobs: Sequence[Job],
+        gradients: type[Slots | Vmapped],
+    ) -> list[Trained]:
         key = tuple(map(id, trainers))
         if key not in self._programs:
             self._programs[key] = Program(trainers, gradients, capture=self._capture)
@@ -95,6 +130,11 @@ class Cohort:
         }
 
 
+def clients_of(jobs: Sequence[Job]) -> str:
+    """Return the jobs' clients, for a warning."""
+    return ", ".join(str(job.client) for job in jobs)
+
+
 class Alone:
     """The hands of a run that has a cohort to itself.
 
@@ -110,6 +150,6 @@ class Alone:
         self.cohort = cohort
         self.member = member
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
         """Return what each job's client returns, in the jobs' order."""
         return self.cohort.train([(self.member, jobs)])[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsam.data.images import Images
 from fedsam.replica import Replica
 from fedsam.stopping import Stop
-from fedsam.trainer import Job, Trained, Trainer, longest_first
+from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,14 +99,14 @@ class Crew:
 
     def train(
         self, jobs: Sequence[Job], trainers: Sequence[Trainer] | None = None
-    ) -> list[Trained]:
+    ) -> list[Trained | Failed]:
         """Train clients, as many at a time as there are threads; results are in the jobs' order.
 
         Each by the crew's trainer, or, where jobs of several runs come together, by its own.
         """
         mine = trainers or [self.trainer] * len(jobs)
         order = longest_first([t.steps(job.client) for t, job in zip(mine, jobs, strict=True)])
-        done = self.map(lambda replica, n: mine[n].train_client(replica, jobs[n]), order)
+        done = self.map(lambda replica, n: attempt(mine[n], replica, jobs[n]), order)
         by_number = dict(zip(order, done, strict=True))
         return [by_number[number] for number in range(len(jobs))]
 

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from fedsam import wire
 from fedsam.engines import compat
 from fedsam.engines.crew import Crew
-from fedsam.trainer import Job, Trained
+from fedsam.trainer import Failed, Job, Trained
 from fedsam.training import Vectors
 from fedsam.wire import VectorRecord
 
@@ -23,7 +23,7 @@ from fedsam.wire import VectorRecord
 class Hands(Protocol):
     """Whoever trains clients."""
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
         """Return what each job's client returns, in the jobs' order."""
         ...
 
@@ -98,7 +98,7 @@ class LocalGrid(Grid):
             for m in messages
         ]
 
-    def _train(self, messages: Sequence[Message]) -> list[RecordDict]:
+    def _train(self, messages: Sequence[Message]) -> list[RecordDict | Error]:
         """Train the addressed clients and return the contents of their replies."""
         layout, jobs = self.trainer.layout, []
         for message in messages:
@@ -110,17 +110,24 @@ class LocalGrid(Grid):
         trained = self.hands.train(jobs)
         self._remember(jobs, trained)
         return [
-            wire.trained(VectorRecord(layout, t.state), t.examples, t.steps, t.loss, t.reply)
+            Error(0, t.reason)
+            if isinstance(t, Failed)
+            else wire.trained(VectorRecord(layout, t.state), t.examples, t.steps, t.loss, t.reply)
             for t in trained
         ]
 
-    def _remember(self, jobs: Sequence[Job], trained: Sequence[Trained]) -> None:
+    def _remember(self, jobs: Sequence[Job], trained: Sequence[Trained | Failed]) -> None:
         """Keep what the clients keep; one whose vectors are not finite keeps what it had."""
-        if not self.trainer.method.memory:
+        ended = [
+            (job, done)
+            for job, done in zip(jobs, trained, strict=True)
+            if isinstance(done, Trained)
+        ]
+        if not self.trainer.method.memory or not ended:
             return
-        sums = [sum(v.sum() for v in done.memory.values()) for done in trained]
+        sums = [sum(v.sum() for v in done.memory.values()) for _, done in ended]
         finite = torch.stack([torch.as_tensor(s) for s in sums]).isfinite().tolist()
-        for job, done, usable in zip(jobs, trained, finite, strict=True):
+        for (job, done), usable in zip(ended, finite, strict=True):
             if usable:
                 self.memories[job.client] = done.memory
 

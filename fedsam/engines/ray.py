@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsam.engines.crew import keep_freed_memory
 from fedsam.errors import TrainingError, UsageError
-from fedsam.trainer import Job, Trained, Trainer, longest_first
+from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
 from fedsam.training import Vectors
 
 log = logging.getLogger("fedsam")
@@ -52,7 +52,9 @@ class Worker:
             state, sent = broadcast
             self.state, self.sent = self._tensor(state), self._tensors(sent)
         job = Job(client, self.state, round, lr, self._tensors(memory), self.sent)
-        done = self.trainer.train_client(self.replica, job)
+        done = attempt(self.trainer, self.replica, job)
+        if isinstance(done, Failed):
+            return done.reason
         vectors = arrays(done.memory), arrays(done.reply)
         return done.state.cpu().numpy(), done.examples, done.steps, done.loss, *vectors
 
@@ -178,7 +180,7 @@ class Actors:
         actor = self._new()
         self._pending[actor.ready.remote()] = actor, None
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
         """Train clients, the longest first; those of an actor that dies are trained by another.
 
         An actor that is lost is asked for anew, and the others go on until it has a place.
@@ -194,7 +196,7 @@ class Actors:
                 sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
         waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
         holds: dict[int, int] = {}  # which broadcast an actor has: fetching it takes a millisecond
-        done: dict[int, Trained] = {}
+        done: dict[int, Trained | Failed] = {}
         deaths = 0
         while len(done) < len(jobs):
             while waiting and self._idle:
@@ -223,7 +225,9 @@ class Actors:
                 continue
             self._idle.append(actor)
             if number is not None:
-                done[number] = self._trained(jobs[number].state.device, *answer)
+                failed = isinstance(answer, str)
+                device = jobs[number].state.device
+                done[number] = Failed(answer) if failed else self._trained(device, *answer)
         return [done[number] for number in range(len(jobs))]
 
     def _next(self) -> Any:

@@ -37,7 +37,7 @@ def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
         grid,
         VectorRecord(trainer.layout, start_of(trainer)),
         rounds=cohorts,
-        sample=cohorts.get,
+        sample=lambda r, attempt: cohorts[r],
         seed=0,
         lr=lr,
         node_of=range(len(trainer.partition)),

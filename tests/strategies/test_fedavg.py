@@ -65,10 +65,10 @@ def test_a_single_client_is_returned_as_it_is_but_not_itself():
 
 
 def test_replies_sorted_by_client_give_the_same_bytes_in_any_order_of_arrival():
-    nodes = {node: node for node in range(4)}
-    first, _ = started(FedAvg(**FOUR)).aggregate_train(1, usable(replies(), nodes, LAYOUT, 1))
+    nodes, before = {node: node for node in range(4)}, VectorRecord(LAYOUT, W[0])
+    first, _ = started(FedAvg(**FOUR)).aggregate_train(1, usable(replies(), nodes, before, 1))
     for order in ([3, 2, 1, 0], [2, 0, 3, 1], [1, 3, 0, 2]):
-        answers = usable([reply(node) for node in order], nodes, LAYOUT, 1)
+        answers = usable([reply(node) for node in order], nodes, before, 1)
         assert [answer.metadata.src_node_id for answer in answers] == [0, 1, 2, 3]
         again, _ = started(FedAvg(**FOUR)).aggregate_train(1, answers)
         assert torch.equal(again.state, first.state)

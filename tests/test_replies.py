@@ -1,0 +1,228 @@
+"""Clients that fail and nodes that lie: left out, counted, and the model as it would be without."""
+
+import json
+import logging
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from conftest import quick_config
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from safetensors.torch import load_file
+from torch import nn
+
+from fedsam import wire
+from fedsam.errors import TrainingError
+from fedsam.replies import Limits, usable
+from fedsam.running import run
+from fedsam.vector import Layout
+from fedsam.wire import VectorRecord
+
+LAYOUT = Layout.of(nn.Linear(3, 2))
+BEFORE = VectorRecord(LAYOUT, torch.arange(8.0))
+NODES = {101: 0, 102: 1, 103: 2}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def content(model, examples=5, **more):
+    metrics = MetricRecord({"num-examples": examples, "steps": 1, "loss": 0.5})
+    return RecordDict({wire.ARRAYS: model, wire.METRICS: metrics} | more)
+
+
+def vector(offset):
+    return VectorRecord(LAYOUT, torch.arange(8.0) + offset)
+
+
+def plain(offset=1.0, **arrays):
+    return ArrayRecord({**wire.plain(vector(offset)), **arrays})
+
+
+def answer(node, body):
+    question = Message(RecordDict(), node, "train")
+    return Message(body, reply_to=question)
+
+
+def npy(array):
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=array.dtype == object)
+    return buffer.getvalue()
+
+
+def forged(array, shape=(2,), dtype="float32", data=None):
+    """An array whose header says one thing and whose bytes say another."""
+    return Array(dtype=dtype, shape=tuple(shape), stype="numpy.ndarray", data=data or npy(array))
+
+
+GOOD = np.zeros(2, np.float32)
+HOSTILE = {
+    "another shape": plain(bias=Array(np.zeros(3, np.float32))),
+    "another dtype": plain(bias=Array(np.zeros(2, np.float64))),
+    "integers": plain(bias=Array(np.zeros(2, np.int64))),
+    "a pickle": plain(bias=forged(np.array([print, len], object))),
+    "no array": plain(bias=forged(GOOD, data=b"\x93NUMPY and then nothing")),
+    "no bytes": plain(bias=forged(GOOD, data=b"\x00")),
+    "cut short": plain(bias=forged(GOOD, data=npy(GOOD)[:-3])),
+    "gigantic": plain(bias=forged(np.zeros(10**6, np.float32))),
+    "another shape than it says": plain(bias=forged(np.zeros(1, np.float32))),
+    "another dtype than it says": plain(bias=forged(np.zeros(1, np.float64))),
+    "another kind": plain(
+        bias=Array(dtype="float32", shape=(2,), stype="torch.pickle", data=npy(GOOD))
+    ),
+    "a name too many": plain(extra=Array(GOOD)),
+    "a name too few": ArrayRecord({"bias": Array(GOOD)}),
+    "nan": vector(float("nan")),
+    "infinite in plain bytes": plain(float("inf")),
+}
+BODIES = {name: content(model) for name, model in HOSTILE.items()} | {
+    "no model": RecordDict({wire.METRICS: MetricRecord({"num-examples": 1})}),
+    "no metrics": RecordDict({wire.ARRAYS: vector(1.0)}),
+    "two models": content(vector(1.0), other=vector(1.0)),
+    "nothing": RecordDict(),
+    "no examples": content(vector(1.0), examples=0),
+    "negative examples": content(vector(1.0), examples=-4),
+    "endless examples": content(vector(1.0), examples=float("inf")),
+    "vectors nobody asked for": content(
+        vector(1.0), **{wire.EXCHANGED: wire.vectors_record({"c": torch.zeros(8)})}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_hostile_reply_is_left_out_and_said_so(name, caplog):
+    good = [answer(101, content(vector(1.0))), answer(103, content(plain(3.0)))]
+    with caplog.at_level(logging.WARNING, "fedsam"):
+        kept = usable([*good, answer(102, BODIES[name])], NODES, BEFORE, 7)
+    assert [NODES[reply.metadata.src_node_id] for reply in kept] == [0, 2]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("round 7: client 1 left out: ")
+    assert "\n" not in said
+    states = [wire.state_of(wire.model_of(reply.content), LAYOUT) for reply in kept]
+    assert torch.equal(states[0], torch.arange(8.0) + 1)
+    assert torch.equal(states[1], torch.arange(8.0) + 3)
+
+
+def test_strangers_twins_errors_and_silence(caplog):
+    body = content(vector(1.0))
+    replies = [answer(102, body), answer(101, body), answer(102, content(vector(9.0)))]
+    replies += [answer(999, body), answer(103, Error(0, "out of memory"))]
+    with caplog.at_level(logging.WARNING, "fedsam"):
+        kept = usable(replies, NODES, BEFORE, 1)
+        usable([], NODES, BEFORE, 2)
+    assert [reply.metadata.src_node_id for reply in kept] == [101, 102]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "round 1: client 1 left out: it answered twice",
+        "round 1: client 2 failed: out of memory",
+        "round 2: client 0 did not answer",
+        "round 2: client 1 did not answer",
+        "round 2: client 2 did not answer",
+    ]
+
+
+def test_long_updates_are_left_out_or_clipped(caplog):
+    """Updates of lengths sqrt(8), 2 sqrt(8), 100 sqrt(8), on each way that a model may come."""
+
+    def replies():
+        models = vector(1.0), plain(2.0), vector(100.0)
+        return [answer(node, content(m)) for node, m in zip(NODES, models, strict=True)]
+
+    root = 8**0.5
+    with caplog.at_level(logging.WARNING, "fedsam"):
+        kept = usable(replies(), NODES, BEFORE, 1, limits=Limits(max_norm=10.0))
+    assert [NODES[r.metadata.src_node_id] for r in kept] == [0, 1]
+    assert "round 1: client 2 left out: its update is 283 long" in caplog.text
+    kept = usable(replies(), NODES, BEFORE, 1, limits=Limits(clip_norm=1.5 * root))
+    states = [wire.state_of(wire.model_of(reply.content), LAYOUT) for reply in kept]
+    lengths = [float((state - BEFORE.state).norm()) for state in states]
+    assert lengths == pytest.approx([root, 1.5 * root, 1.5 * root])
+    assert torch.allclose(states[2] - BEFORE.state, torch.full((8,), 1.5))
+
+
+class Faulty:
+    """SGD of which the clients named in ``bad`` raise."""
+
+    def __init__(self, bad="", always=False):
+        self.bad = set(map(int, bad.split(","))) if bad else set()
+        self.always = always
+
+    def step(self, w, grad, descend, local):
+        g = grad(w)
+        if self.always or float(g.sum()) > 0:
+            raise ArithmeticError("what a client's\ncode may raise")
+        return descend(w, g)
+
+
+@pytest.mark.parametrize("cohort", ["off", "vmap"])
+def test_a_client_that_raises_is_left_out_and_counted(tmp_path, caplog, cohort):
+    config = quick_config(
+        tmp_path / "run", minimizer="tests.test_replies:Faulty", local_steps=1, cohort=cohort
+    )
+    with caplog.at_level(logging.WARNING, "fedsam"):
+        outcome = run(config)
+    left = [client for line in lines(outcome.folder) for client in line.get("left_out", [])]
+    assert left
+    assert caplog.text.count("failed: ArithmeticError: what a client's code may raise") == len(left)
+    assert "(test_replies.py:" in caplog.text
+    assert outcome.summary["finished"]
+
+
+def test_too_few_usable_updates_let_others_try_and_then_stop_the_run(tmp_path, caplog):
+    keys = {"minimizer": "tests.test_replies:Faulty", "local_steps": 1}
+    few = quick_config(tmp_path / "few", min_clients=3, seed=3, **keys)
+    with caplog.at_level(logging.WARNING, "fedsam"):
+        outcome = run(few)
+    assert "updates can be used, --min-clients is 3" in caplog.text  # and others were asked
+    for line in lines(outcome.folder)[1:]:
+        assert len(line["clients"]) - len(line.get("left_out", [])) >= 3
+    plain = lines(run(quick_config(tmp_path / "plain", seed=3)).folder)
+    again = [
+        a["clients"] == b["clients"]
+        for a, b in zip(lines(outcome.folder)[1:], plain[1:], strict=True)
+    ]
+    assert True in again
+    assert False in again
+    with pytest.raises(TrainingError, match="round 1: no client returned a usable update, in 3"):
+        run(quick_config(tmp_path / "all", minimizer_options={"always": True}, **keys))
+    assert not json.loads((tmp_path / "all" / "summary.json").read_text())["finished"]
+    with pytest.raises(TrainingError, match=r"only . of --min-clients 5 clients returned"):
+        run(quick_config(tmp_path / "five", min_clients=5, **keys))
+
+
+def test_limits_that_no_update_reaches_change_no_byte(tmp_path):
+    first = run(quick_config(tmp_path / "a")).folder
+    other = run(quick_config(tmp_path / "b", max_norm=1e6, clip_norm=1e6, min_clients=5)).folder
+    name = "model.safetensors"
+    assert (first / name).read_bytes() == (other / name).read_bytes()
+    clipped = load_file(run(quick_config(tmp_path / "c", clip_norm=1e-3)).folder / name)
+    start = load_file(run(quick_config(tmp_path / "d", rounds=1, local_epochs=0)).folder / name)
+    walked = sum(float((clipped[n] - start[n]).square().sum()) for n in clipped) ** 0.5
+    assert walked <= 4 * 1e-3 * 1.001  # four rounds
+
+
+def test_a_cohort_that_does_not_fit_is_halved(tmp_path, monkeypatch, caplog):
+    from fedsam.cohort import Program
+
+    begin = Program.begin
+
+    def small_memory(program, jobs, plans):
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        begin(program, jobs, plans)
+
+    monkeypatch.setattr(Program, "begin", small_memory)
+    with caplog.at_level(logging.WARNING, "fedsam"):
+        halved = run(quick_config(tmp_path / "halved", cohort="vmap", algorithm="fedasam"))
+    said = [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()]
+    assert said == [
+        "cohort: out of memory with 5 clients; now 3 at a time",
+        "cohort: out of memory with 3 clients; now 2 at a time",
+    ]
+    monkeypatch.undo()
+    whole = run(quick_config(tmp_path / "whole", cohort="vmap", algorithm="fedasam"))
+    first, second = (load_file(o.folder / "model.safetensors") for o in (halved, whole))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
