@@ -3,11 +3,11 @@
 An algorithm sees two closures and nothing of models, batches or devices:
 
     grad(w)        gradient of this step's mini-batch loss at w, the same batch however often
-    descend(w, g)  one step of SGD along g, with the client's correction, momentum, weight decay
+    descend(w, g)  one step of the base optimiser along g, with the client's correction
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,13 +16,25 @@ from torch import Tensor
 from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
+from fedsam.optimizers import State, adamw, sgd
 from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.vector import Layout, along
 
 Vectors = Mapping[str, Tensor]
-Grad = Callable[[Tensor], Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
+
+
+class Grad(Protocol):
+    """The gradient of this step's mini-batch loss."""
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Return it at ``w`` (..., P)."""
+        ...
+
+    def parts(self, size: int) -> "Sequence[tuple[float | Tensor, Grad]]":
+        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,11 @@ class Local:
         The vectors (..., P) that the client remembers, by the names in its class's ``memory``.
     sent : mapping
         The vectors (..., P) that the server sent beside w, by the names in ``exchanged``.
+    step : int or Tensor
+        Mini-batches of this round before this one; a tensor in a batched cohort.
+    state : mutable mapping
+        The minimiser's own vectors (..., P) by the names in its class's ``state``: zero in the
+        first step of each round (clients are stateless); a step puts its new ones there.
     """
 
     layout: Layout
@@ -54,10 +71,16 @@ class Local:
     steps: int | Tensor = 1
     memory: Vectors = field(default_factory=dict)
     sent: Vectors = field(default_factory=dict)
+    step: int | Tensor = 0
+    state: State = field(default_factory=dict)
 
 
 class Minimizer(Protocol):
-    """How a client descends: the classes of ``clients/minimizers/``, or yours."""
+    """How a client descends: the classes of ``clients/minimizers/``, or yours.
+
+    One that keeps vectors from step to step of a round names them in ``state``, a tuple of str.
+    One that stands for another names it in ``at(round)``.
+    """
 
     def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
         """Return w (..., P) after one mini-batch; inputs are never changed in place."""
@@ -113,7 +136,13 @@ class Method:
     momentum : float or Tensor
         Of the base SGD; the velocity starts from zero in every round.
     weight_decay : float or Tensor
-        Coupled l2 coefficient: added to the gradient as ``weight_decay * w``.
+        Coupled l2 coefficient: added to the gradient as ``weight_decay * w``. AdamW's is decoupled.
+    optimizer : str
+        The base optimiser: sgd, nesterov or adamw; its state starts from zero in every round.
+    decay_in_loss : bool
+        Let ``grad`` hold the weight decay, so that it enters ascents, too; else only descents.
+    first_pass_statistics : bool
+        Keep the BatchNorm statistics of a step's first pass only; else each pass updates them.
 
     A tensor is (K, 1): a cohort may hold clients of several runs.
     """
@@ -122,6 +151,9 @@ class Method:
     client: Client
     momentum: float | Tensor = 0.0
     weight_decay: float | Tensor = 0.0
+    optimizer: str = "sgd"
+    decay_in_loss: bool = False
+    first_pass_statistics: bool = False
 
     def __post_init__(self) -> None:
         needed = {"memory", "exchanged", "finish", "fold"}
@@ -132,10 +164,21 @@ class Method:
                 f"exchanges vectors also needs {', '.join(sorted(missing))}"
             )
 
-    @property
-    def has_momentum(self) -> bool:
-        """Whether any client keeps a velocity."""
-        return isinstance(self.momentum, Tensor) or self.momentum > 0
+    def at(self, round: int) -> "Method":
+        """Return the method of this round: a minimiser may stand for another by round."""
+        at = getattr(self.minimizer, "at", None)
+        return self if at is None else replace(self, minimizer=at(round)).at(round)
+
+    def base_state(self, like: Tensor) -> dict[str, Tensor]:
+        """Return what the base optimiser keeps in a round, at its start."""
+        if self.optimizer == "adamw":
+            return {**zeros(["m", "v"], like), "t": like.new_zeros(1)}
+        has_momentum = isinstance(self.momentum, Tensor) or self.momentum > 0
+        return zeros(["velocity"] if has_momentum else [], like)
+
+    def minimizer_state(self, like: Tensor) -> dict[str, Tensor]:
+        """Return what the minimiser keeps in a round, at its start."""
+        return zeros(getattr(self.minimizer, "state", ()), like)
 
     @property
     def memory(self) -> tuple[str, ...]:
@@ -156,21 +199,25 @@ class Method:
 
 
 class Descent:
-    """PyTorch's SGD on a flat vector: ``v <- m v + g + decay w``, ``w <- w - lr v``."""
+    """The closure ``descend``: the client's correction, then a step of the base optimiser.
 
-    def __init__(self, method: Method, local: Local) -> None:
+    ``state`` is the base optimiser's, from the start of the round on.
+    """
+
+    def __init__(self, method: Method, local: Local, state: State | None = None) -> None:
         self.method = method
         self.local = local
-        self.velocity: Tensor | None = None
+        self.state = method.base_state(local.anchor) if state is None else state
 
     def __call__(self, w: Tensor, g: Tensor) -> Tensor:
         """Return w after one step along ``g``."""
-        method = self.method
-        g = along(method.client.correct(w, g, self.local), method.weight_decay, w)
-        if method.has_momentum:
-            g = g if self.velocity is None else along(g, method.momentum, self.velocity)
-            self.velocity = g
-        return along(w, -self.local.lr, g)
+        method, lr = self.method, self.local.lr
+        g = method.client.correct(w, g, self.local)
+        decay = 0.0 if method.decay_in_loss else method.weight_decay
+        if method.optimizer == "adamw":
+            return adamw(w, g, lr, self.state, weight_decay=decay)
+        nesterov, momentum = method.optimizer == "nesterov", method.momentum
+        return sgd(w, g, lr, self.state, momentum=momentum, weight_decay=decay, nesterov=nesterov)
 
 
 def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
@@ -184,23 +231,57 @@ def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
     return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum().clamp(min=1)
 
 
-class MiniBatch:
-    """The closure ``grad`` of one step; ``loss`` is the mean loss where it was called first."""
+class Gradients(Protocol):
+    """Losses and gradients of one model on a mini-batch, or of K models on K mini-batches."""
 
-    def __init__(self, replica: Replica, task: Task, batch: Batch) -> None:
-        self.replica = replica
-        self.task = task
+    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        """Return loss (...,) and gradient (..., P) at ``w`` (..., P).
+
+        ``frozen`` leaves the BatchNorm statistics as they are.
+        """
+        ...
+
+
+class MiniBatch:
+    """The closure ``grad`` of one step."""
+
+    def __init__(self, gradients: Gradients, batch: Batch, method: Method) -> None:
+        self.gradients = gradients
         self.batch = batch
-        self.loss: Tensor | None = None
+        self.method = method
+        self._loss: Tensor | None = None
+        self._parts: list[tuple[float | Tensor, MiniBatch]] = []
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Mean loss (...,) where the gradient was asked for first; None: it was not."""
+        if self._loss is not None or not self._parts:
+            return self._loss
+        losses = [(share, part.loss) for share, part in self._parts]
+        weighted = [_last(share) * loss for share, loss in losses if loss is not None]
+        return torch.stack(weighted).sum(0)
 
     def __call__(self, w: Tensor) -> Tensor:
-        """Return the gradient (P,) of the mini-batch loss at ``w``."""
-        loss, gradient = self.replica.gradient(
-            w, self.batch.images, lambda output: mean_loss(self.task, output, self.batch)
-        )
-        if self.loss is None:
-            self.loss = loss
-        return gradient
+        """Return the gradient (..., P) of the mini-batch loss at ``w``."""
+        method = self.method
+        again = self._loss is not None
+        loss, g = self.gradients(w, self.batch, again and method.first_pass_statistics)
+        if not again:
+            self._loss = loss
+        return along(g, method.weight_decay, w) if method.decay_in_loss else g
+
+    def parts(self, size: int) -> "list[tuple[float | Tensor, MiniBatch]]":
+        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient."""
+        if not self._parts:
+            self._parts = [
+                (share, MiniBatch(self.gradients, part, self.method))
+                for share, part in self.batch.parts(size)
+            ]
+        return self._parts
+
+
+def _last(share: float | Tensor) -> float | Tensor:
+    return share.squeeze(-1) if isinstance(share, Tensor) else share
 
 
 class LocalRound(NamedTuple):
@@ -254,18 +335,26 @@ def train_client(
         Its loss is the mean over the plan's mini-batches, each taken before its step; NaN without
         steps.
     """
-    layout = replica.layout
+    layout, method = replica.layout, method.at(round)
     replica.module.train()
     replica.load(state)
     w = state[: layout.trainable]
-    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {})
+    kept = method.minimizer_state(w)
+    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {}, state=kept)
     if not len(plan):  # nothing is learnt, kept or sent
         return LocalRound(state, float("nan"), local.memory, zeros(method.exchanged, w))
-    descend = Descent(method, local)
+
+    def gradients(w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        return replica.gradient(
+            w, batch.images, lambda output: mean_loss(task, output, batch), frozen=frozen
+        )
+
+    base = method.base_state(w)
     losses = []
     for step in range(len(plan)):
-        grad = MiniBatch(replica, task, images.batch(plan, step))
-        w = method.minimizer.step(w, grad, descend, local)
+        local = replace(local, step=step)
+        grad = MiniBatch(gradients, images.batch(plan, step), method)
+        w = method.minimizer.step(w, grad, Descent(method, local, base), local)
         if grad.loss is not None:
             losses.append(grad.loss)
     trained = torch.cat([w, replica.carried()])

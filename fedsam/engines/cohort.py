@@ -9,6 +9,7 @@ from fedsam.data.plan import Plan
 from fedsam.engines.crew import Crew
 from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
+from fedsam.training import Method
 
 log = logging.getLogger("fedsam")
 
@@ -46,7 +47,7 @@ class Cohort:
     ) -> None:
         self.crew = crew
         self.gradients = gradients
-        self._checked = False
+        self._checked: Method | None = None
         self._capture = capture and crew.trainer.layout.device.type == "cuda"
         self._programs: dict[tuple[int, ...], Program] = {}
         self._drawn: dict[tuple[int, int, int], Plan] = {}
@@ -61,8 +62,8 @@ class Cohort:
     def _train(
         self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[Job]
     ) -> list[Trained]:
-        gradients = self._usable_gradients()
-        if gradients is None or not jobs:
+        gradients = self._usable_gradients(jobs[0].round) if jobs else None
+        if gradients is None:
             return self.crew.train(jobs, trainers)
         key = tuple(map(id, trainers))
         if key not in self._programs:
@@ -73,11 +74,12 @@ class Cohort:
         self._draw_ahead(members, jobs[0].round + 1)
         return replies(trainers, jobs, plans, program)
 
-    def _usable_gradients(self) -> type[Slots | Vmapped] | None:
-        """Return how to batch, after the model and the method were tried once."""
-        if self.gradients and not self._checked:
-            self._checked = True
-            if reason := why_not(self.crew.trainer, self.gradients):
+    def _usable_gradients(self, round: int) -> type[Slots | Vmapped] | None:
+        """Return how to batch, after the model and the round's method were tried once."""
+        method = self.crew.trainer.method.at(round)
+        if self.gradients and method != self._checked:
+            self._checked = method
+            if reason := why_not(self.crew.trainer, self.gradients, round):
                 log.warning("cohort: clients train one by one: %s", reason)
                 self.gradients = None
         return self.gradients
