@@ -21,7 +21,7 @@ from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
-from fedsam.training import Descent, Local, LocalRound, Method, MiniBatch, Vectors
+from fedsam.training import Local, LocalRound, Method, MiniBatch, Vectors
 
 log = logging.getLogger("fedsam")
 Thing = TypeVar("Thing")
@@ -153,12 +153,11 @@ class Program:
             valid=valid,
         )
         grad = MiniBatch(self.gradients, batch, self.method)
-        local = replace(self.local, state=dict(self.kept))
-        descend = Descent(self.method, local, dict(self.base))
-        w = self.method.minimizer.step(self.w, grad, descend, local)
+        local, base = replace(self.local, state=dict(self.kept)), dict(self.base)
+        w = self.method.step(self.w, grad, local, base)
         active = self.step < self.steps
         self.w.copy_(torch.where(active, w, self.w))
-        for buffers, new in ((self.base, descend.state), (self.kept, local.state)):
+        for buffers, new in ((self.base, base), (self.kept, local.state)):
             for name, buffer in buffers.items():
                 buffer.copy_(new[name])
         if grad.loss is not None:

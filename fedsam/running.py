@@ -135,7 +135,7 @@ def play_out(
         if not config.profile:
             return _follow(config, strategy, turns, initial, crew, folder, write)
         phases = Phases()
-        with phases.watching(trainer.method, strategy):
+        with phases.watching(strategy):
             outcome = _follow(config, strategy, turns, initial, crew, folder, write)
         phases.save(folder.path / "profile.json")
         return replace(outcome, phases=phases.rows())

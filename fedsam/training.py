@@ -190,6 +190,10 @@ class Method:
         """Names of the vectors that travel beside w."""
         return self.client.exchanged if isinstance(self.client, Remembering) else ()
 
+    def step(self, w: Tensor, grad: Grad, local: Local, base: State) -> Tensor:
+        """Return w after one mini-batch; ``base`` is the base optimiser's state."""
+        return self.minimizer.step(w, grad, Descent(self, local, base), local)
+
     def finish(self, w: Tensor, local: Local) -> tuple[Vectors, Vectors]:
         """Return what clients keep, and what they send back beside w."""
         if not isinstance(self.client, Remembering):
@@ -354,7 +358,7 @@ def train_client(
     for step in range(len(plan)):
         local = replace(local, step=step)
         grad = MiniBatch(gradients, images.batch(plan, step), method)
-        w = method.minimizer.step(w, grad, Descent(method, local, base), local)
+        w = method.step(w, grad, local, base)
         if grad.loss is not None:
             losses.append(grad.loss)
     trained = torch.cat([w, replica.carried()])
