@@ -132,6 +132,8 @@ def new_strategy(config: Config) -> Strategy:
         "strategy",
         cls,
         config.strategy_options,
+        clients=config.clients,
+        momentum=config.momentum,
         fraction_train=1.0,
         fraction_evaluate=0.0,
         min_train_nodes=config.clients_per_round,

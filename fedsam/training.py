@@ -96,8 +96,8 @@ class Client(Protocol):
 
 
 @runtime_checkable
-class Remembering(Client, Protocol):
-    """A client that keeps vectors from round to round, or exchanges some with the server.
+class Remembering(Protocol):
+    """What a client or a minimiser adds to keep vectors, or to exchange some with the server.
 
     Attributes
     ----------
@@ -157,12 +157,13 @@ class Method:
 
     def __post_init__(self) -> None:
         needed = {"memory", "exchanged", "finish", "fold"}
-        missing = needed - set(dir(self.client))
-        if missing and missing != needed:
-            raise UsageError(
-                f"--client {type(self.client).__name__}: a client that remembers or "
-                f"exchanges vectors also needs {', '.join(sorted(missing))}"
-            )
+        for axis, part in (("minimizer", self.minimizer), ("client", self.client)):
+            missing = needed - set(dir(part))
+            if missing and missing != needed:
+                raise UsageError(
+                    f"--{axis} {type(part).__name__}: a {axis} that remembers or "
+                    f"exchanges vectors also needs {', '.join(sorted(missing))}"
+                )
 
     def at(self, round: int) -> "Method":
         """Return the method of this round: a minimiser may stand for another by round."""
@@ -181,14 +182,19 @@ class Method:
         return zeros(getattr(self.minimizer, "state", ()), like)
 
     @property
+    def remembering(self) -> list[Remembering]:
+        """Which of the two axes keep or exchange vectors."""
+        return [part for part in (self.minimizer, self.client) if isinstance(part, Remembering)]
+
+    @property
     def memory(self) -> tuple[str, ...]:
         """Names of the vectors that a client keeps."""
-        return self.client.memory if isinstance(self.client, Remembering) else ()
+        return tuple(name for part in self.remembering for name in part.memory)
 
     @property
     def exchanged(self) -> tuple[str, ...]:
         """Names of the vectors that travel beside w."""
-        return self.client.exchanged if isinstance(self.client, Remembering) else ()
+        return tuple(name for part in self.remembering for name in part.exchanged)
 
     def step(self, w: Tensor, grad: Grad, local: Local, base: State) -> Tensor:
         """Return w after one mini-batch; ``base`` is the base optimiser's state."""
@@ -196,10 +202,18 @@ class Method:
 
     def finish(self, w: Tensor, local: Local) -> tuple[Vectors, Vectors]:
         """Return what clients keep, and what they send back beside w."""
-        if not isinstance(self.client, Remembering):
-            return {}, {}
-        new = self.client.finish(w, local)
-        return {name: new[name] for name in self.memory}, {n: new[n] for n in self.exchanged}
+        kept: dict[str, Tensor] = {}
+        sent: dict[str, Tensor] = {}
+        for part in self.remembering:
+            new = part.finish(w, local)
+            kept |= {name: new[name] for name in part.memory}
+            sent |= {name: new[name] for name in part.exchanged}
+        return kept, sent
+
+    def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
+        """Return what the server sends next beside w."""
+        parts = [part.fold(sent, replies, share) for part in self.remembering if part.exchanged]
+        return {name: vector for vectors in parts for name, vector in vectors.items()}
 
 
 class Descent:
