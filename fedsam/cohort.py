@@ -103,7 +103,7 @@ class Program:
     def end(self) -> list[LocalRound]:
         """Return what the clients' rounds led to; waits for the device."""
         states = torch.cat([self.w, self.states[:, self.layout.trainable :]], 1)
-        memory, reply = self.method.finish(self.w, self.local)
+        memory, reply = self.method.finish(self.w, replace(self.local, state=self.kept))
         losses = (self.losses / self.steps[:, 0]).tolist()
         return [
             LocalRound(state, loss, _row(memory, k), _row(reply, k))
@@ -157,9 +157,10 @@ class Program:
         w = self.method.step(self.w, grad, local, base)
         active = self.step < self.steps
         self.w.copy_(torch.where(active, w, self.w))
-        for buffers, new in ((self.base, base), (self.kept, local.state)):
-            for name, buffer in buffers.items():
-                buffer.copy_(new[name])
+        for name, buffer in self.base.items():
+            buffer.copy_(base[name])
+        for name, buffer in self.kept.items():  # what it ends with may be remembered
+            buffer.copy_(torch.where(active, local.state[name], buffer))
         if grad.loss is not None:
             self.losses.add_(torch.where(active[:, 0], grad.loss, 0))
         self.step.add_(1)

@@ -114,6 +114,7 @@ class Remembering(Protocol):
         """Return what a round that led to ``w`` (..., P) leaves.
 
         The new value of every vector in ``memory``, and for each in ``exchanged`` what goes back.
+        ``local.state`` is as the last step left it.
         """
         ...
 

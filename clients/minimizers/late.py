@@ -5,7 +5,7 @@ import inspect
 from torch import Tensor
 
 from fedsam import loader
-from fedsam.training import Descend, Grad, Local, Minimizer
+from fedsam.training import Descend, Grad, Local, Minimizer, Remembering
 
 
 class Late:
@@ -52,6 +52,9 @@ class Late:
             raise ValueError(f"neither {first} nor {then} has an option {unknown[0]!r}")
         values = {"rho": rho, "eta": eta, "rounds": rounds, **options}
         self.first, self.then = [loader.build("minimizer", cls, {}, **values) for cls in classes]
+        for name, minimizer in ((first, self.first), (then, self.then)):
+            if isinstance(minimizer, Remembering):
+                raise ValueError(f"{name} remembers vectors from round to round: choose another")
 
     def at(self, round: int) -> Minimizer:
         """Return the minimiser in force in a round."""
