@@ -13,7 +13,7 @@ class AdaBest:
         g   <- g - h_i
         h_i <- h_i / (t - t_i) + mu (w_global - w)           t: this round, t_i: its last one
 
-    The server's half is ``strategies/adabest.py``. A client keeps 2P numbers (t_i as a vector: all
+    The server's half is the strategy of this name. A client keeps 2P numbers (t_i as a vector: all
     that is kept has the shape of w); P travel each way. Passes a step: the minimiser's.
 
     Parameters

@@ -14,7 +14,7 @@ class FedDyn:
         h_i <- h_i - alpha (w - w_global)                   at the end of the round
 
     h_i becomes the gradient of f_i where the client's rounds end, so that all clients can agree on
-    one minimum. The server's half is ``strategies/feddyn.py``. The correction acts where the base
+    one minimum. The server's half is the strategy of this name. The correction acts where the base
     optimiser steps, at the unperturbed w. In the released code alpha is divided by the client's
     share of the images times the number of clients, which is 1 for balanced clients.
 

@@ -15,7 +15,9 @@ from clients.adabest import AdaBest
 from clients.fedavg import FedAvg
 from clients.fedcm import FedCM
 from clients.feddyn import FedDyn
+from clients.fedmoswa import FedMoSWA
 from clients.fedprox import FedProx
+from clients.fedswa import FedSWA
 from clients.minimizers.fedsmoo import FedSMOO
 from clients.minimizers.late import Late
 from clients.minimizers.lesam import LESAM
@@ -35,6 +37,7 @@ from fedsam.wire import VectorRecord
 from strategies.adabest import AdaBest as AdaBestServer
 from strategies.fedacg import FedACG
 from strategies.fedavg import FedAvg as FedAvgServer
+from strategies.fedavgm import FedAvgM
 from strategies.feddyn import FedDyn as FedDynServer
 from strategies.fedgloss import FedGloSS
 from strategies.fednova import FedNova
@@ -320,6 +323,48 @@ class NaiveScaffoldOne(NaiveFedGamma):
         self.c_i[k] = new
 
 
+class NaiveFedSWA(Naive):
+    """A rate for each step, and a server that goes 1.5 times as far as the mean."""
+
+    rho = 0.2
+
+    def rates(self, k):
+        count = len(self.trainer.plan(k, self.round))
+        return [(1 - i / count) * LR + i / count * self.rho * LR for i in range(count)]
+
+    def begin(self):
+        self.taken = defaultdict(int)
+        return self.w
+
+    def corrected(self, k, v, g):
+        return g(v)
+
+    def direction(self, k, v, g):
+        rate = self.rates(k)[self.taken[k]]
+        self.taken[k] += 1
+        return rate / LR * self.corrected(k, v, g)
+
+    def server(self, start, ends, clients, steps):
+        return start + 1.5 * (super().server(start, ends, clients, steps) - start)
+
+
+class NaiveFedMoSWA(NaiveFedSWA):
+    def setup(self):
+        self.c, self.c_i, self.sent = self.zero, defaultdict(lambda: self.zero), []
+
+    def corrected(self, k, v, g):
+        return g(v) + self.c - self.c_i[k]
+
+    def after(self, k, start, end, steps):
+        rate = (LR + self.rho * LR) / 2
+        self.c_i[k] = (start - end) / (steps * rate) + self.c_i[k] - self.c
+        self.sent.append(self.c_i[k] - self.c)
+
+    def server(self, start, ends, clients, steps):
+        self.c, self.sent = self.c + 0.4 * mean(self.sent), []
+        return super().server(start, ends, clients, steps)
+
+
 class NaiveAdaBest(Naive):
     mu, beta = 0.3, 0.9
 
@@ -369,6 +414,7 @@ class NaiveFedNova(Naive):
         return start - tau * sum(a * (start - end) / count for a, end, count in rows)
 
 
+BEYOND = {"server_learning_rate": 1.5, "server_momentum": 0.0}
 METHODS = {
     "feddyn": (SGD(), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedDyn),
     "fedspeed": (SAM(0.2), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedSpeed),
@@ -393,6 +439,8 @@ METHODS = {
     ),
     "fedsmoo": (FedSMOO(0.2), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedSMOO),
     "scaffold-one": (ScaffoldOne(), FedAvg(), FedAvgServer, {}, NaiveScaffoldOne),
+    "fedswa": (SGD(), FedSWA(0.2), FedAvgM, BEYOND, NaiveFedSWA),
+    "fedmoswa": (SGD(), FedMoSWA(0.2), FedAvgM, BEYOND, NaiveFedMoSWA),
     "adabest": (SGD(), AdaBest(0.3), AdaBestServer, {"beta": 0.9}, NaiveAdaBest),
     "fedacg": (SGD(), FedProx(0.3), FedACG, {}, NaiveFedACG),
     "fednova": (SGD(), FedAvg(), FedNova, {}, NaiveFedNova),
@@ -422,6 +470,7 @@ def same(ours, theirs):
         (FedCM(1.0), FedAvgServer, {}),
         (AdaBest(0.0), FedAvgServer, {}),
         (FedDyn(0.0), FedAvgServer, {}),
+        (FedSWA(1.0), FedAvgServer, {}),
         (FedAvg(), FedACG, {"server_momentum": 0.0}),
     ],
     ids=lambda v: type(v).__name__,
@@ -529,6 +578,8 @@ def test_a_minimiser_that_defines_half_of_it_is_refused():
         (lambda: FedDyn(-1.0), "alpha"),
         (lambda: FedCM(0.0), "alpha"),
         (lambda: AdaBest(-1.0), "mu"),
+        (lambda: FedSWA(2.0), "rho_end"),
+        (lambda: FedMoSWA(2.0), "rho_end"),
         (lambda: AdaBestServer(1.0), "beta"),
         (lambda: FedACG(1.0), "server_momentum"),
     ],
