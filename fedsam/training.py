@@ -165,6 +165,13 @@ class Method:
                     f"--{axis} {type(part).__name__}: a {axis} that remembers or "
                     f"exchanges vectors also needs {', '.join(sorted(missing))}"
                 )
+        for names in (self.memory, self.exchanged):
+            if len(set(names)) < len(names):
+                raise UsageError(
+                    f"--minimizer {type(self.minimizer).__name__}, --client "
+                    f"{type(self.client).__name__}: both have a vector of one name: "
+                    f"{', '.join(names)}"
+                )
 
     def at(self, round: int) -> "Method":
         """Return the method of this round: a minimiser may stand for another by round."""

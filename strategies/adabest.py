@@ -17,7 +17,7 @@ class AdaBest(FedAvg):
         last <- mean                                          the first model, at first
 
     It goes with ``clients/adabest.py``. BatchNorm statistics are averaged. The server keeps P
-    numbers.
+    numbers. Formula and value are from memory of the paper, not checked against its code.
 
     Parameters
     ----------

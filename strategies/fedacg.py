@@ -20,6 +20,7 @@ class FedACG(FedAvg):
 
     which is w <- mean_k w_k and m = the change of w. The paper's clients are FedProx's, whose
     anchor is what was sent. What is evaluated is w. The server keeps P numbers; P travel each way.
+    Formula and value are from memory of the paper, not checked against its code.
 
     Parameters
     ----------

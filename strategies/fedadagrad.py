@@ -23,7 +23,7 @@ class FedAdagrad(FedAvg):
     eta : float
         The server's learning rate. In the paper tuned over powers of sqrt(10), by data set.
     tau : float
-        Adaptivity, in the units of an update; the paper's default is 1e-3.
+        Adaptivity, in the units of an update; the paper's default is 1e-3 (from memory).
     flower : keyword arguments
         Those of Flower's FedAvg.
     """

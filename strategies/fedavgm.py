@@ -22,7 +22,7 @@ class FedAvgM(FedAvg):
     server_learning_rate : float
         Of the server's SGD; the paper's is 1.
     server_momentum : float
-        In [0, 1). The paper's: 0.9 (grid 0, 0.7, 0.9, 0.97, 0.99, 0.997); 0 at rate 1 is FedAvg.
+        In [0, 1). The paper's, from memory: 0.9 among others. 0 at rate 1 is FedAvg.
     flower : keyword arguments
         Those of Flower's FedAvg.
     """

@@ -18,7 +18,8 @@ class FedExP(FedAvg):
 
     Equal updates make it FedAvg. The paper evaluates the mean of the last two models: ``--average
     wima --average-options '{window: 2}' --swa-start 0``. BatchNorm statistics are averaged. The
-    server keeps nothing.
+    server keeps nothing. Formula and value are from memory of the paper, not checked against its
+    code.
 
     Parameters
     ----------

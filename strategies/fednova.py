@@ -20,6 +20,7 @@ class FedNova(FedAvg):
 
     Clients of one number of steps make it FedAvg. It knows the steps from the replies' metrics.
     BatchNorm statistics are averaged. The server keeps nothing; P numbers travel each way.
+    The formula is from memory of the paper, not checked against its code.
 
     Parameters
     ----------

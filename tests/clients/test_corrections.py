@@ -561,6 +561,17 @@ def test_a_minimiser_that_remembers_is_refused_as_a_phase():
         Late(0.1, 0.2, 10, then="lesam")
 
 
+class Clash(LESAM):
+    """A minimiser whose vector has the name of its client's."""
+
+    memory = ("c_i",)
+
+
+def test_two_vectors_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"Clash, --client Scaffold: .* one name: c_i, c_i"):
+        Method(Clash(0.1), Scaffold())
+
+
 class HalfMinimizer(SGD):
     """A minimiser that forgot what else it needs."""
 
