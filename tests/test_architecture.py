@@ -37,7 +37,7 @@ ORDER = [
     ["fedsam.trainer"],
     ["clients"],
     ["fedsam.training"],
-    ["fedsam.replica", "fedsam.optimizers"],
+    ["fedsam.replica", "fedsam.optimizers", "fedsam.minibatch"],
     ["fedsam.measure"],
     ["fedsam.data"],
     ["fedsam.models", "fedsam.tasks"],

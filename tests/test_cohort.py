@@ -236,6 +236,22 @@ def test_clients_of_several_runs_share_one_program(gradients, device):
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
 
 
+@ENGINES
+def test_runs_in_one_program_switch_together(gradients):
+    methods = [Method(Late(rho, 0.2, 2, then="asam", start=1), FedAvg()) for rho in (0.1, 0.4)]
+    runs = [trainer_of(method) for method in methods]
+    trainers = [replace(run, train=runs[0].train) for run in runs for _ in range(2)]
+    program, start = Program(trainers, gradients, capture=False), start_of(runs[0])
+    for round in (1, 2):
+        jobs = [Job(client, start, round, 0.1) for client in (0, 4, 2, 4)]
+        together = as_cohort(trainers, jobs, gradients, program)
+        assert_same(together, one_by_one(trainers, jobs))
+        assert torch.equal(together[1].state, together[3].state) == (round == 1)  # rho
+    apart = [Method(Late(0.1, 0.2, 9, start=start), FedAvg()) for start in (3, 4)]
+    with pytest.raises(UsageError, match=r"Late has start \[3, 4\]"):
+        stacked(apart, start)
+
+
 def test_stacked_methods_hold_columns_where_they_differ():
     like = torch.zeros(1, dtype=torch.float64)
     methods = [Method(Lookbehind(rho, 0.2, ascent="asam"), FedAvg(), 0.9) for rho in (0.1, 0.4)]

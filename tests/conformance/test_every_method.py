@@ -51,8 +51,8 @@ def test_the_folders_hold_what_the_main_job_needs():
 
 @pytest.mark.parametrize(("minimizer", "client", "strategy"), SOME)
 def test_all_axes_combine_and_repeat_to_the_byte(quick, start, minimizer, client, strategy):
-    axes = {"minimizer": minimizer, "client": client, "strategy": strategy, "rounds": 2}
-    first, again = quick(threads=1, **axes), quick(threads=2, **axes)
+    axes = {"minimizer": minimizer, "client": client, "strategy": strategy}
+    first, again = (quick(rounds=2, clients_per_round=3, threads=n, **axes) for n in (1, 2))
     name = "model.safetensors"
     assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
     for key, tensor in model(first).items():
