@@ -178,7 +178,9 @@ class Method:
     def base_state(self, like: Tensor) -> dict[str, Tensor]:
         """Return what the base optimiser keeps in a round, at its start."""
         if self.optimizer == "adamw":
-            return {**zeros(["m", "v"], like), "t": like.new_zeros(1)}
+            # 0-dim: in float64 without making the others so, else 1 - 0.999 would be 1e-5 off
+            t = torch.zeros((), dtype=torch.float64, device=like.device)
+            return {**zeros(["m", "v"], like), "t": t}
         has_momentum = isinstance(self.momentum, Tensor) or self.momentum > 0
         return zeros(["velocity"] if has_momentum else [], like)
 

@@ -13,7 +13,7 @@ from clients.fedprox import FedProx
 from clients.minimizers.asam import ASAM
 from clients.minimizers.late import Late
 from clients.minimizers.lookbehind import Lookbehind
-from clients.minimizers.msam import MSAM
+from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
@@ -33,7 +33,7 @@ MINIMIZERS = loader.names("clients.minimizers")
 CLIENTS = loader.names("clients")
 SOME = combined(MINIMIZERS, CLIENTS, plain=("sgd", "fedavg"), more=25)
 # so that each shows what it is in two rounds of mini-batches of 4
-OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "msam": {"m": 3}}
+OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "m_sam": {"m": 3}}
 ENGINES = pytest.mark.parametrize("gradients", [Slots, Vmapped], ids=["slots", "vmap"])
 DEVICES = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str

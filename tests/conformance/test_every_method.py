@@ -17,7 +17,7 @@ STRATEGIES = names("strategies")
 AVERAGES = names("strategies.averages")
 PLAIN = ("sgd", "fedavg", "fedavg")
 SOME = combined(MINIMIZERS, CLIENTS, STRATEGIES, plain=PLAIN, more=25)
-FEWER_PASSES = {"lookbehind": {"k": 2}, "multistep_sam": {"k": 2}, "msam": {"m": 32}}
+FEWER_PASSES = {"lookbehind": {"k": 2}, "multistep_sam": {"k": 2}, "m_sam": {"m": 32}}
 FILES = [
     (key, package, name)
     for key, package in [
