@@ -25,12 +25,13 @@ ORDER = [
     ["fedsam.running"],
     ["fedsam.trackers"],
     ["fedsam.tracking"],
-    ["fedsam.phases"],
-    ["fedsam.experiment", "fedsam.rundir"],
+    ["fedsam.phases", "fedsam.following"],
+    ["fedsam.experiment", "fedsam.rundir", "fedsam.resume"],
+    ["fedsam.checkpoint"],
     ["fedsam.plots"],
     ["fedsam.rounds"],
     ["fedsam.engines", "fedsam.exchange"],
-    ["strategies"],
+    ["strategies", "fedsam.memento"],
     ["fedsam.wire"],
     ["fedsam.cohort"],
     ["fedsam.gradients"],
@@ -44,6 +45,7 @@ ORDER = [
     ["fedsam.config"],
     ["fedsam.loader"],
     ["fedsam.vector", "fedsam.randomness", "fedsam.errors", "fedsam.files", "fedsam.machine"],
+    ["fedsam.stopping"],
 ]
 FOLDERS = ("fedsam", "clients", "strategies")
 MODULES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
