@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedsam.checkpoint import names
 from fedsam.config import CONFIGS, HOW, Config, resolve
 from fedsam.errors import UsageError, nearest
 from fedsam.loader import ROOT
@@ -74,8 +75,9 @@ class Cell:
         return True
 
     def prepare(self) -> Config:
-        """Remove what an interrupted start left; return the config, with the folder as its out."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Return the config, with the folder as its out; remove what cannot be gone on with."""
+        if not names(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return self.config.model_copy(update={"out": str(self.folder)})
 

@@ -21,7 +21,7 @@ from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
-from fedsam.training import Local, LocalRound, Method, MiniBatch, Vectors
+from fedsam.training import Local, LocalRound, Method, Vectors
 
 log = logging.getLogger("fedsam")
 Thing = TypeVar("Thing")
@@ -152,7 +152,7 @@ class Program:
             },
             valid=valid,
         )
-        grad = MiniBatch(self.gradients, batch, self.method)
+        grad = self.method.mini_batch(self.gradients, batch)
         local, base = replace(self.local, state=dict(self.kept)), dict(self.base)
         w = self.method.step(self.w, grad, local, base)
         active = self.step < self.steps

@@ -23,7 +23,7 @@ TRACED = range(3, 6)  # rounds that --trace shows
 HOW = frozenset(
     [
         *("out", "quiet", "data_root", "device", "engine", "cohort", "threads", "workers"),
-        *("ray_address", "gpus_per_worker", "profile", "trace", "track"),
+        *("ray_address", "gpus_per_worker", "profile", "trace", "track", "checkpoint_every"),
     ]
 )
 
@@ -187,6 +187,9 @@ class Config(BaseModel):
     """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""
     out: str = ""
     """Folder for the results, which must not exist (empty: a new one under runs/)."""
+    checkpoint_every: Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+s?$")] = "60s"
+    """Rounds (100) or seconds (60s) after which what --resume needs is saved anew, and when
+    the run ends or is interrupted (0: never)."""
     profile: bool = False
     """Also print and save a table of the time by phase (profile.json)."""
     trace: bool = False

@@ -2,7 +2,9 @@
 
 import difflib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -11,6 +13,21 @@ class UsageError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that cannot go on. The commands print it as one line and exit with code 1."""
+
+
+class StorageError(TrainingError):
+    """A file that cannot be written: nothing more is."""
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Raise StorageError where the disk is full or gone."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: {error.strerror or error}; the checkpoints written before are whole"
+        ) from error
 
 
 def flag(key: str) -> str:

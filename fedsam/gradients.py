@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsam.data.images import Batch
+from fedsam.minibatch import mean_loss
 from fedsam.replica import precision
 from fedsam.trainer import Trainer
-from fedsam.training import mean_loss
 
 
 class Slots:

@@ -36,12 +36,17 @@ def _shared(config: Config) -> str:
 
 def run_here(cells: Sequence[Cell]) -> Words:
     """Run cells in this process."""
+    from fedsam.resume import went_on
     from fedsam.running import run
     from fedsam.together import run_together
 
-    configs = [cell.prepare() for cell in cells]
     try:
-        run(configs[0]) if len(configs) == 1 else run_together(configs)
+        begins = [went_on(cell.prepare()) for cell in cells]
+        configs, snapshots = [c for c, _ in begins], [s for _, s in begins]
+        if len(cells) == 1:
+            run(configs[0], snapshot=snapshots[0])
+        else:
+            run_together(configs, snapshots=snapshots)
     except (UsageError, TrainingError) as error:
         return _words(cells, str(error))
     return {}
@@ -76,7 +81,7 @@ class Processes:
         for file, cell in zip(files, cells, strict=True):
             file.write_text(dump(cell.prepare()))
         named = [word for file in files for word in ("--config", str(file))]
-        call = [sys.executable, "-m", "fedsam.simulate", *named, "--quiet"]
+        call = [sys.executable, "-m", "fedsam.simulate", *named, "--go-on", "--quiet"]
         process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._running.add(process)
         said, errors = process.communicate()

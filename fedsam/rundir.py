@@ -1,7 +1,9 @@
 """What a run leaves behind: config, metrics, summary, model, partition and pictures."""
 
+import errno
 import json
 import math
+import os
 import platform
 import time
 from datetime import datetime
@@ -11,6 +13,8 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from fedsam import checkpoint
+from fedsam.checkpoint import Snapshot
 from fedsam.config import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.errors import UsageError
@@ -36,14 +40,51 @@ class RunDir:
         self.path = path
         self.config = config
         self.lines: list[dict[str, Any]] = []
+        self.length = 0  # of metrics.jsonl, in bytes
         self.began = time.perf_counter()
-        self._metrics: IO[str] = (path / "metrics.jsonl").open("w", buffering=1)
+        self._metrics: IO[bytes] = (path / "metrics.jsonl").open("ab", buffering=0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken so far."""
+        return time.perf_counter() - self.began
 
     @staticmethod
     def check(out: str) -> None:
         """Raise UsageError if the folder ``out`` is there already."""
         if out and Path(out).exists():
-            raise UsageError(f"--out {out}: exists already; name a new folder")
+            raise UsageError(f"--out {out}: exists already; name a new folder, or --resume {out}")
+
+    @classmethod
+    def reopen(cls, config: Config, partition: Partition, snapshot: Snapshot) -> "RunDir":
+        """Go on in the folder ``config.out``, from where a snapshot was taken.
+
+        Raises
+        ------
+        UsageError
+            If the metrics or the split are not those of the run.
+        """
+        path = Path(config.out)
+        if not partition.same_as(Partition.load(path / "partition.npz")):
+            raise UsageError(f"--resume {path}: the data are split in another way than there")
+        length = snapshot.tree["metrics"]
+        if (path / "metrics.jsonl").stat().st_size < length:
+            raise UsageError(
+                f"--resume {path}: metrics.jsonl is shorter than it was; start it anew"
+            )
+        write_whole(path / "config.yaml", dump(config.model_copy(update={"out": ""})))
+        os.truncate(path / "metrics.jsonl", length)
+        run = cls(path, config)
+        run.length = length
+        run.began -= snapshot.tree["seconds"]
+        for line in (path / "metrics.jsonl").read_text().splitlines():
+            run._remember(json.loads(line))
+        return run
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint; what metrics.jsonl held then is on the disk before."""
+        os.fsync(self._metrics.fileno())
+        checkpoint.save(self.path, snapshot)
 
     @classmethod
     def create(cls, config: Config, partition: Partition, labels: Tensor) -> "RunDir":
@@ -66,9 +107,14 @@ class RunDir:
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; what is not finite is written as null."""
         clean = {k: None if _not_finite(v) else v for k, v in line.items()}
-        self._metrics.write(json.dumps(clean) + "\n")
-        if "accuracy" in line or "round" in line:
-            self.lines.append({k: v for k, v in clean.items() if k != "clients"})
+        data = (json.dumps(clean) + "\n").encode()
+        if self._metrics.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.length += len(data)
+        self._remember(clean)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        self.lines.append({k: v for k, v in line.items() if k != "clients"})
 
     def finish(
         self, evaluated: VectorRecord, trained: VectorRecord, reason: str, *, finished: bool
@@ -86,7 +132,7 @@ class RunDir:
         finished : bool
             Whether that was its end, and not a failure or an interruption.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         self._metrics.close()
         models = {"model": evaluated}
@@ -95,7 +141,7 @@ class RunDir:
         for name, record in models.items():
             tensors = record.layout.read(record.state)
             whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-            save_file(whole, self.path / f"{name}.safetensors")
+            write_whole(self.path / f"{name}.safetensors", save(whole))
         summary = {"finished": finished} | self.summary(evaluated.layout.trainable, reason)
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / "curves.png")
@@ -115,7 +161,7 @@ class RunDir:
             "evaluations": len(tests),
             "rounds": rounds,
             "ended": reason,
-            "seconds": time.perf_counter() - self.began,
+            "seconds": self.seconds,
             "rounds_per_second": rounds / training if training else None,
             "parameters": parameters,
             "versions": versions(),

@@ -3,13 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedsam.config import Config, resolve
 from fedsam.errors import TrainingError, UsageError, flag, nearest
+from fedsam.stopping import Interrupted, listening
 
 if TYPE_CHECKING:
+    from fedsam.checkpoint import Snapshot
     from fedsam.results import Run
 
 
@@ -30,14 +33,26 @@ class Parser(argparse.ArgumentParser):
         return vars(known)
 
 
+def key_parser() -> Parser:
+    """Return a parser of the flags that are keys of Config: one for each of its fields."""
+    out = Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name, field in Config.model_fields.items():
+        text = " ".join((field.description or "").split()).removesuffix(".")
+        text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
+        if field.annotation is bool:
+            out.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            out.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
+    return out
+
+
 def parser() -> Parser:
-    """Return the parser of the flags: ``--config`` and one for each field of Config."""
-    out = Parser(
-        prog="python -m fedsam.simulate",
-        description="Federated training of one model. Flags stand before the --config file, the "
-        "file before the --algorithm's preset, and that before the defaults.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+    """Return the parser of the command: ``--config``, ``--resume`` and the keys."""
+    out = key_parser()
+    out.prog = "python -m fedsam.simulate"
+    out.description = (
+        "Federated training of one model. Flags stand before the --config file, the file before "
+        "the --algorithm's preset, and that before the defaults."
     )
     out.add_argument(
         "--config",
@@ -47,13 +62,19 @@ def parser() -> Parser:
         help="YAML file with these keys, or a shipped one's name; several are trained as one "
         "program, for which see docs/cohort.md",
     )
-    for name, field in Config.model_fields.items():
-        text = " ".join((field.description or "").split()).removesuffix(".")
-        text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
-        if field.annotation is bool:
-            out.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
-        else:
-            out.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
+    out.add_argument(
+        "--resume",
+        metavar="DIR",
+        default="",
+        help="go on with the run in this folder from its last checkpoint; of its keys only those "
+        "that say how it is computed, and --rounds, may be other ones",
+    )
+    out.add_argument(
+        "--go-on",
+        action="store_true",
+        default=False,
+        help="go on with the run in --out, where there is one, as --resume does",
+    )
     return out
 
 
@@ -68,8 +89,10 @@ def _kind(annotation: Any) -> str:
     return names.get(annotation, "NAME")
 
 
-def parse(arguments: Sequence[str] | None) -> list[Config]:
-    """Return the configs of these command-line arguments: one, or one a ``--config``.
+def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | None"]]:
+    """Return the configs of these command-line arguments, and where their runs go on.
+
+    One, or one a ``--config``; None is a run that begins.
 
     Raises
     ------
@@ -77,24 +100,44 @@ def parse(arguments: Sequence[str] | None) -> list[Config]:
         One line that names the flag and says what would be right.
     """
     given = parser().read(arguments)
-    files = given.pop("config")
-    return [resolve(given, file) for file in files or [""]]
+    files, folder, go_on = given.pop("config"), given.pop("resume"), given.pop("go_on")
+    if folder:
+        if files or go_on or "out" in given:
+            raise UsageError("--resume: stands without --config, --out and --go-on")
+        from fedsam.resume import resumed
+
+        return [resumed(Path(folder), given)]
+    found: list[tuple[Config, Snapshot | None]] = []
+    for config in [resolve(given, file) for file in files or [""]]:
+        if not go_on:
+            found.append((config, None))
+            continue
+        from fedsam.resume import went_on
+
+        found.append(went_on(config))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (training failed), 2 (wrong input) or 130."""
     try:
-        configs = parse(arguments)
+        configs, snapshots = map(list, zip(*parse(arguments), strict=True))
         # only now: --help and a wrong flag are answered before torch is imported
         from fedsam.progress import Progress
         from fedsam.running import run
         from fedsam.together import run_together
 
-        with Progress(configs) as progress:
+        with Progress(configs) as progress, listening() as stop:
             if len(configs) == 1:
-                outcomes = [run(configs[0], progress.update)]
+                watch = progress.update
+                outcomes = [run(configs[0], watch, snapshot=snapshots[0], stop=stop)]
             else:
-                outcomes = run_together(configs, lambda number, line: progress.update(line, number))
+                outcomes = run_together(
+                    configs,
+                    lambda number, line: progress.update(line, number),
+                    snapshots=snapshots,
+                    stop=stop,
+                )
         for config, outcome in zip(configs, outcomes, strict=True):
             progress.summarise(config, outcome)
     except UsageError as error:
@@ -103,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"fedsam: training stopped: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("fedsam: interrupted; the run's folder holds what was done", file=sys.stderr)
-        return 130
+    except Interrupted as error:
+        print(f"fedsam: interrupted after round {error.round}{error.advice}", file=sys.stderr)
+        return 128 + error.signal
     return 0
 
 

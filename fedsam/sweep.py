@@ -14,7 +14,7 @@ from fedsam.errors import UsageError
 from fedsam.jobs import Processes, RayTasks, Words, jobs_of
 from fedsam.machine import cores
 from fedsam.results import finished
-from fedsam.simulate import Parser, parser
+from fedsam.simulate import Parser, key_parser
 
 Job = Sequence[Cell]
 LOOK = 1.0  # seconds between looks at the running cells
@@ -22,7 +22,7 @@ LOOK = 1.0  # seconds between looks at the running cells
 
 def flags() -> Parser:
     """Return the parser of the command's flags."""
-    out = parser()
+    out = key_parser()
     out.prog = "python -m fedsam.sweep"
     out.description = (
         "Runs a grid of experiments, each in a process of its own, and reports on them. Started "
@@ -60,8 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, target = given.pop("sweep"), given.pop("target")
         report.check_target(target)
         out = Path(given.pop("out", "") or Path("runs") / Path(name).stem).absolute()
-        if given.pop("config"):
-            raise UsageError("--config: a sweep names its own")
         parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
         for flag, number in (("--parallel", parallel), ("--together", together)):
             if number < 1:

@@ -11,6 +11,7 @@ from functools import partial
 from threading import Condition
 from typing import Any
 
+from fedsam.checkpoint import Snapshot
 from fedsam.cohort import stacked
 from fedsam.config import SHARED, Config
 from fedsam.engines.cohort import Cohort, Member
@@ -20,11 +21,16 @@ from fedsam.errors import TrainingError, UsageError, flag
 from fedsam.experiment import new_gradients, new_trainer
 from fedsam.rundir import RunDir
 from fedsam.running import Outcome, new_crew, play_out, sampling
+from fedsam.stopping import Stop
 from fedsam.trainer import Job, Trained
 
 
 def run_together(
-    configs: Sequence[Config], watch: Callable[[int, dict[str, Any]], None] = lambda run, line: None
+    configs: Sequence[Config],
+    watch: Callable[[int, dict[str, Any]], None] = lambda run, line: None,
+    *,
+    snapshots: Sequence[Snapshot | None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Outcome]:
     """Run several experiments, their rounds in step.
 
@@ -34,6 +40,10 @@ def run_together(
         What to run; alike in model, data set, minimiser, client, mini-batches and device.
     watch : callable
         Gets the run's number and each line of its metrics.jsonl, from that run's thread.
+    snapshots : sequence of Snapshot or None, optional
+        Where each run goes on in its folder ``out``; None: at its beginning.
+    stop : Stop, optional
+        Asked after each client whether to stop.
 
     Returns
     -------
@@ -48,13 +58,16 @@ def run_together(
         If no client's update of some run could be used any more; the others went on to their end.
     """
     check_alike(configs)
-    for config in configs:
-        RunDir.check(config.out)
+    begins = snapshots or [None] * len(configs)
+    for config, snapshot in zip(configs, begins, strict=True):
+        if snapshot is None:
+            RunDir.check(config.out)
+    stop = stop or Stop()
     with one_compute_thread(), ExitStack() as leaving:
         first, initial = new_trainer(configs[0])
         made = [(first, initial), *(new_trainer(config, like=first) for config in configs[1:])]
         leaving.enter_context(on_device(first.layout.device, configs[0].precision))
-        crews = [new_crew(c, trainer) for c, (trainer, _) in zip(configs, made, strict=True)]
+        crews = [new_crew(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)]
         for crew in crews:
             leaving.callback(crew.close)
         if gradients := new_gradients(configs[0], first):
@@ -69,7 +82,9 @@ def run_together(
             nodes, start = range(config.clients), made[number][1]
             with one_compute_thread(), closing(seat):
                 return play_out(
-                    config, crew, LocalGrid(crew, seat), nodes, start, partial(watch, number)
+                    *(config, crew, LocalGrid(crew, seat), nodes, start, partial(watch, number)),
+                    snapshot=begins[number],
+                    stop=stop,
                 )
 
         futures = [pool.submit(play, number) for number in range(len(configs))]

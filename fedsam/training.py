@@ -16,10 +16,11 @@ from torch import Tensor
 from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
+from fedsam.minibatch import Gradients, MiniBatch, mean_loss
 from fedsam.optimizers import State, adamw, sgd
 from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.vector import Layout, along
+from fedsam.vector import Layout
 
 Vectors = Mapping[str, Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
@@ -173,6 +174,11 @@ class Method:
                     f"{', '.join(names)}"
                 )
 
+    def mini_batch(self, gradients: Gradients, batch: Batch) -> MiniBatch:
+        """Return the closure ``grad`` of one step."""
+        decay = self.weight_decay if self.decay_in_loss else None
+        return MiniBatch(gradients, batch, decay, first_pass_statistics=self.first_pass_statistics)
+
     def at(self, round: int) -> "Method":
         """Return the method of this round: a minimiser may stand for another by round."""
         at = getattr(self.minimizer, "at", None)
@@ -181,7 +187,9 @@ class Method:
     def base_state(self, like: Tensor) -> dict[str, Tensor]:
         """Return what the base optimiser keeps in a round, at its start."""
         if self.optimizer == "adamw":
-            return {**zeros(["m", "v"], like), "t": like.new_zeros(1)}
+            # 0-dim: in float64 without making the others so, else 1 - 0.999 would be 1e-5 off
+            t = torch.zeros((), dtype=torch.float64, device=like.device)
+            return {**zeros(["m", "v"], like), "t": t}
         has_momentum = isinstance(self.momentum, Tensor) or self.momentum > 0
         return zeros(["velocity"] if has_momentum else [], like)
 
@@ -244,70 +252,6 @@ class Descent:
             return adamw(w, g, lr, self.state, weight_decay=decay)
         nesterov, momentum = method.optimizer == "nesterov", method.momentum
         return sgd(w, g, lr, self.state, momentum=momentum, weight_decay=decay, nesterov=nesterov)
-
-
-def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
-    """Return the mean loss of a mini-batch, mixed and masked as it says."""
-    losses = task.loss(output, batch.targets)
-    if batch.mixed_targets is not None:
-        mixed = task.loss(output, batch.mixed_targets)
-        losses = batch.lam * losses + (1 - batch.lam) * mixed
-    if batch.valid is None:
-        return losses.mean()
-    return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum().clamp(min=1)
-
-
-class Gradients(Protocol):
-    """Losses and gradients of one model on a mini-batch, or of K models on K mini-batches."""
-
-    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
-        """Return loss (...,) and gradient (..., P) at ``w`` (..., P).
-
-        ``frozen`` leaves the BatchNorm statistics as they are.
-        """
-        ...
-
-
-class MiniBatch:
-    """The closure ``grad`` of one step."""
-
-    def __init__(self, gradients: Gradients, batch: Batch, method: Method) -> None:
-        self.gradients = gradients
-        self.batch = batch
-        self.method = method
-        self._loss: Tensor | None = None
-        self._parts: list[tuple[float | Tensor, MiniBatch]] = []
-
-    @property
-    def loss(self) -> Tensor | None:
-        """Mean loss (...,) where the gradient was asked for first; None: it was not."""
-        if self._loss is not None or not self._parts:
-            return self._loss
-        losses = [(share, part.loss) for share, part in self._parts]
-        weighted = [_last(share) * loss for share, loss in losses if loss is not None]
-        return torch.stack(weighted).sum(0)
-
-    def __call__(self, w: Tensor) -> Tensor:
-        """Return the gradient (..., P) of the mini-batch loss at ``w``."""
-        method = self.method
-        again = self._loss is not None
-        loss, g = self.gradients(w, self.batch, again and method.first_pass_statistics)
-        if not again:
-            self._loss = loss
-        return along(g, method.weight_decay, w) if method.decay_in_loss else g
-
-    def parts(self, size: int) -> "list[tuple[float | Tensor, MiniBatch]]":
-        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient."""
-        if not self._parts:
-            self._parts = [
-                (share, MiniBatch(self.gradients, part, self.method))
-                for share, part in self.batch.parts(size)
-            ]
-        return self._parts
-
-
-def _last(share: float | Tensor) -> float | Tensor:
-    return share.squeeze(-1) if isinstance(share, Tensor) else share
 
 
 class LocalRound(NamedTuple):
@@ -379,7 +323,7 @@ def train_client(
     losses = []
     for step in range(len(plan)):
         local = replace(local, step=step)
-        grad = MiniBatch(gradients, images.batch(plan, step), method)
+        grad = method.mini_batch(gradients, images.batch(plan, step))
         w = method.step(w, grad, local, base)
         if grad.loss is not None:
             losses.append(grad.loss)

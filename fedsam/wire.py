@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -88,6 +88,10 @@ class VectorRecord(ArrayRecord):
         self.state = state
         for entry in layout.entries:  # the parent's constructor would copy
             self[entry.name] = TensorArray(entry, state)
+
+    def copy(self) -> Self:
+        """Return a record of the same state, which never changes."""
+        return type(self)(self.layout, self.state)
 
 
 def state_of(record: ArrayRecord, layout: Layout) -> Tensor:

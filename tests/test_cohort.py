@@ -13,7 +13,7 @@ from clients.fedprox import FedProx
 from clients.minimizers.asam import ASAM
 from clients.minimizers.late import Late
 from clients.minimizers.lookbehind import Lookbehind
-from clients.minimizers.msam import MSAM
+from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
@@ -33,7 +33,7 @@ MINIMIZERS = loader.names("clients.minimizers")
 CLIENTS = loader.names("clients")
 SOME = combined(MINIMIZERS, CLIENTS, plain=("sgd", "fedavg"), more=25)
 # so that each shows what it is in two rounds of mini-batches of 4
-OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "msam": {"m": 3}}
+OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "m_sam": {"m": 3}}
 ENGINES = pytest.mark.parametrize("gradients", [Slots, Vmapped], ids=["slots", "vmap"])
 DEVICES = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str
@@ -234,6 +234,22 @@ def test_clients_of_several_runs_share_one_program(gradients, device):
         for client in clients
     ]
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
+
+
+@ENGINES
+def test_runs_in_one_program_switch_together(gradients):
+    methods = [Method(Late(rho, 0.2, 2, then="asam", start=1), FedAvg()) for rho in (0.1, 0.4)]
+    runs = [trainer_of(method) for method in methods]
+    trainers = [replace(run, train=runs[0].train) for run in runs for _ in range(2)]
+    program, start = Program(trainers, gradients, capture=False), start_of(runs[0])
+    for round in (1, 2):
+        jobs = [Job(client, start, round, 0.1) for client in (0, 4, 2, 4)]
+        together = as_cohort(trainers, jobs, gradients, program)
+        assert_same(together, one_by_one(trainers, jobs))
+        assert torch.equal(together[1].state, together[3].state) == (round == 1)  # rho
+    apart = [Method(Late(0.1, 0.2, 9, start=start), FedAvg()) for start in (3, 4)]
+    with pytest.raises(UsageError, match=r"Late has start \[3, 4\]"):
+        stacked(apart, start)
 
 
 def test_stacked_methods_hold_columns_where_they_differ():

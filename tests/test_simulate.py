@@ -33,6 +33,7 @@ def test_a_run_leaves_every_file_and_says_where(tmp_path):
         "metrics.jsonl",
         "model.safetensors",
         "partition.npz",
+        "checkpoints",
         "partition.png",
         "summary.json",
     }

@@ -279,7 +279,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
         ({"grid": {"seed": [0]}}, ["--target", "40"], "--target 40: must lie in [0, 1]"),
         ({"grid": {"seed": [0]}}, ["--together", "0"], "--together 0: must be at least 1"),
         ({"grid": {"seed": [0]}}, ["--ray", "--engine", "ray"], "cells are Ray tasks themselves"),
-        ({"grid": {"seed": [0]}}, ["--config", "digits"], "--config: a sweep names its own"),
+        ({"grid": {"seed": [0]}}, ["--config", "digits"], "--config: no such flag"),
         (
             {"grid": {"seed": [0]}},
             ["--rouns", "1"],

@@ -51,6 +51,11 @@ class Partition:
         indices, offsets = self.indices.numpy(), self.offsets.numpy()
         np.savez_compressed(path, indices=indices, offsets=offsets, counts=counts.numpy())
 
+    def same_as(self, other: "Partition") -> bool:
+        """Return whether every client holds the same images in the same order."""
+        mine, theirs = (self.indices, self.offsets), (other.indices, other.offsets)
+        return all(map(torch.equal, mine, theirs))
+
     @classmethod
     def load(cls, path: Path) -> "Partition":
         """Return what ``save`` wrote."""

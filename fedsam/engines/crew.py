@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsam.data.images import Images
 from fedsam.replica import Replica
+from fedsam.stopping import Stop
 from fedsam.trainer import Job, Trained, Trainer, longest_first
 
 Item = TypeVar("Item")
@@ -68,11 +69,14 @@ class Crew:
         What they work on.
     threads : int
         How many; results do not depend on it.
+    stop : Stop, optional
+        Asked before each piece of work whether to go on.
     """
 
-    def __init__(self, trainer: Trainer, threads: int) -> None:
+    def __init__(self, trainer: Trainer, threads: int, stop: Stop | None = None) -> None:
         keep_freed_memory()
         self.trainer = trainer
+        self._stop = stop or Stop()
         self._replicas: SimpleQueue[Replica] = SimpleQueue()
         for _ in range(threads):
             self._replicas.put(trainer.new_replica())
@@ -84,6 +88,7 @@ class Crew:
         """Return ``work(replica, item)`` for each item; they are started in the given order."""
 
         def run(item: Item) -> Result:
+            self._stop.check()
             replica = self._replicas.get()
             try:
                 return work(replica, item)

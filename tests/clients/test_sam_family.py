@@ -15,7 +15,7 @@ from clients.minimizers.gsam import GSAM
 from clients.minimizers.late import Late
 from clients.minimizers.lookbehind import Lookbehind
 from clients.minimizers.looksam import LookSAM
-from clients.minimizers.msam import MSAM
+from clients.minimizers.m_sam import MSAM
 from clients.minimizers.multistep_sam import MultistepSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
@@ -301,7 +301,7 @@ def test_late_takes_any_two_minimisers_and_their_options_from_the_config():
         ("friendly-sam", {"lam": 1.0}, "lam: must be"),
         ("vasso", {"theta": 0.0}, "theta: must be"),
         ("looksam", {"k": 0}, "k: must be at least 1"),
-        ("msam", {"m": 0}, "m: must be at least 1"),
+        ("m-sam", {"m": 0}, "m: must be at least 1"),
         ("asam", {"p": 3}, "p: must be 2 or inf"),
     ],
 )

@@ -17,7 +17,7 @@ STRATEGIES = names("strategies")
 AVERAGES = names("strategies.averages")
 PLAIN = ("sgd", "fedavg", "fedavg")
 SOME = combined(MINIMIZERS, CLIENTS, STRATEGIES, plain=PLAIN, more=25)
-FEWER_PASSES = {"lookbehind": {"k": 2}, "multistep_sam": {"k": 2}, "msam": {"m": 32}}
+FEWER_PASSES = {"lookbehind": {"k": 2}, "multistep_sam": {"k": 2}, "m_sam": {"m": 32}}
 FILES = [
     (key, package, name)
     for key, package in [
@@ -51,8 +51,8 @@ def test_the_folders_hold_what_the_main_job_needs():
 
 @pytest.mark.parametrize(("minimizer", "client", "strategy"), SOME)
 def test_all_axes_combine_and_repeat_to_the_byte(quick, start, minimizer, client, strategy):
-    axes = {"minimizer": minimizer, "client": client, "strategy": strategy, "rounds": 2}
-    first, again = quick(threads=1, **axes), quick(threads=2, **axes)
+    axes = {"minimizer": minimizer, "client": client, "strategy": strategy}
+    first, again = (quick(rounds=2, clients_per_round=3, threads=n, **axes) for n in (1, 2))
     name = "model.safetensors"
     assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
     for key, tensor in model(first).items():

@@ -1,4 +1,4 @@
-"""m-SAM: a perturbation for each m examples (Foret et al., ICLR 2021, section 4.1)."""
+"""m-SAM: a perturbation for each m examples (Foret et al., ICLR 2021)."""
 
 from functools import reduce
 from operator import add
@@ -24,8 +24,8 @@ class MSAM:
     rho : float
         Radius (l2) of each part's perturbation.
     m : int
-        Examples a part; the last of a mini-batch may be smaller. Foret et al. find a smaller m
-        generalise better; the value is free.
+        Examples a part; the last of a mini-batch may be smaller. Foret et al. find that a
+        smaller m generalises better (unverified); the value is free.
     """
 
     def __init__(self, rho: float, m: int = 16) -> None:

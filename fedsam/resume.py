@@ -1,0 +1,197 @@
+"""What a run needs to go on: gathered after a round, put back before the next one."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedsam import memento
+from fedsam.checkpoint import Snapshot, load
+from fedsam.config import HOW, Config, resolve
+from fedsam.errors import UsageError, flag
+from fedsam.exchange import Exchange
+from fedsam.training import Vectors
+from fedsam.wire import VectorRecord
+
+# keys of which a run may go on with other values
+FREE = HOW | {"rounds", "swa_start", "target_accuracy", "patience"}
+
+
+@dataclass
+class EarlyStop:
+    """When to end before the last round.
+
+    Attributes
+    ----------
+    target : float
+        Accuracy that is enough; 0 for none.
+    patience : int
+        Evaluations without a better accuracy that are too many; 0 for any number.
+    """
+
+    target: float
+    patience: int
+    best: float = -1.0
+    since: int = 0
+
+    def reason(self, accuracy: float) -> str:
+        """Return why to stop after an evaluation with this accuracy, or ""."""
+        self.since = 0 if accuracy > self.best else self.since + 1
+        self.best = max(self.best, accuracy)
+        if self.target and accuracy >= self.target:
+            return f"reached --target-accuracy {self.target:g}"
+        if self.patience and self.since >= self.patience:
+            return f"--patience {self.patience}: no better accuracy since {self.best:.4f}"
+        return ""
+
+
+@dataclass
+class RunState:
+    """All that changes from round to round.
+
+    Attributes
+    ----------
+    strategy : Strategy
+        Flower's or ours.
+    exchange : Exchange
+        What the server sends beside the model.
+    memories : dict
+        What the clients that have trained keep, by client; filled by the engine.
+    stop : EarlyStop
+        Counts evaluations.
+    """
+
+    strategy: Strategy
+    exchange: Exchange
+    memories: dict[int, Vectors]
+    stop: EarlyStop
+
+    def __post_init__(self) -> None:
+        self._made = memento.take(self.strategy, "strategy", {})
+
+    def gather(self, round: int, arrays: VectorRecord, metrics: int, seconds: float) -> Snapshot:
+        """Return the state after a round; tensors are held, not copied.
+
+        Parameters
+        ----------
+        round : int
+            The last one that is done.
+        arrays : VectorRecord
+            The global model.
+        metrics : int
+            Length of metrics.jsonl in bytes.
+        seconds : float
+            That the run has taken so far.
+        """
+        tensors = {"model": arrays.state}
+        strategy = memento.take(self.strategy, "strategy", tensors)
+        tree = {
+            "strategy": memento.changed(strategy, self._made),
+            "best": self.stop.best,
+            "since": self.stop.since,
+            "clients": sorted(self.memories),
+            "metrics": metrics,
+            "seconds": seconds,
+        }
+        tensors |= {f"sent.{name}": vector for name, vector in self.exchange.vectors.items()}
+        for client, vectors in self.memories.items():
+            tensors |= {f"memory.{client}.{name}": vector for name, vector in vectors.items()}
+        return Snapshot(round, tree, tensors)
+
+    def put_back(self, snapshot: Snapshot, like: VectorRecord) -> VectorRecord:
+        """Let all be as it was when the snapshot was gathered; return the global model."""
+        layout, tree, tensors = like.layout, snapshot.tree, snapshot.tensors
+        memento.give(tree["strategy"], tensors, layout, self.strategy)
+        self.stop.best, self.stop.since = tree["best"], tree["since"]
+        there = {name: tensor.to(layout.device) for name, tensor in tensors.items()}
+        self.exchange.vectors = {name: there[f"sent.{name}"] for name in self.exchange.vectors}
+        for client in tree["clients"]:
+            start = f"memory.{client}."
+            self.memories[client] = {
+                name.removeprefix(start): v for name, v in there.items() if name.startswith(start)
+            }
+        return VectorRecord(layout, there["model"])
+
+
+class Due:
+    """When the next checkpoint is written.
+
+    Parameters
+    ----------
+    every : str
+        Rounds ("100") or seconds ("60s"); "0" for never.
+    """
+
+    def __init__(self, every: str) -> None:
+        number, seconds = re.fullmatch(r"(\d+)(s?)", every).groups()  # type: ignore[union-attr]
+        self.ever = int(number) > 0
+        self._every = int(number)
+        self._seconds = bool(seconds)
+        self._last = time.monotonic()
+
+    def now(self, round: int) -> bool:
+        """Return whether one is due after this round."""
+        if not self.ever or not self._seconds:
+            return self.ever and round % self._every == 0
+        if time.monotonic() - self._last < self._every:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
+def went_on(config: Config) -> tuple[Config, Snapshot | None]:
+    """Return a config, and where its run goes on in ``config.out`` if it was begun there.
+
+    Raises
+    ------
+    UsageError
+        As ``resumed``, and if the config names no folder.
+    """
+    if not config.out:
+        raise UsageError("--go-on: needs --out")
+    if not Path(config.out).exists():
+        return config, None
+    return resumed(Path(config.out), config.model_dump())
+
+
+def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
+    """Return the config with which a run goes on, and where it was.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    given : mapping
+        Config keys to go on with.
+
+    Raises
+    ------
+    UsageError
+        If there is no checkpoint, or the config contradicts the run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"--resume {folder}: there is no run")
+    before = resolve({}, folder / "config.yaml")
+    config = resolve(before.model_dump() | dict(given))
+    for key, value in config.model_dump().items():
+        if key not in FREE and value != getattr(before, key):
+            raise UsageError(
+                f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
+                "it can only go on with that"
+            )
+    snapshot = load(folder)
+    if snapshot is None:
+        raise UsageError(f"--resume {folder}: it has no checkpoint to go on from; start it anew")
+    if config.rounds < snapshot.round:
+        raise UsageError(f"--rounds {config.rounds}: the run has done {snapshot.round} already")
+    starts = {before.averages_from, config.averages_from}
+    if config.averaging != "none" and len(starts) > 1 and min(starts) < snapshot.round:
+        raise UsageError(
+            f"--swa-start {config.swa_start:g}: averaging began after round "
+            f"{before.averages_from} of the run; give --swa-start {before.averages_from}"
+        )
+    return config.model_copy(update={"out": str(folder)}), snapshot

@@ -1,0 +1,73 @@
+"""How a run is asked to stop: once, and it ends in good order; twice, and it ends now."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop, and did.
+
+    Attributes
+    ----------
+    signal : int
+        By which it was asked.
+    folder : Path or None
+        Where its checkpoint lies; None if it has none.
+    round : int
+        The last one that is done.
+    """
+
+    def __init__(
+        self, signal: int = signal.SIGINT, folder: Path | None = None, round: int = 0
+    ) -> None:
+        super().__init__("interrupted")
+        self.signal = signal
+        self.folder = folder
+        self.round = round
+
+    @property
+    def advice(self) -> str:
+        """How to go on."""
+        if self.folder is None:
+            return ""
+        return f"; go on with: python -m fedsam.simulate --resume {self.folder}"
+
+
+class Stop:
+    """Whether, and by which signal, a run was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def check(self) -> None:
+        """Raise Interrupted if it was."""
+        if self.signal:
+            raise Interrupted(self.signal)
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Let SIGINT and SIGTERM ask what runs inside to stop; a second one ends the process."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.signal:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        stop.signal = number
+        # no print: it may be in the middle of one
+        os.write(sys.stderr.fileno(), b"\nstopping after the clients at hand; again: now\n")
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
