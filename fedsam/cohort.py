@@ -19,29 +19,13 @@ from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
-from fedsam.gradients import Gradients, Slots, Vmapped
+from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
-from fedsam.training import Descent, Local, LocalRound, Vectors
+from fedsam.training import Local, LocalRound, Method, Vectors
 
 log = logging.getLogger("fedsam")
 Thing = TypeVar("Thing")
 PLAIN = (bool, int, float, str, type(None))
-
-
-class CohortBatch:
-    """The closure ``grad`` of one step of a cohort; ``losses`` as where it was called first."""
-
-    def __init__(self, gradients: Gradients, batch: Batch) -> None:
-        self.gradients = gradients
-        self.batch = batch
-        self.losses: Tensor | None = None
-
-    def __call__(self, w: Tensor) -> Tensor:
-        """Return the gradients (K, P) of the mini-batch losses at ``w`` (K, P)."""
-        losses, gradients = self.gradients(w, self.batch)
-        if self.losses is None:
-            self.losses = losses.detach()
-        return gradients
 
 
 class Program:
@@ -84,27 +68,31 @@ class Program:
         self.states = torch.zeros(clients, self.layout.size, dtype=dtype, device=device)
         self.w = torch.zeros(clients, P, dtype=dtype, device=device)
         self.anchor = torch.zeros_like(self.w)
-        self.velocity = torch.zeros_like(self.w)
         self.losses = torch.zeros(clients, dtype=dtype, device=device)
-        self.method = stacked([t.method for t in trainers], self.w)
+        self.methods = [t.method for t in trainers]
+        self.method = stacked(self.methods, self.w)
         self.memory = {name: torch.zeros_like(self.w) for name in self.method.memory}
         self.sent = {name: torch.zeros_like(self.w) for name in self.method.exchanged}
         self.local = Local(
             *(self.layout, self.anchor, self.round, self.lr),
-            *(self.steps, self.memory, self.sent),
+            *(self.steps, self.memory, self.sent, self.step),
         )
         self.gradients = gradients(first, clients)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self._capture = capture
+        self._captures = capture
+        self._phase: list[Method] = []
 
     def begin(self, jobs: Sequence[Job], plans: Sequence[Plan]) -> None:
         """Hand all steps of a round to the device; does not wait for a GPU."""
         self._drawn.reverse()
         self.packing.pack(plans, self._drawn[0])
         lengths = [len(plan) for plan in plans]
-        if self._capture:
-            self._load(jobs, lengths)
-            self._record()
+        phase = [method.at(job.round) for method, job in zip(self.methods, jobs, strict=True)]
+        if phase != self._phase:
+            self._take_up(phase)
+            if self._captures:
+                self._load(jobs, lengths)
+                self._record()
         self._load(jobs, lengths)
         for _ in range(max(lengths)):
             if self.graph is None:
@@ -115,12 +103,19 @@ class Program:
     def end(self) -> list[LocalRound]:
         """Return what the clients' rounds led to; waits for the device."""
         states = torch.cat([self.w, self.states[:, self.layout.trainable :]], 1)
-        memory, reply = self.method.finish(self.w, self.local)
+        memory, reply = self.method.finish(self.w, replace(self.local, state=self.kept))
         losses = (self.losses / self.steps[:, 0]).tolist()
         return [
             LocalRound(state, loss, _row(memory, k), _row(reply, k))
             for k, (state, loss) in enumerate(zip(states, losses, strict=True))
         ]
+
+    def _take_up(self, phase: list[Method]) -> None:
+        """Train by these methods from now on: the first round's, or those after a switch."""
+        self._phase, self.graph = phase, None
+        self.method = stacked(phase, self.w)
+        self.base = self.method.base_state(self.w)
+        self.kept = self.method.minimizer_state(self.w)
 
     def _load(self, jobs: Sequence[Job], lengths: Sequence[int]) -> None:
         self.plans.copy_(self._drawn[0], non_blocking=True)
@@ -135,7 +130,8 @@ class Program:
         torch.stack([job.state for job in jobs], out=self.states)
         self.w.copy_(self.states[:, : self.layout.trainable])
         self.anchor.copy_(self.w)
-        self.velocity.zero_()
+        for buffer in (*self.base.values(), *self.kept.values()):
+            buffer.zero_()
         self.losses.zero_()
         for name, buffer in self.memory.items():
             _fill(buffer, name, [job.memory for job in jobs])
@@ -156,21 +152,21 @@ class Program:
             },
             valid=valid,
         )
-        grad = CohortBatch(self.gradients, batch)
-        descend = Descent(self.method, self.local)
-        descend.velocity = self.velocity
-        w = self.method.minimizer.step(self.w, grad, descend, self.local)
+        grad = self.method.mini_batch(self.gradients, batch)
+        local, base = replace(self.local, state=dict(self.kept)), dict(self.base)
+        w = self.method.step(self.w, grad, local, base)
         active = self.step < self.steps
         self.w.copy_(torch.where(active, w, self.w))
-        if self.method.has_momentum:
-            self.velocity.copy_(descend.velocity)
-        if grad.losses is not None:
-            self.losses.add_(torch.where(active[:, 0], grad.losses, 0))
+        for name, buffer in self.base.items():
+            buffer.copy_(base[name])
+        for name, buffer in self.kept.items():  # what it ends with may be remembered
+            buffer.copy_(torch.where(active, local.state[name], buffer))
+        if grad.loss is not None:
+            self.losses.add_(torch.where(active[:, 0], grad.loss, 0))
         self.step.add_(1)
 
     def _record(self) -> None:
         """Capture the step, after a few on a side stream as PyTorch asks for."""
-        self._capture = False
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -204,8 +200,8 @@ def replies(
     ]
 
 
-def why_not(trainer: Trainer, gradients: type[Slots | Vmapped]) -> str:
-    """Return why clients cannot be trained as a cohort; "" if they can.
+def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) -> str:
+    """Return why clients cannot be trained as a cohort in a round; "" if they can.
 
     Two clients take two steps both ways, one of them with a short mini-batch and one step less:
     where batch statistics, dropout or a method mixes images or clients, the results differ.
@@ -217,7 +213,7 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped]) -> str:
     small = replace(trainer, partition=partition, work=work)
     replica = small.new_replica()
     state = replica.state.clone()
-    jobs = [Job(client, state, 1, 0.01) for client in (0, 1)]
+    jobs = [Job(client, state, round, 0.01) for client in (0, 1)]
     pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
     try:
         alone = [small.train_client(replica, job) for job in jobs]

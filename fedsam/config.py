@@ -15,6 +15,7 @@ CONFIGS = ROOT / "configs"
 # what runs that train as one program share: the model, the images, the shape of a mini-batch
 SHARED = (
     *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
+    *("optimizer", "decay_in_loss", "bn_first_pass"),
     *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
 )
 TRACED = range(3, 6)  # rounds that --trace shows
@@ -119,8 +120,17 @@ class Config(BaseModel):
     """Clients' learning rate."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Clients' SGD momentum, from zero in each round."""
+    optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    """Clients' base optimiser: sgd, nesterov (with --momentum) or adamw (PyTorch's betas), whose
+    state is zero at the start of each round."""
     weight_decay: float = Field(4e-4, ge=0)
-    """Clients' l2 coefficient, added to the gradient."""
+    """Clients' l2 coefficient, added to the gradient (adamw: decoupled from it)."""
+    decay_in_loss: bool = False
+    """Weight decay as part of the loss, so that SAM and its kin also ascend along it (Google's
+    SAM); else it acts at the unperturbed weights only, as in FedSAM's and ASAM's code."""
+    bn_first_pass: bool = False
+    """BatchNorm statistics are updated in the first pass of a step only (Google's SAM); else in
+    each, as in FedSAM's and ASAM's code."""
     batch_size: int = Field(64, ge=1)
     """Images a mini-batch; a smaller last one is kept."""
     augment: Literal["auto", "none", "crop", "flip", "crop+flip"] = "auto"
@@ -210,6 +220,10 @@ class Config(BaseModel):
             )
         if self.swa and self.average not in ("none", "swa"):
             raise ValueError(f"--swa is --average swa: leave out one of it and {self.average!r}")
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise ValueError("--optimizer nesterov: needs a --momentum above 0")
+        if self.optimizer == "adamw" and (self.momentum or self.decay_in_loss):
+            raise ValueError("--optimizer adamw: goes without --momentum and --decay-in-loss")
         if self.trace and self.rounds < TRACED[-1]:
             raise ValueError(f"--trace: shows rounds {TRACED[0]} to {TRACED[-1]}: more --rounds")
         if self.averaging != "none" and self.averages_from >= self.rounds:

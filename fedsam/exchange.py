@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message
 
 from fedsam import wire
-from fedsam.training import Method, Remembering, Vectors, zeros
+from fedsam.training import Method, Vectors, zeros
 from fedsam.vector import Layout
 
 
@@ -34,7 +34,7 @@ class Exchange:
     """
 
     def __init__(self, method: Method, layout: Layout, clients: int) -> None:
-        self.client = method.client
+        self.method = method
         self.layout = layout
         self.clients = clients
         like = torch.zeros(layout.trainable, dtype=layout.dtype, device=layout.device)
@@ -55,7 +55,7 @@ class Exchange:
         ValueError
             If a reply lacks one.
         """
-        if not isinstance(self.client, Remembering) or not self.vectors:
+        if not self.vectors:
             return
         given = [wire.vectors_of(reply.content, self.layout) for reply in replies]
         for reply, vectors in zip(replies, given, strict=True):
@@ -65,4 +65,4 @@ class Exchange:
                     f"got {sorted(vectors)}"
                 )
             del reply.content[wire.EXCHANGED]
-        self.vectors = self.client.fold(self.vectors, given, len(replies) / self.clients)
+        self.vectors = self.method.fold(self.vectors, given, len(replies) / self.clients)

@@ -113,12 +113,15 @@ def new_method(config: Config) -> Method:
     """Return the clients' side of the algorithm."""
     minimizer = loader.find("minimizer", config.minimizer, "clients.minimizers")
     client = loader.find("client", config.client, "clients")
-    values = {"rho": config.rho, "eta": config.eta}
+    values = {"rho": config.rho, "eta": config.eta, "rounds": config.rounds}
     return Method(
         loader.build("minimizer", minimizer, config.minimizer_options, **values),
         loader.build("client", client, config.client_options, **values),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        optimizer=config.optimizer,
+        decay_in_loss=config.decay_in_loss,
+        first_pass_statistics=config.bn_first_pass,
     )
 
 
@@ -129,6 +132,8 @@ def new_strategy(config: Config) -> Strategy:
         "strategy",
         cls,
         config.strategy_options,
+        clients=config.clients,
+        momentum=config.momentum,
         fraction_train=1.0,
         fraction_evaluate=0.0,
         min_train_nodes=config.clients_per_round,

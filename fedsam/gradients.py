@@ -1,23 +1,13 @@
 """The gradients of K models on K mini-batches: one backward pass each, or one for all."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsam.data.images import Batch
+from fedsam.minibatch import mean_loss
 from fedsam.replica import precision
 from fedsam.trainer import Trainer
-from fedsam.training import mean_loss
-
-
-class Gradients(Protocol):
-    """The losses and gradients of K models on K mini-batches."""
-
-    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
-        ...
 
 
 class Slots:
@@ -44,7 +34,7 @@ class Slots:
         for replica, state in zip(self.replicas, states, strict=True):
             replica.load(state)
 
-    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
         done = []
         here = torch.cuda.current_stream() if self.streams else None
@@ -55,11 +45,11 @@ class Slots:
                 return mean_loss(self.task, output, mine)
 
             if here is None:
-                done.append(replica.gradient(w[k], mine.images, loss))
+                done.append(replica.gradient(w[k], mine.images, loss, frozen=frozen))
                 continue
             self.streams[k].wait_stream(here)
             with torch.cuda.stream(self.streams[k]):
-                done.append(replica.gradient(w[k], mine.images, loss))
+                done.append(replica.gradient(w[k], mine.images, loss, frozen=frozen))
         for stream in self.streams:
             torch.cuda.current_stream().wait_stream(stream)
         losses, gradients = zip(*done, strict=True)
@@ -95,7 +85,7 @@ class Vmapped:
             if entry.name not in trainable and entry.offset not in shared
         }
 
-    def __call__(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
         parameters = {entry.name: entry.view(w) for entry in self.layout.parameters}
         parts = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}

@@ -90,7 +90,8 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
     options : mapping
         What the user set for it; stands before ``given``.
     **given
-        Values of the run (rho, eta, start, ...), used where the signature names them.
+        Values of the run (rho, eta, start, ...), used where the signature names them, or that of
+        a parent to which ``**`` hands them on.
 
     Raises
     ------
@@ -100,6 +101,9 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
     where = flag(f"{key}_options")
     parameters = inspect.signature(cls).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    # a class that takes any keyword hands it on to its parents
+    lineage = getattr(cls, "__mro__", ()) if open_ended else ()
+    taken = {*parameters, *(name for c in lineage for name in inspect.signature(c).parameters)}
     for name in options:
         if name not in parameters and not open_ended:
             known = ", ".join(parameters) or "none"
@@ -107,7 +111,7 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
                 f"{where}: {cls.__name__} has no option {name!r}{nearest(name, parameters)}; "
                 f"it takes: {known}"
             )
-    values = {name: value for name, value in given.items() if name in parameters} | dict(options)
+    values = {name: value for name, value in given.items() if name in taken} | dict(options)
     missing = [
         p.name
         for p in parameters.values()

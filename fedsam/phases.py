@@ -49,7 +49,7 @@ class Phases:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def watching(self, method: Method, strategy: Strategy) -> Iterator[None]:
+    def watching(self, strategy: Strategy) -> Iterator[None]:
         """Measure what happens inside."""
         seams: list[tuple[type, str, str]] = [
             (Trainer, "plan", "draw plans"),
@@ -57,7 +57,7 @@ class Phases:
             (Replica, "gradient", "forward and backward"),
             (Slots, "__call__", "forward and backward"),
             (Vmapped, "__call__", "forward and backward"),
-            (type(method.minimizer), "step", "minimiser, client and SGD"),
+            (Method, "step", "minimiser, client and SGD"),
             (Trainer, "train_client", "rest of local training"),
             (Program, "begin", "hand a cohort to the device"),
             (Program, "end", "wait for the device"),

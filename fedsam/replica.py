@@ -60,7 +60,12 @@ class Replica:
         return output.to(self.layout.dtype)
 
     def gradient(
-        self, w: Tensor, images: Tensor, loss: Callable[[Tensor], Tensor]
+        self,
+        w: Tensor,
+        images: Tensor,
+        loss: Callable[[Tensor], Tensor],
+        *,
+        frozen: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return loss and gradient at ``w``.
 
@@ -72,6 +77,8 @@ class Replica:
             The mini-batch, (B, C, H, W).
         loss : callable
             From the model's output to a scalar.
+        frozen : bool
+            Leave the values behind w (BatchNorm statistics) as they are.
 
         Returns
         -------
@@ -80,9 +87,12 @@ class Replica:
         gradient : Tensor
             A new tensor of shape (P,): nothing is accumulated, so nothing can be left over.
         """
+        carried = self.carried() if frozen else None
         self.w.copy_(w)
         value = loss(self.forward(images))
         gradients = torch.autograd.grad(
             value, self._parameters, allow_unused=True, materialize_grads=True
         )
+        if carried is not None:
+            self.load(torch.cat([self.w, carried]))
         return value.detach(), self.layout.concatenate(gradients)

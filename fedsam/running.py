@@ -170,7 +170,7 @@ def play_out(
         if not config.profile:
             return Outcome(folder.path, following.go(turns))
         phases = Phases()
-        with phases.watching(trainer.method, state.strategy):
+        with phases.watching(state.strategy):
             outcome = Outcome(folder.path, following.go(turns))
         phases.save(folder.path / "profile.json")
         return replace(outcome, phases=phases.rows())

@@ -3,11 +3,11 @@
 An algorithm sees two closures and nothing of models, batches or devices:
 
     grad(w)        gradient of this step's mini-batch loss at w, the same batch however often
-    descend(w, g)  one step of SGD along g, with the client's correction, momentum, weight decay
+    descend(w, g)  one step of the base optimiser along g, with the client's correction
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,13 +16,26 @@ from torch import Tensor
 from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
+from fedsam.minibatch import Gradients, MiniBatch, mean_loss
+from fedsam.optimizers import State, adamw, sgd
 from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.vector import Layout, along
+from fedsam.vector import Layout
 
 Vectors = Mapping[str, Tensor]
-Grad = Callable[[Tensor], Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
+
+
+class Grad(Protocol):
+    """The gradient of this step's mini-batch loss."""
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Return it at ``w`` (..., P)."""
+        ...
+
+    def parts(self, size: int) -> "Sequence[tuple[float | Tensor, Grad]]":
+        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,11 @@ class Local:
         The vectors (..., P) that the client remembers, by the names in its class's ``memory``.
     sent : mapping
         The vectors (..., P) that the server sent beside w, by the names in ``exchanged``.
+    step : int or Tensor
+        Mini-batches of this round before this one; a tensor in a batched cohort.
+    state : mutable mapping
+        The minimiser's own vectors (..., P) by the names in its class's ``state``: zero in the
+        first step of each round (clients are stateless); a step puts its new ones there.
     """
 
     layout: Layout
@@ -54,10 +72,16 @@ class Local:
     steps: int | Tensor = 1
     memory: Vectors = field(default_factory=dict)
     sent: Vectors = field(default_factory=dict)
+    step: int | Tensor = 0
+    state: State = field(default_factory=dict)
 
 
 class Minimizer(Protocol):
-    """How a client descends: the classes of ``clients/minimizers/``, or yours."""
+    """How a client descends: the classes of ``clients/minimizers/``, or yours.
+
+    One that keeps vectors from step to step of a round names them in ``state``, a tuple of str.
+    One that stands for another names it in ``at(round)``.
+    """
 
     def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
         """Return w (..., P) after one mini-batch; inputs are never changed in place."""
@@ -73,8 +97,8 @@ class Client(Protocol):
 
 
 @runtime_checkable
-class Remembering(Client, Protocol):
-    """A client that keeps vectors from round to round, or exchanges some with the server.
+class Remembering(Protocol):
+    """What a client or a minimiser adds to keep vectors, or to exchange some with the server.
 
     Attributes
     ----------
@@ -91,6 +115,7 @@ class Remembering(Client, Protocol):
         """Return what a round that led to ``w`` (..., P) leaves.
 
         The new value of every vector in ``memory``, and for each in ``exchanged`` what goes back.
+        ``local.state`` is as the last step left it.
         """
         ...
 
@@ -113,7 +138,13 @@ class Method:
     momentum : float or Tensor
         Of the base SGD; the velocity starts from zero in every round.
     weight_decay : float or Tensor
-        Coupled l2 coefficient: added to the gradient as ``weight_decay * w``.
+        Coupled l2 coefficient: added to the gradient as ``weight_decay * w``. AdamW's is decoupled.
+    optimizer : str
+        The base optimiser: sgd, nesterov or adamw; its state starts from zero in every round.
+    decay_in_loss : bool
+        Let ``grad`` hold the weight decay, so that it enters ascents, too; else only descents.
+    first_pass_statistics : bool
+        Keep the BatchNorm statistics of a step's first pass only; else each pass updates them.
 
     A tensor is (K, 1): a cohort may hold clients of several runs.
     """
@@ -122,85 +153,105 @@ class Method:
     client: Client
     momentum: float | Tensor = 0.0
     weight_decay: float | Tensor = 0.0
+    optimizer: str = "sgd"
+    decay_in_loss: bool = False
+    first_pass_statistics: bool = False
 
     def __post_init__(self) -> None:
         needed = {"memory", "exchanged", "finish", "fold"}
-        missing = needed - set(dir(self.client))
-        if missing and missing != needed:
-            raise UsageError(
-                f"--client {type(self.client).__name__}: a client that remembers or "
-                f"exchanges vectors also needs {', '.join(sorted(missing))}"
-            )
+        for axis, part in (("minimizer", self.minimizer), ("client", self.client)):
+            missing = needed - set(dir(part))
+            if missing and missing != needed:
+                raise UsageError(
+                    f"--{axis} {type(part).__name__}: a {axis} that remembers or "
+                    f"exchanges vectors also needs {', '.join(sorted(missing))}"
+                )
+        for names in (self.memory, self.exchanged):
+            if len(set(names)) < len(names):
+                raise UsageError(
+                    f"--minimizer {type(self.minimizer).__name__}, --client "
+                    f"{type(self.client).__name__}: both have a vector of one name: "
+                    f"{', '.join(names)}"
+                )
+
+    def mini_batch(self, gradients: Gradients, batch: Batch) -> MiniBatch:
+        """Return the closure ``grad`` of one step."""
+        decay = self.weight_decay if self.decay_in_loss else None
+        return MiniBatch(gradients, batch, decay, first_pass_statistics=self.first_pass_statistics)
+
+    def at(self, round: int) -> "Method":
+        """Return the method of this round: a minimiser may stand for another by round."""
+        at = getattr(self.minimizer, "at", None)
+        return self if at is None else replace(self, minimizer=at(round)).at(round)
+
+    def base_state(self, like: Tensor) -> dict[str, Tensor]:
+        """Return what the base optimiser keeps in a round, at its start."""
+        if self.optimizer == "adamw":
+            # 0-dim: in float64 without making the others so, else 1 - 0.999 would be 1e-5 off
+            t = torch.zeros((), dtype=torch.float64, device=like.device)
+            return {**zeros(["m", "v"], like), "t": t}
+        has_momentum = isinstance(self.momentum, Tensor) or self.momentum > 0
+        return zeros(["velocity"] if has_momentum else [], like)
+
+    def minimizer_state(self, like: Tensor) -> dict[str, Tensor]:
+        """Return what the minimiser keeps in a round, at its start."""
+        return zeros(getattr(self.minimizer, "state", ()), like)
 
     @property
-    def has_momentum(self) -> bool:
-        """Whether any client keeps a velocity."""
-        return isinstance(self.momentum, Tensor) or self.momentum > 0
+    def remembering(self) -> list[Remembering]:
+        """Which of the two axes keep or exchange vectors."""
+        return [part for part in (self.minimizer, self.client) if isinstance(part, Remembering)]
 
     @property
     def memory(self) -> tuple[str, ...]:
         """Names of the vectors that a client keeps."""
-        return self.client.memory if isinstance(self.client, Remembering) else ()
+        return tuple(name for part in self.remembering for name in part.memory)
 
     @property
     def exchanged(self) -> tuple[str, ...]:
         """Names of the vectors that travel beside w."""
-        return self.client.exchanged if isinstance(self.client, Remembering) else ()
+        return tuple(name for part in self.remembering for name in part.exchanged)
+
+    def step(self, w: Tensor, grad: Grad, local: Local, base: State) -> Tensor:
+        """Return w after one mini-batch; ``base`` is the base optimiser's state."""
+        return self.minimizer.step(w, grad, Descent(self, local, base), local)
 
     def finish(self, w: Tensor, local: Local) -> tuple[Vectors, Vectors]:
         """Return what clients keep, and what they send back beside w."""
-        if not isinstance(self.client, Remembering):
-            return {}, {}
-        new = self.client.finish(w, local)
-        return {name: new[name] for name in self.memory}, {n: new[n] for n in self.exchanged}
+        kept: dict[str, Tensor] = {}
+        sent: dict[str, Tensor] = {}
+        for part in self.remembering:
+            new = part.finish(w, local)
+            kept |= {name: new[name] for name in part.memory}
+            sent |= {name: new[name] for name in part.exchanged}
+        return kept, sent
+
+    def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
+        """Return what the server sends next beside w."""
+        parts = [part.fold(sent, replies, share) for part in self.remembering if part.exchanged]
+        return {name: vector for vectors in parts for name, vector in vectors.items()}
 
 
 class Descent:
-    """PyTorch's SGD on a flat vector: ``v <- m v + g + decay w``, ``w <- w - lr v``."""
+    """The closure ``descend``: the client's correction, then a step of the base optimiser.
 
-    def __init__(self, method: Method, local: Local) -> None:
+    ``state`` is the base optimiser's, from the start of the round on.
+    """
+
+    def __init__(self, method: Method, local: Local, state: State | None = None) -> None:
         self.method = method
         self.local = local
-        self.velocity: Tensor | None = None
+        self.state = method.base_state(local.anchor) if state is None else state
 
     def __call__(self, w: Tensor, g: Tensor) -> Tensor:
         """Return w after one step along ``g``."""
-        method = self.method
-        g = along(method.client.correct(w, g, self.local), method.weight_decay, w)
-        if method.has_momentum:
-            g = g if self.velocity is None else along(g, method.momentum, self.velocity)
-            self.velocity = g
-        return along(w, -self.local.lr, g)
-
-
-def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
-    """Return the mean loss of a mini-batch, mixed and masked as it says."""
-    losses = task.loss(output, batch.targets)
-    if batch.mixed_targets is not None:
-        mixed = task.loss(output, batch.mixed_targets)
-        losses = batch.lam * losses + (1 - batch.lam) * mixed
-    if batch.valid is None:
-        return losses.mean()
-    return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum().clamp(min=1)
-
-
-class MiniBatch:
-    """The closure ``grad`` of one step; ``loss`` is the mean loss where it was called first."""
-
-    def __init__(self, replica: Replica, task: Task, batch: Batch) -> None:
-        self.replica = replica
-        self.task = task
-        self.batch = batch
-        self.loss: Tensor | None = None
-
-    def __call__(self, w: Tensor) -> Tensor:
-        """Return the gradient (P,) of the mini-batch loss at ``w``."""
-        loss, gradient = self.replica.gradient(
-            w, self.batch.images, lambda output: mean_loss(self.task, output, self.batch)
-        )
-        if self.loss is None:
-            self.loss = loss
-        return gradient
+        method, lr = self.method, self.local.lr
+        g = method.client.correct(w, g, self.local)
+        decay = 0.0 if method.decay_in_loss else method.weight_decay
+        if method.optimizer == "adamw":
+            return adamw(w, g, lr, self.state, weight_decay=decay)
+        nesterov, momentum = method.optimizer == "nesterov", method.momentum
+        return sgd(w, g, lr, self.state, momentum=momentum, weight_decay=decay, nesterov=nesterov)
 
 
 class LocalRound(NamedTuple):
@@ -254,18 +305,26 @@ def train_client(
         Its loss is the mean over the plan's mini-batches, each taken before its step; NaN without
         steps.
     """
-    layout = replica.layout
+    layout, method = replica.layout, method.at(round)
     replica.module.train()
     replica.load(state)
     w = state[: layout.trainable]
-    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {})
+    kept = method.minimizer_state(w)
+    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {}, state=kept)
     if not len(plan):  # nothing is learnt, kept or sent
         return LocalRound(state, float("nan"), local.memory, zeros(method.exchanged, w))
-    descend = Descent(method, local)
+
+    def gradients(w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        return replica.gradient(
+            w, batch.images, lambda output: mean_loss(task, output, batch), frozen=frozen
+        )
+
+    base = method.base_state(w)
     losses = []
     for step in range(len(plan)):
-        grad = MiniBatch(replica, task, images.batch(plan, step))
-        w = method.minimizer.step(w, grad, descend, local)
+        local = replace(local, step=step)
+        grad = method.mini_batch(gradients, images.batch(plan, step))
+        w = method.step(w, grad, local, base)
         if grad.loss is not None:
             losses.append(grad.loss)
     trained = torch.cat([w, replica.carried()])

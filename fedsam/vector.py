@@ -7,7 +7,7 @@ dot products are taken over the last dimension with ``keepdim``, so that one tex
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,9 +22,25 @@ def norm(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
 
+def dot(u: Tensor, v: Tensor) -> Tensor:
+    """Return the inner product of ``u`` and ``v`` (..., P) over the last dimension, as (..., 1)."""
+    return (u * v).sum(-1, keepdim=True)
+
+
 def unit(v: Tensor) -> Tensor:
     """Return ``v / ||v||`` over the last dimension; the zero vector stays zero."""
     return v / (norm(v) + TINY)
+
+
+def choose(condition: bool | Tensor, yes: Callable[[], Tensor], no: Callable[[], Tensor]) -> Tensor:
+    """Return ``yes()`` where the condition holds, else ``no()``.
+
+    A bool computes only one of them. A tensor, as in a batched cohort, costs both: a captured step
+    is the same program every time.
+    """
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes(), no())
+    return yes() if condition else no()
 
 
 def along(w: Tensor, step: float | Tensor, v: Tensor) -> Tensor:
@@ -186,6 +202,21 @@ class Layout:
         """Sum ``v`` (..., P) within each parameter tensor; returns (..., number of tensors)."""
         parts = v.split([e.size for e in self.parameters], dim=-1)
         return torch.stack([part.sum(-1) for part in parts], dim=-1)
+
+    def filter_norms(self, w: Tensor) -> Tensor:
+        """Return for each element of ``w`` (..., P) the l2 norm of its convolution filter.
+
+        Where it is not part of one, its absolute value.
+        """
+        parts = []
+        for entry in self.parameters:
+            part = w[..., entry.offset : entry.offset + entry.size]
+            if entry.channels_last:  # a filter lies in one piece
+                filters = part.unflatten(-1, (entry.shape[0], -1))
+                parts.append(norm(filters).expand_as(filters).flatten(-2))
+            else:
+                parts.append(part.abs())
+        return torch.cat(parts, -1)
 
     def spread(self, values: Tensor) -> Tensor:
         """Repeat one value a parameter tensor (..., tensors) over its elements, (..., P)."""

@@ -19,7 +19,7 @@ class FedAvg(FlowerFedAvg):
 
     It takes Flower's arguments and works on every Grid. States stay tensors on their device, and
     where the clients ran in this process nothing is copied. A strategy that differs in its
-    formula overrides ``aggregate``.
+    formula overrides ``aggregate``; it has the model's ``layout`` and the ``round``, from 1.
     """
 
     def configure_train(
@@ -28,6 +28,7 @@ class FedAvg(FlowerFedAvg):
         """Send the global model to the nodes, and remember it."""
         self.layout = wire.layout_of(arrays)
         self.state = wire.state_of(arrays, self.layout)
+        self.round = server_round
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(

@@ -1,9 +1,11 @@
 """Shared fixtures: a tiny federation of real digits, and quick runs of it."""
 
+import itertools
+import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,17 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def combined(*axes: Sequence[str], plain: Sequence[str], more: int) -> list[tuple[str, ...]]:
+    """Return each method beside the plain ones of the other axes, and ``more`` of the rest.
+
+    Which ones follows from the methods' names alone.
+    """
+    alone = {
+        (*plain[:place], name, *plain[place + 1 :])
+        for place, names in enumerate(axes)
+        for name in names
+    }
+    rest = sorted(set(itertools.product(*axes)) - alone)
+    return sorted(alone) + random.Random(0).sample(rest, min(more, len(rest)))

@@ -25,11 +25,16 @@ def sam_ascent(model, grads, rho):
     return {name: rho * g / (norm + 1e-16) for name, g in grads.items()}
 
 
-def asam_ascent(model, grads, rho, eta, all_parameters=False):
+def asam_ascent(model, grads, rho, eta, all_parameters=False, filterwise=False, p_is_inf=False):
     scale = {}
     for name, p in model.named_parameters():
         stretched = all_parameters or "weight" in name
-        scale[name] = p.detach().abs() + eta if stretched else torch.ones_like(p)
+        size = p.detach().abs()
+        if filterwise and p.dim() == 4:
+            size = torch.stack([torch.full_like(f, float(f.norm())) for f in p.detach()])
+        scale[name] = size + eta if stretched else torch.ones_like(p)
+    if p_is_inf:
+        return {name: rho * scale[name] * g.sign() for name, g in grads.items()}
     norm = total_norm(scale[name] * g for name, g in grads.items())
     return {name: rho * scale[name] ** 2 * g / (norm + 1e-16) for name, g in grads.items()}
 
@@ -106,6 +111,118 @@ def lookbehind(model, batches, *, lr, k, slow, ascent, momentum=0.0, weight_deca
                 alpha = (cosine + 1) / 2
             new[name] = phi + alpha * (fast[name] - phi)
         assign(model, new)
+
+
+def federate(model, clients, step, *, rounds, optimiser, decay_in_loss=0.0, **options):
+    """FedAvg: ``clients(round)`` yields each one's mini-batches, ``step`` returns what descends.
+
+    ``step(model, gradient, batch, memory, t, **options)``: memory is empty at each round's start.
+    """
+    for round in range(1, rounds + 1):
+        start, ends, sizes = values(model), [], []
+        for batches in clients(round):
+            assign(model, start)
+            torch_optimiser, memory = optimiser(model.parameters()), {}
+            for t, batch in enumerate(batches):
+                now = values(model)
+
+                def gradient(x, y):
+                    here = values(model)
+                    return {
+                        name: g + decay_in_loss * here[name]
+                        for name, g in gradients(model, x, y).items()
+                    }
+
+                descent = step(model, gradient, batch, memory, t, round=round, **options)
+                assign(model, now)
+                use(model, descent)
+                torch_optimiser.step()
+            ends.append(values(model))
+            sizes.append(sum(len(y) for _, y in batches))
+        total = sum(sizes)
+        mean = {
+            name: sum(n / total * end[name] for n, end in zip(sizes, ends, strict=True))
+            for name in start
+        }
+        assign(model, mean)
+
+
+def flat(tensors):
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def step_sgd(model, gradient, batch, memory, t, round):
+    return gradient(*batch)
+
+
+def step_sam(model, gradient, batch, memory, t, round, *, ascent):
+    add(model, ascent(model, gradient(*batch)))
+    return gradient(*batch)
+
+
+def step_multistep(model, gradient, batch, memory, t, round, *, k, ascent):
+    for _ in range(k):
+        add(model, ascent(model, gradient(*batch)))
+    return gradient(*batch)
+
+
+def step_late(model, gradient, batch, memory, t, round, *, after, ascent):
+    if round <= after:
+        return gradient(*batch)
+    return step_sam(model, gradient, batch, memory, t, round, ascent=ascent)
+
+
+def step_friendly(model, gradient, batch, memory, t, round, *, rho, sigma, lam):
+    g = gradient(*batch)
+    if t == 0:
+        along, memory["m"] = g, g
+    else:
+        along = {name: g[name] - sigma * memory["m"][name] for name in g}
+        memory["m"] = {name: lam * memory["m"][name] + (1 - lam) * g[name] for name in g}
+    add(model, along, rho / total_norm(along.values()))
+    return gradient(*batch)
+
+
+def step_vasso(model, gradient, batch, memory, t, round, *, rho, theta):
+    g = gradient(*batch)
+    old = memory.get("d", g)
+    memory["d"] = d = {name: (1 - theta) * old[name] + theta * g[name] for name in g}
+    add(model, d, rho / total_norm(d.values()))
+    return gradient(*batch)
+
+
+def step_gsam(model, gradient, batch, memory, t, round, *, rho, alpha):
+    g = gradient(*batch)
+    add(model, g, rho / total_norm(g.values()))
+    p = gradient(*batch)
+    # g = g_parallel + v by least squares along p
+    share = float(flat(g) @ flat(p)) / float(flat(p) @ flat(p))
+    return {name: p[name] - alpha * (g[name] - share * p[name]) for name in g}
+
+
+def step_looksam(model, gradient, batch, memory, t, round, *, rho, k, alpha):
+    g = gradient(*batch)
+    if t % k:
+        scale = alpha * total_norm(g.values()) / total_norm(memory["v"].values())
+        return {name: g[name] + scale * memory["v"][name] for name in g}
+    add(model, g, rho / total_norm(g.values()))
+    s = gradient(*batch)
+    share = float(flat(s) @ flat(g)) / float(flat(g) @ flat(g))
+    memory["v"] = {name: s[name] - share * g[name] for name in g}
+    return s
+
+
+def step_msam(model, gradient, batch, memory, t, round, *, rho, m):
+    before, (x, y) = values(model), batch
+    total = {name: torch.zeros_like(p) for name, p in before.items()}
+    for start in range(0, len(y), m):
+        part = x[start : start + m], y[start : start + m]
+        assign(model, before)
+        g = gradient(*part)
+        add(model, g, rho / total_norm(g.values()))
+        for name, p in gradient(*part).items():
+            total[name] += p * len(part[1]) / len(y)
+    return total
 
 
 def scaffold(model, batches, *, lr, c_i, c):

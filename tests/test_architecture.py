@@ -38,7 +38,7 @@ ORDER = [
     ["fedsam.trainer"],
     ["clients"],
     ["fedsam.training"],
-    ["fedsam.replica"],
+    ["fedsam.replica", "fedsam.optimizers", "fedsam.minibatch"],
     ["fedsam.measure"],
     ["fedsam.data"],
     ["fedsam.models", "fedsam.tasks"],

@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import combined
 from torch import nn
 
 from clients.fedavg import FedAvg
 from clients.fedprox import FedProx
 from clients.minimizers.asam import ASAM
+from clients.minimizers.late import Late
 from clients.minimizers.lookbehind import Lookbehind
+from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
@@ -28,6 +31,9 @@ from fedsam.vector import Layout
 
 MINIMIZERS = loader.names("clients.minimizers")
 CLIENTS = loader.names("clients")
+SOME = combined(MINIMIZERS, CLIENTS, plain=("sgd", "fedavg"), more=25)
+# so that each shows what it is in two rounds of mini-batches of 4
+OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "m_sam": {"m": 3}}
 ENGINES = pytest.mark.parametrize("gradients", [Slots, Vmapped], ids=["slots", "vmap"])
 DEVICES = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str
@@ -119,14 +125,13 @@ def assert_same(together, alone):
 
 @DEVICES
 @ENGINES
-@pytest.mark.parametrize(("minimizer", "client"), list(itertools.product(MINIMIZERS, CLIENTS)))
+@pytest.mark.parametrize(("minimizer", "client"), SOME)
 def test_batched_equals_one_by_one(gradients, minimizer, client, device):
     """Every method in the folders, momentum, all augmentations, ragged clients; two rounds."""
-    values = {"rho": 0.1, "eta": 0.2}
+    values = {"rho": 0.1, "eta": 0.2, "rounds": 2}
+    cls = loader.find("minimizer", minimizer, "clients.minimizers")
     method = Method(
-        loader.build(
-            "minimizer", loader.find("minimizer", minimizer, "clients.minimizers"), {}, **values
-        ),
+        loader.build("minimizer", cls, OPTIONS.get(minimizer, {}), **values),
         loader.build("client", loader.find("client", client, "clients"), {}, **values),
         momentum=0.9,
         weight_decay=0.01,
@@ -145,6 +150,46 @@ def test_batched_equals_one_by_one(gradients, minimizer, client, device):
         assert_same(together, one_by_one(trainers, jobs))
     assert torch.equal(state, before)
     assert why_not(trainer, gradients) == ""
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"optimizer": "nesterov", "momentum": 0.9, "weight_decay": 0.01},
+        {"optimizer": "adamw", "weight_decay": 0.01},
+        {"decay_in_loss": True, "momentum": 0.9, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "minimizer",
+    [ASAM(0.2, 0.1, filterwise=True), ASAM(0.02, 0.1, p="inf"), Lookbehind(0.1, 0.2), MSAM(0.1, 3)],
+    ids=["filter-wise", "p = inf", "lookbehind", "msam"],
+)
+def test_base_optimisers_and_options_in_a_cohort(gradients, minimizer, base):
+    trainer = trainer_of(Method(minimizer, FedProx(0.1), **base))
+    jobs = [Job(client, start_of(trainer), 1, 0.01) for client in range(5)]
+    trainers = [trainer] * 5
+    assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
+    assert why_not(trainer, gradients) == ""
+
+
+@ENGINES
+def test_after_the_late_switch_it_is_the_other_minimiser_for_all_of_a_program(gradients):
+    ends = []
+    for minimizer in (Late(0.2, 0.2, 9, then="asam", start=4), SGD(), ASAM(0.2, 0.2)):
+        trainer = trainer_of(Method(minimizer, FedAvg(), 0.9))
+        trainers, start = [trainer] * 2, start_of(trainer)
+        program = Program(trainers, gradients, capture=False)
+        for round in (4, 5):
+            jobs = [Job(client, start, round, 0.1) for client in (0, 4)]
+            ends.append(
+                torch.stack([d.state for d in as_cohort(trainers, jobs, gradients, program)])
+            )
+    (late4, late5), (sgd4, _), (_, asam5) = zip(ends[::2], ends[1::2], strict=True)
+    assert torch.equal(late4, sgd4)
+    assert torch.equal(late5, asam5)
 
 
 @ENGINES
@@ -189,6 +234,22 @@ def test_clients_of_several_runs_share_one_program(gradients, device):
         for client in clients
     ]
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
+
+
+@ENGINES
+def test_runs_in_one_program_switch_together(gradients):
+    methods = [Method(Late(rho, 0.2, 2, then="asam", start=1), FedAvg()) for rho in (0.1, 0.4)]
+    runs = [trainer_of(method) for method in methods]
+    trainers = [replace(run, train=runs[0].train) for run in runs for _ in range(2)]
+    program, start = Program(trainers, gradients, capture=False), start_of(runs[0])
+    for round in (1, 2):
+        jobs = [Job(client, start, round, 0.1) for client in (0, 4, 2, 4)]
+        together = as_cohort(trainers, jobs, gradients, program)
+        assert_same(together, one_by_one(trainers, jobs))
+        assert torch.equal(together[1].state, together[3].state) == (round == 1)  # rho
+    apart = [Method(Late(0.1, 0.2, 9, start=start), FedAvg()) for start in (3, 4)]
+    with pytest.raises(UsageError, match=r"Late has start \[3, 4\]"):
+        stacked(apart, start)
 
 
 def test_stacked_methods_hold_columns_where_they_differ():

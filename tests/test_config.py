@@ -84,7 +84,7 @@ WRONG = [
     ({"precision": "fp16"}, "--precision fp16", "'fp32', 'tf32' or 'bf16'"),
     ({"engine": "spark"}, "--engine spark", "'local' or 'ray'"),
     ({"augment": "rotate"}, "--augment rotate", "'crop+flip'"),
-    ({"algorithm": "fedsma"}, "--algorithm", "did you mean 'fedsam'?"),
+    ({"algorithm": "fedsamm"}, "--algorithm", "did you mean 'fedsam'?"),
     ({"alhpa": 1}, "--alhpa", "did you mean 'alpha'?"),
     ({"minimizer_options": "[1"}, "--minimizer-options [1", "mapping"),
     ({"minimizer_options": "k"}, "--minimizer-options k", "dictionary"),

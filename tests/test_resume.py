@@ -42,6 +42,15 @@ RUNS = {
     "median": {"strategy": f"{FLOWER}FedMedian"},
     "patience": {"patience": 4, "lr": 1e-6, "eval_every": 1},
     "vmap": {"cohort": "vmap", "algorithm": "fedasam"},
+    "ours-fedavgm": {"algorithm": "fedavgm"},
+    "ours-fedadam": {"algorithm": "fedadam"},
+    "fedacg": {"algorithm": "fedacg"},
+    "fedexp": {"algorithm": "fedexp"},
+    "fednova": {"algorithm": "fednova"},
+    "adabest": {"algorithm": "adabest"},
+    "fedgloss": {"algorithm": "fedgloss"},
+    "fedlesam-d": {"algorithm": "fedlesam-d"},
+    "fedsmoo": {"algorithm": "fedsmoo"},
 }
 
 

@@ -118,7 +118,7 @@ WRONG = {
     "--strategy fedavgg": r"--strategy: no 'fedavgg' \(did you mean 'fedavg'\?\)",
     "--average swaa": r"--average: no 'swaa' \(did you mean 'swa'\?\)",
     "--partition dirichlt": r"--partition: no 'dirichlt' \(did you mean 'dirichlet'\?\)",
-    "--algorithm fedsma": r"--algorithm: no 'fedsma' \(did you mean 'fedsam'\?\)",
+    "--algorithm fedsamm": r"--algorithm: no 'fedsamm' \(did you mean 'fedsam'\?\)",
     "--minimizer nowhere:SAM": r"--minimizer nowhere:SAM: there is no module 'nowhere'",
     "--minimizer math:SAM": r"--minimizer math:SAM: math has no 'SAM'",
     "--minimizer lookbehind --minimizer-options {kk:1}": r"--minimizer-options",
@@ -144,7 +144,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd
 
 
 def test_a_mistake_is_the_exit_code_of_the_process(tmp_path):
-    done = command("--algorithm", "fedsma", cwd=tmp_path)
+    done = command("--algorithm", "fedsamm", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(r"fedsam: error: [^\n]+\n", done.stderr)

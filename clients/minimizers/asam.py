@@ -8,11 +8,14 @@ from fedsam.vector import TINY, norm
 
 
 class ASAM:
-    """SAM in a ball that is stretched along each weight by its own size (element-wise, p = 2)::
+    """SAM in a ball that is stretched along each weight by its own size::
 
         T = |w| + eta  on weights,  1  elsewhere
-        e = rho T^2 g / ||T g||
+        e = rho T^2 g / ||T g||        (p = 2)
+        e = rho T sign(g)              (p = inf)
         w <- w - lr g(w + e)
+
+    Filter-wise, |w| becomes the l2 norm of the convolution filter that holds w, if one does.
 
     With eta = 0 the perturbed loss does not change under rescalings of the weights that leave the
     network the same. What is a weight is decided by name, as in the official code; biases are
@@ -27,18 +30,35 @@ class ASAM:
         Added to |w|, in units of the weights. FedASAM: 0.2; Kwon et al.: 0.01.
     all_parameters : bool
         Let T = |w| + eta on every parameter, as in the common PyTorch port.
+    filterwise : bool
+        One T a convolution filter. Kwon et al. found little difference, and use element-wise.
+    p : int or str
+        Norm of the ball: 2 or "inf". With inf a bias moves by rho, a weight by rho (|w| + eta).
     """
 
-    def __init__(self, rho: float, eta: float, all_parameters: bool = False) -> None:
+    def __init__(
+        self,
+        rho: float,
+        eta: float,
+        all_parameters: bool = False,
+        filterwise: bool = False,
+        p: int | str = 2,
+    ) -> None:
+        if p not in (2, "inf"):
+            raise ValueError(f"p: must be 2 or inf, got {p}")
         self.rho = rho
         self.eta = eta
         self.all_parameters = all_parameters
+        self.filterwise = filterwise
+        self.p = p
 
     def perturbation(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
         """Return e (..., P) for the gradient ``g`` at ``w``."""
-        T = w.abs() + self.eta
+        T = (local.layout.filter_norms(w) if self.filterwise else w.abs()) + self.eta
         if not self.all_parameters:
             T = torch.where(local.layout.weights, T, 1.0)
+        if self.p == "inf":
+            return self.rho * T * g.sign()
         Tg = T * g
         return T * Tg * (self.rho / (norm(Tg) + TINY))
 

@@ -42,11 +42,9 @@ class Lookbehind:
             raise ValueError(f"k: must be at least 1, got {k}")
         if slow > 1:
             raise ValueError(f"slow: must be at most 1 (negative: adaptive), got {slow}")
-        if ascent not in ("sam", "asam"):
-            raise ValueError(f"ascent: must be 'sam' or 'asam', got {ascent!r}")
         self.k = k
         self.slow = slow
-        self.ascent = SAM(rho) if ascent == "sam" else ASAM(rho, eta)
+        self.ascent = ascent_of(ascent, rho, eta)
 
     def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
         """Return w after one mini-batch."""
@@ -60,6 +58,13 @@ class Lookbehind:
                 first = fast
         alpha = self.slow if self.slow >= 0 else adaptive_alpha(first - w, fast - w, local)
         return w + alpha * (fast - w)
+
+
+def ascent_of(name: str, rho: float, eta: float) -> SAM | ASAM:
+    """Return the minimiser whose perturbation is meant by "sam" or "asam"."""
+    if name not in ("sam", "asam"):
+        raise ValueError(f"ascent: must be 'sam' or 'asam', got {name!r}")
+    return SAM(rho) if name == "sam" else ASAM(rho, eta)
 
 
 def adaptive_alpha(first: Tensor, total: Tensor, local: Local) -> Tensor:

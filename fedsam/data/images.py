@@ -33,6 +33,29 @@ class Batch:
     lam: float | Tensor = 1.0
     valid: Tensor | None = None
 
+    def parts(self, size: int) -> "list[tuple[float | Tensor, Batch]]":
+        """Return sub-batches of ``size`` examples, the last maybe smaller, each after its share.
+
+        A share is the part of the mini-batch's examples, (K, 1) for K clients.
+        """
+        dim = 0 if self.valid is None else self.valid.dim() - 1
+        length = self.targets.shape[dim]
+        pieces = [
+            Batch(
+                **{
+                    name: value.narrow(dim, start, min(size, length - start))
+                    if isinstance(value, Tensor)
+                    else value
+                    for name, value in vars(self).items()
+                }
+            )
+            for start in range(0, length, size)
+        ]
+        if self.valid is None:
+            return [(len(piece.targets) / length, piece) for piece in pieces]
+        total = self.valid.sum(-1, keepdim=True).clamp(min=1).to(self.images.dtype)
+        return [(p.valid.sum(-1, keepdim=True) / total, p) for p in pieces if p.valid is not None]
+
 
 class Images:
     """A data set that lives once on its device as uint8 and is augmented there, batch by batch.

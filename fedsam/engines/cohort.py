@@ -10,9 +10,10 @@ import torch
 from fedsam.cohort import Program, replies, why_not
 from fedsam.data.plan import Plan
 from fedsam.engines.crew import Crew
-from fedsam.errors import TrainingError
+from fedsam.errors import TrainingError, UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Failed, Job, Trained, Trainer
+from fedsam.training import Method
 
 log = logging.getLogger("fedsam")
 
@@ -50,7 +51,7 @@ class Cohort:
     ) -> None:
         self.crew = crew
         self.gradients = gradients
-        self._checked = False
+        self._checked: Method | None = None
         self._capture = capture and crew.trainer.layout.device.type == "cuda"
         self._programs: dict[tuple[int, ...], Program] = {}
         self._drawn: dict[tuple[int, int, int], Plan] = {}
@@ -66,8 +67,8 @@ class Cohort:
     def _train(
         self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[Job]
     ) -> list[Trained | Failed]:
-        gradients = self._usable_gradients()
-        if gradients is None or not jobs:
+        gradients = self._usable_gradients(jobs[0].round) if jobs else None
+        if gradients is None:
             return self.crew.train(jobs, trainers)
         trained: list[Trained | Failed] = []
         while len(trained) < len(jobs):
@@ -76,6 +77,8 @@ class Cohort:
                 trained += self._train_part(members, trainers[part], jobs[part], gradients)
             except torch.OutOfMemoryError as error:
                 self._halve(len(jobs[part]), error)
+            except (UsageError, TrainingError):
+                raise
             except Exception as error:  # noqa: BLE001  (one client's; one by one it is found)
                 log.warning(
                     "cohort: %r: clients %s train one by one", error, clients_of(jobs[part])
@@ -108,11 +111,12 @@ class Cohort:
         self._draw_ahead(members, jobs[0].round + 1)
         return replies(trainers, jobs, plans, program)
 
-    def _usable_gradients(self) -> type[Slots | Vmapped] | None:
-        """Return how to batch, after the model and the method were tried once."""
-        if self.gradients and not self._checked:
-            self._checked = True
-            if reason := why_not(self.crew.trainer, self.gradients):
+    def _usable_gradients(self, round: int) -> type[Slots | Vmapped] | None:
+        """Return how to batch, after the model and the round's method were tried once."""
+        method = self.crew.trainer.method.at(round)
+        if self.gradients and method != self._checked:
+            self._checked = method
+            if reason := why_not(self.crew.trainer, self.gradients, round):
                 log.warning("cohort: clients train one by one: %s", reason)
                 self.gradients = None
         return self.gradients

@@ -1,0 +1,65 @@
+"""The late-phase switch (Zhou et al., ICLR 2025): one minimiser first, another in the end."""
+
+import inspect
+
+from torch import Tensor
+
+from fedsam import loader
+from fedsam.training import Descend, Grad, Local, Minimizer, Remembering
+
+
+class Late:
+    """Train by ``first`` in rounds 1 to s, by ``then`` from round s + 1 on.
+
+    The paper's finding: SAM in the last few epochs does nearly as well as SAM throughout. It
+    switches by epoch; here by communication round. Its two optimisers keep momenta of their own,
+    as here every round does. Passes a step: those of the minimiser in force.
+
+    Parameters
+    ----------
+    rho : float
+        Passed on to whichever takes it.
+    eta : float
+        Passed on to whichever takes it.
+    rounds : int
+        Of the run: ``--rounds``.
+    first : str
+        Name of a minimiser, or an import path.
+    then : str
+        Likewise. The paper goes from sgd to sam, and back.
+    start : float
+        s: a fraction of the rounds below 1, else a round. The paper's Figure 1: 175 of 200 epochs.
+    **options : object
+        Further arguments, passed on to whichever takes them: k, theta, ....
+    """
+
+    def __init__(
+        self,
+        rho: float,
+        eta: float,
+        rounds: int,
+        first: str = "sgd",
+        then: str = "sam",
+        start: float = 0.75,
+        **options: object,
+    ) -> None:
+        if start < 0:
+            raise ValueError(f"start: must be at least 0, got {start}")
+        self.start = int(start * rounds) if start < 1 else int(start)
+        classes = [loader.find("minimizer", name, "clients.minimizers") for name in (first, then)]
+        known = {name for cls in classes for name in inspect.signature(cls).parameters}
+        if unknown := sorted(set(options) - known):
+            raise ValueError(f"neither {first} nor {then} has an option {unknown[0]!r}")
+        values = {"rho": rho, "eta": eta, "rounds": rounds, **options}
+        self.first, self.then = [loader.build("minimizer", cls, {}, **values) for cls in classes]
+        for name, minimizer in ((first, self.first), (then, self.then)):
+            if isinstance(minimizer, Remembering):
+                raise ValueError(f"{name} remembers vectors from round to round: choose another")
+
+    def at(self, round: int) -> Minimizer:
+        """Return the minimiser in force in a round."""
+        return self.then if round > self.start else self.first
+
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
+        """Return w after one mini-batch."""
+        return self.at(int(local.round)).step(w, grad, descend, local)

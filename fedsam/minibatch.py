@@ -1,0 +1,97 @@
+"""The loss of a mini-batch, and its gradient as the closure that minimisers call."""
+
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedsam.data.images import Batch
+from fedsam.tasks import Task
+from fedsam.vector import along
+
+
+def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
+    """Return the mean loss of a mini-batch, mixed and masked as it says."""
+    losses = task.loss(output, batch.targets)
+    if batch.mixed_targets is not None:
+        mixed = task.loss(output, batch.mixed_targets)
+        losses = batch.lam * losses + (1 - batch.lam) * mixed
+    if batch.valid is None:
+        return losses.mean()
+    return torch.where(batch.valid, losses, 0).sum() / batch.valid.sum().clamp(min=1)
+
+
+class Gradients(Protocol):
+    """Losses and gradients of one model on a mini-batch, or of K models on K mini-batches."""
+
+    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        """Return loss (...,) and gradient (..., P) at ``w`` (..., P).
+
+        ``frozen`` leaves the BatchNorm statistics as they are.
+        """
+        ...
+
+
+class MiniBatch:
+    """The closure ``grad`` of one step.
+
+    Parameters
+    ----------
+    gradients : Gradients
+        Of the model, or of K.
+    batch : Batch
+        The mini-batch.
+    decay : float or Tensor, optional
+        Coefficient of the loss's l2 term; None: it has none.
+    first_pass_statistics : bool
+        Let only the first pass update the BatchNorm statistics.
+    """
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        batch: Batch,
+        decay: float | Tensor | None = None,
+        *,
+        first_pass_statistics: bool = False,
+    ) -> None:
+        self.gradients = gradients
+        self.batch = batch
+        self.decay = decay
+        self.first_pass_statistics = first_pass_statistics
+        self._loss: Tensor | None = None
+        self._parts: list[tuple[float | Tensor, MiniBatch]] = []
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Mean loss (...,) where the gradient was asked for first; None: it was not."""
+        if self._loss is not None or not self._parts:
+            return self._loss
+        losses = [(share, part.loss) for share, part in self._parts]
+        weighted = [_last(share) * loss for share, loss in losses if loss is not None]
+        return torch.stack(weighted).sum(0)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Return the gradient (..., P) of the mini-batch loss at ``w``."""
+        again = self._loss is not None
+        loss, g = self.gradients(w, self.batch, again and self.first_pass_statistics)
+        if not again:
+            self._loss = loss
+        return g if self.decay is None else along(g, self.decay, w)
+
+    def parts(self, size: int) -> "list[tuple[float | Tensor, MiniBatch]]":
+        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient."""
+        if not self._parts:
+            part_of = partial(
+                MiniBatch,
+                self.gradients,
+                decay=self.decay,
+                first_pass_statistics=self.first_pass_statistics,
+            )
+            self._parts = [(share, part_of(part)) for share, part in self.batch.parts(size)]
+        return self._parts
+
+
+def _last(share: float | Tensor) -> float | Tensor:
+    return share.squeeze(-1) if isinstance(share, Tensor) else share

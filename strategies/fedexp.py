@@ -1,0 +1,45 @@
+"""FedExP (Jhunjhunwala et al., ICLR 2023): a server step as long as the updates disagree."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fedsam.vector import norm, weighted_mean
+from strategies.fedavg import FedAvg
+
+
+class FedExP(FedAvg):
+    """Extrapolate: the more the clients' updates cancel each other, the longer the step::
+
+        d_k  = w_k - w,    d = sum_k p_k d_k                p_k = n_k / sum n
+        rate = max(1, sum_k p_k ||d_k||^2 / (2 (||d||^2 + epsilon)))
+        w   <- w + rate d
+
+    Equal updates make it FedAvg. The paper evaluates the mean of the last two models: ``--average
+    wima --average-options '{window: 2}' --swa-start 0``. BatchNorm statistics are averaged. The
+    server keeps nothing. Formula and value are from memory of the paper, not checked against its
+    code.
+
+    Parameters
+    ----------
+    epsilon : float
+        Squared length of an update below which rates do not grow. The paper's for CIFAR: 1e-3.
+    flower : keyword arguments
+        Those of Flower's FedAvg.
+    """
+
+    def __init__(self, epsilon: float = 1e-3, **flower: Any) -> None:
+        if epsilon <= 0:
+            raise ValueError(f"epsilon: must be above 0, got {epsilon}")
+        super().__init__(**flower)
+        self.epsilon = epsilon
+
+    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
+        """Return the new state (S,)."""
+        new, P = super().aggregate(w, W, n), self.layout.trainable
+        d = new[:P] - w[:P]
+        lengths = weighted_mean([norm(w_k[:P] - w[:P]) ** 2 for w_k in W], n)
+        rate = (lengths / (2 * (norm(d) ** 2 + self.epsilon))).clamp(min=1)
+        new[:P] = w[:P] + rate * d
+        return new

@@ -1,0 +1,600 @@
+"""Clients, and the servers they go with, against their algorithm boxes written once more.
+
+Two clients of three a round, over three rounds, on a small network in float64. The reference
+works on PyTorch's own parameter vector and knows nothing of fedsam but the mini-batches.
+"""
+
+from collections import defaultdict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from clients.adabest import AdaBest
+from clients.fedavg import FedAvg
+from clients.fedcm import FedCM
+from clients.feddyn import FedDyn
+from clients.fedmoswa import FedMoSWA
+from clients.fedprox import FedProx
+from clients.fedswa import FedSWA
+from clients.minimizers.fedsmoo import FedSMOO
+from clients.minimizers.late import Late
+from clients.minimizers.lesam import LESAM
+from clients.minimizers.sam import SAM
+from clients.minimizers.scaffold_one import ScaffoldOne
+from clients.minimizers.sgd import SGD
+from clients.scaffold import Scaffold
+from fedsam.data.plan import Work
+from fedsam.engines.cohort import Alone, Cohort, Member
+from fedsam.engines.crew import Crew
+from fedsam.engines.local import LocalGrid
+from fedsam.exchange import Exchange
+from fedsam.gradients import Slots
+from fedsam.rounds import play
+from fedsam.training import Method
+from fedsam.wire import VectorRecord
+from strategies.adabest import AdaBest as AdaBestServer
+from strategies.fedacg import FedACG
+from strategies.fedavg import FedAvg as FedAvgServer
+from strategies.fedavgm import FedAvgM
+from strategies.feddyn import FedDyn as FedDynServer
+from strategies.fedgloss import FedGloSS
+from strategies.fednova import FedNova
+from tests.test_cohort import start_of, trainer_of
+
+COHORTS = {1: [0, 2], 2: [0, 1], 3: [1, 2]}
+POPULATION = 5
+LR = 0.05
+WORK = Work(4, local_epochs=2.0)
+
+
+def network():
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+
+
+def trainer_for(minimizer, client, **base):
+    return trainer_of(Method(minimizer, client, **base), module=network, work=WORK)
+
+
+def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **options):
+    """Return the model after each round, as the framework trains it."""
+    size = len(cohorts[1])
+    crew = Crew(trainer, 1)
+    member = Member(trainer, lambda r: cohorts.get(r, []))
+    hands = Alone(Cohort(crew, gradients), member) if gradients else None
+    turns = play(
+        strategy(**options, fraction_evaluate=0.0, min_train_nodes=size, min_available_nodes=size),
+        LocalGrid(crew, hands),
+        VectorRecord(trainer.layout, start_of(trainer)),
+        rounds=cohorts,
+        sample=cohorts.get,
+        seed=0,
+        lr=LR,
+        node_of=range(len(trainer.partition)),
+        exchange=Exchange(trainer.method, trainer.layout, POPULATION),
+    )
+    states = [turn.arrays.state for turn in turns]
+    crew.close()
+    return states
+
+
+class Naive:
+    """Federated learning by hand; a method overrides what it does otherwise."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.kept = defaultdict(lambda: torch.zeros(trainer.layout.size, dtype=torch.float64))
+        self.module = network()
+        self.module.load_state_dict(trainer.layout.read(start_of(trainer)))
+        self.w = parameters_to_vector(self.module.parameters()).detach()
+        self.zero = torch.zeros_like(self.w)
+        self.setup()
+
+    def setup(self):
+        pass
+
+    def gradient(self, w, batch):
+        vector_to_parameters(w, self.module.parameters())
+        loss = nn.functional.cross_entropy(self.module(batch.images), batch.targets)
+        grads = torch.autograd.grad(loss, list(self.module.parameters()))
+        return torch.cat([g.flatten() for g in grads])
+
+    def direction(self, k, v, g):
+        """From client, point and gradient function to the step's direction."""
+        return g(v)
+
+    def begin(self):
+        return self.w
+
+    def after(self, k, start, end, steps):
+        pass
+
+    def server(self, start, ends, clients, steps):
+        n = [self.trainer.examples(k) for k in clients]
+        return sum(a * end for a, end in zip(n, ends, strict=True)) / sum(n)
+
+    def run(self, cohorts=COHORTS):
+        states = []
+        for self.round, clients in cohorts.items():
+            start, ends, steps = self.begin(), [], []
+            for k in clients:
+                plan, v = self.trainer.plan(k, self.round), start.clone()
+                for step in range(len(plan)):
+                    batch = self.trainer.train.batch(plan, step)
+                    v = v - LR * self.direction(k, v, lambda u, b=batch: self.gradient(u, b))
+                ends.append(v)
+                steps.append(len(plan))
+            self.start = start
+            for k, end, count in zip(clients, ends, steps, strict=True):
+                self.after(k, start, end, count)
+            self.w = self.server(start, ends, clients, steps)
+            vector_to_parameters(self.w, self.module.parameters())
+            states.append(self.trainer.layout.write(self.module.state_dict()))
+        return states
+
+
+def mean(vectors):
+    return sum(vectors) / len(vectors)
+
+
+def climb(v, g, rho):
+    return v + rho * g(v) / g(v).norm()
+
+
+class NaiveFedDyn(Naive):
+    """Acar et al., Algorithm 1: theta, h and the gradients of L_k, in the paper's units."""
+
+    alpha, rho = 0.1, 0.0
+
+    def setup(self):
+        self.h = self.zero
+        self.grads = defaultdict(lambda: self.zero)
+
+    def direction(self, k, v, g):
+        at = climb(v, g, self.rho) if self.rho else v
+        return g(at) - self.grads[k] + self.alpha * (v - self.begin())
+
+    def after(self, k, start, end, steps):
+        self.grads[k] = self.grads[k] - self.alpha * (end - start)
+
+    def server(self, start, ends, clients, steps):
+        self.h = self.h - self.alpha / POPULATION * sum(end - start for end in ends)
+        return mean(ends) - self.h / self.alpha
+
+
+class NaiveFedSpeed(NaiveFedDyn):
+    """The authors' code: h_i summed in units of w, its mean over everybody added to the mean."""
+
+    rho = 0.2
+
+    def setup(self):
+        self.h = [self.zero] * POPULATION
+
+    def direction(self, k, v, g):
+        return g(climb(v, g, self.rho)) + self.alpha * (v + self.h[k] - self.w)
+
+    def after(self, k, start, end, steps):
+        self.h[k] = self.h[k] + end - start
+
+    def server(self, start, ends, clients, steps):
+        return mean(ends) + mean(self.h)
+
+
+class NaiveFedGloSS(NaiveFedDyn):
+    """The paper's Algorithm: sigma with beta = 1 / alpha, ascent on the server."""
+
+    rho, server_rho, rho_0, warmup, beta = 0.2, 0.3, 0.1, 2, 10.0
+
+    def setup(self):
+        super().setup()
+        self.sigma, self.pseudo, self.e = self.zero, None, self.zero
+
+    def begin(self):
+        if self.pseudo is not None:
+            rho = {2: 0.2, 3: 0.3}[self.round]
+            self.e = rho * self.pseudo / self.pseudo.norm()
+        return self.w + self.e
+
+    def server(self, start, ends, clients, steps):
+        self.sigma = self.sigma - sum(end - start for end in ends) / (self.beta * POPULATION)
+        self.pseudo = start - mean(ends)
+        return start - self.e - self.pseudo - self.beta * self.sigma
+
+
+class NaiveFedCM(Naive):
+    alpha, rho = 0.1, 0.0
+
+    def setup(self):
+        self.delta = self.zero
+
+    def direction(self, k, v, g):
+        at = climb(v, g, self.rho) if self.rho else v
+        return self.alpha * g(at) + (1 - self.alpha) * self.delta
+
+    def server(self, start, ends, clients, steps):
+        pairs = zip(ends, steps, strict=True)
+        self.delta = mean([(start - end) / (LR * count) for end, count in pairs])
+        return super().server(start, ends, clients, steps)
+
+
+class NaiveMoFedSAM(NaiveFedCM):
+    rho = 0.2
+
+
+class NaiveFedGamma(Naive):
+    """SCAFFOLD, option II, with SAM: the correction at w, the gradient at w + e."""
+
+    def setup(self):
+        self.c, self.c_i, self.change = self.zero, defaultdict(lambda: self.zero), self.zero
+
+    def perturbed(self, k, v, g):
+        return climb(v, g, 0.2)
+
+    def direction(self, k, v, g):
+        return g(self.perturbed(k, v, g)) - self.c_i[k] + self.c
+
+    def after(self, k, start, end, steps):
+        new = self.c_i[k] - self.c + (start - end) / (steps * LR)
+        self.change = self.change + new - self.c_i[k]
+        self.c_i[k] = new
+
+    def server(self, start, ends, clients, steps):
+        self.c, self.change = self.c + self.change / POPULATION, self.zero
+        return super().server(start, ends, clients, steps)
+
+
+def towards(old, w, rho=0.2):
+    return rho * (old - w) / (old - w).norm() if old is not None else 0.0
+
+
+class NaiveFedLESAM(Naive):
+    def setup(self):
+        self.old = {}
+
+    def direction(self, k, v, g):
+        return g(v + towards(self.old.get(k), self.w))
+
+    def after(self, k, start, end, steps):
+        self.old[k] = start
+
+
+class NaiveFedLESAMS(NaiveFedGamma):
+    def setup(self):
+        super().setup()
+        self.old = {}
+
+    def perturbed(self, k, v, g):
+        return v + towards(self.old.get(k), self.w)
+
+    def after(self, k, start, end, steps):
+        super().after(k, start, end, steps)
+        self.old[k] = start
+
+
+class NaiveFedLESAMD(NaiveFedDyn):
+    def setup(self):
+        super().setup()
+        self.old = {}
+
+    def direction(self, k, v, g):
+        at = v + towards(self.old.get(k), self.w)
+        return g(at) - self.grads[k] + self.alpha * (v - self.w)
+
+    def after(self, k, start, end, steps):
+        super().after(k, start, end, steps)
+        self.old[k] = start
+
+
+class NaiveFedSMOO(NaiveFedDyn):
+    """The authors' code: mu_i moves in every step, s is what the cohort's mu_i point at."""
+
+    def setup(self):
+        super().setup()
+        self.s, self.mu = self.zero, defaultdict(lambda: self.zero)
+
+    def direction(self, k, v, g):
+        ascent = g(v) - self.mu[k] - self.s
+        e = 0.2 * ascent / ascent.norm()
+        self.mu[k] = self.mu[k] + e - self.s
+        return g(v + e) - self.grads[k] + self.alpha * (v - self.w)
+
+    def server(self, start, ends, clients, steps):
+        towards = mean([self.mu[k] for k in clients])
+        self.s = 0.2 * towards / towards.norm()
+        return super().server(start, ends, clients, steps)
+
+
+class NaiveScaffoldOne(NaiveFedGamma):
+    """Option I: the new c_i is the gradient at the model that the round started from."""
+
+    def direction(self, k, v, g):
+        self.seen[k].append(g(self.w))
+        return g(v) - self.c_i[k] + self.c
+
+    def begin(self):
+        self.seen = defaultdict(list)
+        return self.w
+
+    def after(self, k, start, end, steps):
+        new = mean(self.seen[k])
+        self.change = self.change + new - self.c_i[k]
+        self.c_i[k] = new
+
+
+class NaiveFedSWA(Naive):
+    """A rate for each step, and a server that goes 1.5 times as far as the mean."""
+
+    rho = 0.2
+
+    def rates(self, k):
+        count = len(self.trainer.plan(k, self.round))
+        return [(1 - i / count) * LR + i / count * self.rho * LR for i in range(count)]
+
+    def begin(self):
+        self.taken = defaultdict(int)
+        return self.w
+
+    def corrected(self, k, v, g):
+        return g(v)
+
+    def direction(self, k, v, g):
+        rate = self.rates(k)[self.taken[k]]
+        self.taken[k] += 1
+        return rate / LR * self.corrected(k, v, g)
+
+    def server(self, start, ends, clients, steps):
+        return start + 1.5 * (super().server(start, ends, clients, steps) - start)
+
+
+class NaiveFedMoSWA(NaiveFedSWA):
+    def setup(self):
+        self.c, self.c_i, self.sent = self.zero, defaultdict(lambda: self.zero), []
+
+    def corrected(self, k, v, g):
+        return g(v) + self.c - self.c_i[k]
+
+    def after(self, k, start, end, steps):
+        rate = (LR + self.rho * LR) / 2
+        self.c_i[k] = (start - end) / (steps * rate) + self.c_i[k] - self.c
+        self.sent.append(self.c_i[k] - self.c)
+
+    def server(self, start, ends, clients, steps):
+        self.c, self.sent = self.c + 0.4 * mean(self.sent), []
+        return super().server(start, ends, clients, steps)
+
+
+class NaiveAdaBest(Naive):
+    mu, beta = 0.3, 0.9
+
+    def setup(self):
+        self.h_i, self.last, self.theta_bar = defaultdict(lambda: self.zero), {}, self.w
+
+    def direction(self, k, v, g):
+        return g(v) - self.h_i[k]
+
+    def after(self, k, start, end, steps):
+        age = self.round - self.last.get(k, 0)
+        self.h_i[k] = self.h_i[k] / age + self.mu * (start - end)
+        self.last[k] = self.round
+
+    def server(self, start, ends, clients, steps):
+        h, self.theta_bar = self.beta * (self.theta_bar - mean(ends)), mean(ends)
+        return self.theta_bar - h
+
+
+class NaiveFedACG(Naive):
+    """m and theta as the paper's box has them, with its proximal term."""
+
+    momentum, beta = 0.85, 0.3
+
+    def setup(self):
+        self.m = self.zero
+
+    def begin(self):
+        return self.w + self.momentum * self.m
+
+    def direction(self, k, v, g):
+        return g(v) + self.beta * (v - self.begin())
+
+    def server(self, start, ends, clients, steps):
+        n = [self.trainer.examples(k) for k in clients]
+        change = sum(a * (end - start) for a, end in zip(n, ends, strict=True)) / sum(n)
+        self.m = self.momentum * self.m + change
+        return self.w + self.m
+
+
+class NaiveFedNova(Naive):
+    def server(self, start, ends, clients, steps):
+        n = [self.trainer.examples(k) for k in clients]
+        p = [a / sum(n) for a in n]
+        tau = sum(a * count for a, count in zip(p, steps, strict=True))
+        rows = zip(p, ends, steps, strict=True)
+        return start - tau * sum(a * (start - end) / count for a, end, count in rows)
+
+
+BEYOND = {"server_learning_rate": 1.5, "server_momentum": 0.0}
+METHODS = {
+    "feddyn": (SGD(), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedDyn),
+    "fedspeed": (SAM(0.2), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedSpeed),
+    "fedgloss": (
+        SAM(0.2),
+        FedDyn(0.1),
+        FedGloSS,
+        {"clients": POPULATION, "rho": 0.3, "rho_0": 0.1, "warmup": 2},
+        NaiveFedGloSS,
+    ),
+    "fedcm": (SGD(), FedCM(0.1), FedAvgServer, {}, NaiveFedCM),
+    "mofedsam": (SAM(0.2), FedCM(0.1), FedAvgServer, {}, NaiveMoFedSAM),
+    "fedgamma": (SAM(0.2), Scaffold(), FedAvgServer, {}, NaiveFedGamma),
+    "fedlesam": (LESAM(0.2), FedAvg(), FedAvgServer, {}, NaiveFedLESAM),
+    "fedlesam-s": (LESAM(0.2), Scaffold(), FedAvgServer, {}, NaiveFedLESAMS),
+    "fedlesam-d": (
+        LESAM(0.2),
+        FedDyn(0.1),
+        FedDynServer,
+        {"clients": POPULATION},
+        NaiveFedLESAMD,
+    ),
+    "fedsmoo": (FedSMOO(0.2), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedSMOO),
+    "scaffold-one": (ScaffoldOne(), FedAvg(), FedAvgServer, {}, NaiveScaffoldOne),
+    "fedswa": (SGD(), FedSWA(0.2), FedAvgM, BEYOND, NaiveFedSWA),
+    "fedmoswa": (SGD(), FedMoSWA(0.2), FedAvgM, BEYOND, NaiveFedMoSWA),
+    "adabest": (SGD(), AdaBest(0.3), AdaBestServer, {"beta": 0.9}, NaiveAdaBest),
+    "fedacg": (SGD(), FedProx(0.3), FedACG, {}, NaiveFedACG),
+    "fednova": (SGD(), FedAvg(), FedNova, {}, NaiveFedNova),
+}
+
+
+@pytest.mark.parametrize("gradients", [None, Slots], ids=["one-by-one", "cohort"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_its_algorithm_box(name, gradients):
+    minimizer, client, strategy, options, naive = METHODS[name]
+    trainer = trainer_for(minimizer, client)
+    states = play_out(trainer, strategy, gradients=gradients, **options)
+    plain = play_out(trainer_for(SGD(), FedAvg()))
+    for state, expected in zip(states, naive(trainer).run(), strict=True):
+        torch.testing.assert_close(state, expected, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(states[-1], plain[-1], rtol=1e-4)
+
+
+def same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("client", "strategy", "options"),
+    [
+        (FedCM(1.0), FedAvgServer, {}),
+        (AdaBest(0.0), FedAvgServer, {}),
+        (FedDyn(0.0), FedAvgServer, {}),
+        (FedSWA(1.0), FedAvgServer, {}),
+        (FedAvg(), FedACG, {"server_momentum": 0.0}),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_without_strength_a_method_is_fedavg(client, strategy, options):
+    same(
+        play_out(trainer_for(SAM(0.1), client), strategy, **options),
+        play_out(trainer_for(SAM(0.1), FedAvg())),
+    )
+
+
+def test_without_a_radius_fedgloss_is_feddyn_and_lesam_is_sgd():
+    trainer = trainer_for(SGD(), FedDyn(0.1))
+    options = {"clients": POPULATION}
+    same(
+        play_out(trainer, FedGloSS, rho=0.0, rho_0=0.0, **options),
+        play_out(trainer, FedDynServer, **options),
+    )
+    same(play_out(trainer_for(LESAM(0.0), FedAvg())), play_out(trainer_for(SGD(), FedAvg())))
+
+
+def test_feddyns_client_is_fedprox_in_its_first_round():
+    first = {1: [0, 2]}
+    same(
+        play_out(trainer_for(SGD(), FedDyn(0.3)), cohorts=first),
+        play_out(trainer_for(SGD(), FedProx(0.3)), cohorts=first),
+    )
+
+
+def test_a_client_that_is_all_there_is_goes_on_where_feddyns_linear_term_leads():
+    """One client, all of the population: h is minus its update, so the server doubles it."""
+    alone = {1: [0]}
+    trainer = trainer_for(SGD(), FedDyn(0.1))
+    start = start_of(trainer)
+    (once,) = play_out(trainer, cohorts=alone)
+    (twice,) = play_out(trainer, FedDynServer, cohorts=alone, clients=1)
+    torch.testing.assert_close(twice - start, 2 * (once - start), rtol=1e-9, atol=1e-12)
+
+
+def test_fednova_is_fedavg_where_all_take_as_many_steps():
+    work = Work(4, local_steps=3)
+    trainer = trainer_of(Method(SGD(), FedAvg(), 0.9), module=network, work=work)
+    same(play_out(trainer, FedNova, momentum=0.9), play_out(trainer))
+
+
+def test_fednova_counts_steps_with_momentum_as_their_gradients_weigh():
+    """Under a constant gradient every client's normalised update is that gradient, whatever m."""
+    m, steps = 0.9, [1, 4, 7]
+    weights = [sum((1 - m**j) / (1 - m) for j in range(1, s + 1)) for s in steps]
+    assert weights == pytest.approx([(s - m * (1 - m**s) / (1 - m)) / (1 - m) for s in steps])
+    strategy = FedNova(momentum=m)
+    strategy.layout, strategy.steps = trainer_for(SGD(), FedAvg()).layout, steps
+    w, g = torch.zeros(2, strategy.layout.size, dtype=torch.float64)
+    g = g + 1
+    new = strategy.aggregate(w, [w - a * g for a in weights], [1.0, 2.0, 3.0])
+    expected = sum(n * a for n, a in zip([1, 2, 3], weights, strict=True)) / 6
+    torch.testing.assert_close(new, w - expected * g)
+
+
+def test_the_first_round_of_lesam_is_not_perturbed_and_scaffold_with_it_has_both_memories():
+    trainer = trainer_for(LESAM(0.2), Scaffold())
+    assert trainer.method.memory == ("w_old", "c_i")
+    assert trainer.method.exchanged == ("c",)
+    first = {1: [0, 2]}
+    same(play_out(trainer, cohorts=first), play_out(trainer_for(SGD(), FedAvg()), cohorts=first))
+
+
+def test_a_clients_first_step_of_fedsmoo_is_sams():
+    one = {1: [0]}
+    work = Work(4, local_steps=1)
+    ours, sam = (
+        trainer_of(Method(m, FedAvg()), module=network, work=work) for m in (FedSMOO(0.2), SAM(0.2))
+    )
+    same(play_out(ours, cohorts=one), play_out(sam, cohorts=one))
+
+
+def test_both_options_of_scaffold_leave_the_same_variate_after_one_step():
+    one, work = {1: [0], 2: [0]}, Work(9, local_steps=1)
+    one_step = [
+        trainer_of(Method(minimizer, client), module=network, work=work)
+        for minimizer, client in ((ScaffoldOne(), FedAvg()), (SGD(), Scaffold()))
+    ]
+    same(*(play_out(trainer, cohorts=one) for trainer in one_step))
+
+
+def test_a_minimiser_that_remembers_is_refused_as_a_phase():
+    with pytest.raises(ValueError, match="lesam remembers"):
+        Late(0.1, 0.2, 10, then="lesam")
+
+
+class Clash(LESAM):
+    """A minimiser whose vector has the name of its client's."""
+
+    memory = ("c_i",)
+
+
+def test_two_vectors_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"Clash, --client Scaffold: .* one name: c_i, c_i"):
+        Method(Clash(0.1), Scaffold())
+
+
+class HalfMinimizer(SGD):
+    """A minimiser that forgot what else it needs."""
+
+    memory = ("h",)
+
+
+def test_a_minimiser_that_defines_half_of_it_is_refused():
+    with pytest.raises(ValueError, match=r"--minimizer HalfMinimizer: .* also needs exchanged"):
+        Method(HalfMinimizer(), FedAvg())
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: FedDyn(-1.0), "alpha"),
+        (lambda: FedCM(0.0), "alpha"),
+        (lambda: AdaBest(-1.0), "mu"),
+        (lambda: FedSWA(2.0), "rho_end"),
+        (lambda: FedMoSWA(2.0), "rho_end"),
+        (lambda: AdaBestServer(1.0), "beta"),
+        (lambda: FedACG(1.0), "server_momentum"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(make, says):
+    with pytest.raises(ValueError, match=f"^{says}: must"):
+        make()
