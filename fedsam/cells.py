@@ -97,7 +97,7 @@ def read(path: str) -> Sweep:
         raise UsageError(f"{path}: no such sweep{nearest(path, names)}; have {', '.join(names)}")
     try:
         return Sweep.model_validate(yaml.safe_load(file.read_text()) or {})
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors()[0]

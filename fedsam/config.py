@@ -162,6 +162,9 @@ class Config(BaseModel):
     min_clients: int = Field(1, ge=1)
     """Usable updates that a round needs; with fewer it is tried again with other clients, three
     times in all."""
+    client_timeout: float = Field(0.0, ge=0)
+    """Seconds after which a client that has not answered is left out (0: never); with Ray and on
+    Flower's runtime, as a thread of the local engine cannot be stopped."""
     max_norm: float = Field(0.0, ge=0)
     """Leave out updates that are longer, l2 (0: off)."""
     clip_norm: float = Field(0.0, ge=0)

@@ -10,6 +10,10 @@ from pathlib import Path
 class UsageError(ValueError):
     """A wrong flag, key or file. The commands print it as one line and exit with code 2."""
 
+    def __str__(self) -> str:
+        """Return the message, with what cannot be printed as its escape: it stays one line."""
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
 
 class TrainingError(RuntimeError):
     """A run that cannot go on. The commands print it as one line and exit with code 1."""

@@ -5,6 +5,7 @@ Nothing else in the framework knows them all.
 
 import copy
 import inspect
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,8 @@ def new_actors(config: Config, trainer: Trainer) -> "Actors":
         return new_trainer(config)[0]
 
     workers = config.workers or cores()
-    return Actors(trainer, make, workers, config.ray_address, config.gpus_per_worker)
+    address, gpus = config.ray_address, config.gpus_per_worker
+    return Actors(trainer, make, workers, address, gpus, config.client_timeout or math.inf)
 
 
 def _work(config: Config, dataset: Dataset) -> Work:

@@ -14,7 +14,7 @@ from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, on_device, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
-from fedsam.errors import storing
+from fedsam.errors import UsageError, storing
 from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.following import Following
@@ -82,6 +82,10 @@ def run(
         If it was asked to stop, or by Ctrl-C: what was done can be gone on with.
     """
     stop = stop or Stop()
+    if config.client_timeout and config.engine == "local" and flower is None:
+        raise UsageError(
+            "--client-timeout: a thread of the local engine cannot be stopped; --engine ray"
+        )
     if snapshot is None:
         RunDir.check(config.out)
     with one_compute_thread(), ExitStack() as leaving:
@@ -154,7 +158,9 @@ def play_out(
         lr=config.lr,
         node_of=nodes,
         exchange=exchange,
-        limits=Limits(config.min_clients, config.max_norm, config.clip_norm),
+        limits=Limits(
+            config.min_clients, config.max_norm, config.clip_norm, config.client_timeout or None
+        ),
     )
     if config.trace:
         turns = traced(turns, folder.path / "trace.json.gz")

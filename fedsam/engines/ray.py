@@ -7,8 +7,10 @@ that imports ray, so a sweep's tasks are here too.
 """
 
 import logging
+import math
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -126,6 +128,15 @@ def connect(address: str, cores: int | None) -> None:
         ) from error
 
 
+def broadcasts(jobs: Sequence[Job]) -> dict[int, Any]:
+    """Put each state that jobs begin with into Ray's store, once; by the state's id."""
+    sent: dict[int, Any] = {}
+    for job in jobs:
+        if id(job.state) not in sent:
+            sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
+    return sent
+
+
 class Actors:
     """Ray actors that train clients.
 
@@ -141,6 +152,8 @@ class Actors:
         Of a running cluster ("auto" for the one on this machine); "" starts Ray here.
     gpus : float
         GPUs an actor, fractions allowed.
+    timeout : float
+        Seconds after which a client that has not answered is given up, and its actor replaced.
 
     Raises
     ------
@@ -155,8 +168,10 @@ class Actors:
         workers: int,
         address: str = "",
         gpus: float = 0.0,
+        timeout: float = math.inf,
     ) -> None:
         self.trainer = trainer
+        self.timeout = timeout
         connect(address, workers)
         have = ray.cluster_resources()
         for kind, needed in (("CPU", float(workers)), ("GPU", workers * gpus)):
@@ -172,6 +187,7 @@ class Actors:
         self._idle: list[Any] = []
         # from a reply to come: the actor, and the number of its job (None: it is being started)
         self._pending: dict[Any, tuple[Any, int | None]] = {}
+        self._since: dict[Any, float] = {}  # when their jobs were handed out
         for _ in range(workers):
             self._start()
 
@@ -190,10 +206,7 @@ class Actors:
         TrainingError
             If no actor is left and none can be placed, or one cannot make its trainer.
         """
-        sent: dict[int, Any] = {}
-        for job in jobs:
-            if id(job.state) not in sent:
-                sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
+        sent = broadcasts(jobs)
         waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
         holds: dict[int, int] = {}  # which broadcast an actor has: fetching it takes a millisecond
         done: dict[int, Trained | Failed] = {}
@@ -201,13 +214,19 @@ class Actors:
         while len(done) < len(jobs):
             while waiting and self._idle:
                 chosen, actor = waiting.pop(0), self._idle.pop()
-                job = jobs[chosen]
-                new = None if holds.get(id(actor)) == id(job.state) else sent[id(job.state)]
-                holds[id(actor)] = id(job.state)
-                arguments = new, arrays(job.memory), job.client, job.round, job.lr
-                self._pending[actor.train.remote(*arguments)] = actor, chosen
-            reply = self._next()
+                state = id(jobs[chosen].state)
+                new = None if holds.get(id(actor)) == state else sent[state]
+                holds[id(actor)] = state
+                self._hand_out(actor, chosen, jobs[chosen], new)
+            reply, late = self._next()
             actor, number = self._pending.pop(reply)
+            self._since.pop(reply, None)
+            if late and number is not None:
+                ray.kill(actor)
+                holds.pop(id(actor), None)
+                self._start()
+                done[number] = Failed(f"no answer within {self.timeout:g} s")
+                continue
             try:
                 answer = ray.get(reply)
             except (RayActorError, ObjectLostError) as error:  # lost: its node died with the reply
@@ -230,12 +249,24 @@ class Actors:
                 done[number] = Failed(answer) if failed else self._trained(device, *answer)
         return [done[number] for number in range(len(jobs))]
 
-    def _next(self) -> Any:
-        """Wait for a reply, unless none can come."""
+    def _hand_out(self, actor: Any, number: int, job: Job, broadcast: Any) -> None:
+        """Let an actor begin with a job."""
+        arguments = broadcast, arrays(job.memory), job.client, job.round, job.lr
+        reply = actor.train.remote(*arguments)
+        self._pending[reply] = actor, number
+        self._since[reply] = time.monotonic()
+
+    def _next(self) -> tuple[Any, bool]:
+        """Wait for a reply, unless none can come; return it, and whether it is too late instead."""
         while True:
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=LOOK)
+            wait = min(LOOK, self.timeout / 4)
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=wait)
             if ready:
-                return ready[0]
+                return ready[0], False
+            now = time.monotonic()
+            for reply, since in self._since.items():
+                if now - since > self.timeout:
+                    return reply, True
             training = any(number is not None for _, number in self._pending.values())
             if not training and not any(map(self._fits, ray.nodes())):
                 wanted = " and ".join(f"{n:g} {kind}" for kind, n in self.needs.items() if n)

@@ -1,5 +1,6 @@
 """The Ray engine: the same bytes, also on a cluster, and when an actor or a node is killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -110,6 +111,37 @@ def test_an_actor_that_dies_before_its_first_client_is_replaced_and_said_so(tmp_
         crew.close()
     assert done.steps == trainer.steps(0)
     assert "a Ray actor died; it had no client yet; 0 of 1 actors are left" in caplog.text
+
+
+class Hangs:
+    """SGD that never comes back where a file is not there yet."""
+
+    def __init__(self, flag):
+        self.flag = Path(flag)
+
+    def step(self, w, grad, descend, local):
+        try:
+            self.flag.touch(exist_ok=False)
+        except FileExistsError:
+            return descend(w, grad(w))
+        time.sleep(600)
+
+
+def test_a_client_that_never_answers_is_left_out(quick, tmp_path, caplog):
+    keys = {"minimizer": "tests.engines.test_ray:Hangs", "engine": "ray", "workers": 2}
+    begin = time.monotonic()
+    outcome = quick(
+        **keys, minimizer_options={"flag": str(tmp_path / "flag")}, client_timeout=5, rounds=3
+    )
+    assert time.monotonic() - begin < 60
+    assert "failed: no answer within 5 s" in caplog.text
+    lines = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]
+    assert [len(line.get("left_out", [])) for line in lines] == [0, 1, 0, 0]
+
+
+def test_the_local_engine_cannot_stop_a_client(quick):
+    with pytest.raises(UsageError, match="--client-timeout: a thread of the local engine cannot"):
+        quick(client_timeout=5)
 
 
 def test_a_minimiser_of_ones_own_works_in_actors(tmp_path):
