@@ -168,7 +168,8 @@ def to_target(grid: Grid, target: float) -> list[Chart]:
                 series.append(Series(row, number, x, y, spread))
         panels = [Panel("", series)] if series else []
         heading = f"{unit.capitalize()} to {target:.0%} accuracy"
-        charts.append(Chart(f"{unit}-to-target", heading, "", unit, panels, titles))
+        label = f"{unit} to {target:.0%} accuracy"
+        charts.append(Chart(f"{unit}-to-target", heading, "", label, panels, titles))
     return charts
 
 

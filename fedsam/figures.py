@@ -34,14 +34,16 @@ def draw(chart: Chart) -> Any:
                 _line(axes, series)
         if chart.categories:
             axes.set_xticks(range(len(chart.categories)), chart.categories)
+            axes.set_xlim(-0.5, len(chart.categories) - 0.5)
         axes.set(xlabel=chart.x_label)
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(0, 1.05 * chart.top)  # of all: they share it
     panels[0].set_ylabel(chart.y_label)
+    columns = min(4, 2 * len(panels))
     handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
     )
     return figure
 

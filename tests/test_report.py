@@ -14,6 +14,7 @@ from fedsam import tables
 from fedsam.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
 from fedsam.config import dump, resolve
 from fedsam.errors import UsageError
+from fedsam.figures import draw
 from fedsam.report import main
 from fedsam.results import Grid, load_all
 
@@ -140,6 +141,13 @@ def test_charts_hold_the_numbers(runs):
     assert fedavg.spread == pytest.approx([0.0, 0.0, 4.0])
     assert curves.top == pytest.approx(90.0)
     assert not over_rounds(grid, "client_drift", "", "", 1).panels  # these runs measured none
+
+
+def test_no_panel_is_cut_off(runs):
+    chart = over_rounds(Grid(load_all([runs])), "accuracy", "", "", 100)
+    bottoms, tops = zip(*(axes.get_ylim() for axes in draw(chart).axes), strict=True)
+    assert set(bottoms) == {0}
+    assert min(tops) > 90.0  # the second panel's, higher than all of the first
 
 
 def test_to_a_target_only_methods_of_which_all_seeds_got_there(runs):
