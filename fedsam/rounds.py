@@ -114,8 +114,7 @@ def play(
         for attempt in range(ATTEMPTS):
             clients = sample(number, attempt)
             nodes = {node_of[client]: client for client in clients}
-            with global_streams(seed, "strategy", number, 0):
-                replies = _asked(strategy, grid, arrays, number, lr, nodes, exchange, limits)
+            replies = _asked(strategy, grid, arrays, number, seed, lr, nodes, exchange, limits)
             if len(replies) >= limits.min_clients:
                 break
         else:
@@ -137,6 +136,7 @@ def _asked(
     grid: Grid,
     arrays: VectorRecord,
     number: int,
+    seed: int,
     lr: float,
     nodes: Mapping[int, int],
     exchange: Exchange | None,
@@ -145,7 +145,8 @@ def _asked(
     """Return the usable replies of one cohort."""
     cohort = CohortGrid(grid, list(nodes))
     config = ConfigRecord({wire.LEARNING_RATE: lr})
-    messages = list(strategy.configure_train(number, arrays, config, cohort))
+    with global_streams(seed, "strategy", number, 0):  # not for longer: runs share them
+        messages = list(strategy.configure_train(number, arrays, config, cohort))
     if exchange is not None:
         exchange.attach(messages)
     answers = cohort.send_and_receive(messages, timeout=limits.timeout)
