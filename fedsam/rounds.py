@@ -165,7 +165,8 @@ def _too_few(number: int, replies: int, wanted: int) -> TrainingError:
     found = "no client" if not replies else f"only {replies} of --min-clients {wanted} clients"
     return TrainingError(
         f"round {number}: {found} returned a usable update, in {ATTEMPTS} attempts; the model of "
-        "the round before is kept (a smaller --lr or --rho may help)"
+        "the round before is kept (the warnings before say why; where updates are not finite, a "
+        "smaller --lr or --rho may help)"
     )
 
 
