@@ -39,7 +39,7 @@ class Replica:
                 tensor.data = entry.view(self.state)
             else:
                 self._foreign.append((entry, tensor))
-        self._parameters = [tensors[entry.name] for entry in self.layout.parameters]
+        self.parameters = [tensors[entry.name] for entry in self.layout.parameters]
 
     def load(self, state: Tensor) -> None:
         """Set parameters and buffers to those of ``state`` (S,)."""
@@ -91,7 +91,7 @@ class Replica:
         self.w.copy_(w)
         value = loss(self.forward(images))
         gradients = torch.autograd.grad(
-            value, self._parameters, allow_unused=True, materialize_grads=True
+            value, self.parameters, allow_unused=True, materialize_grads=True
         )
         if carried is not None:
             self.load(torch.cat([self.w, carried]))
