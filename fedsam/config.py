@@ -102,8 +102,8 @@ class Config(BaseModel):
     """Stop after so many evaluations without a better accuracy (0: off)."""
     # how a client learns
     algorithm: str = "fedavg"
-    """A preset of the axes below by its paper's name, out of configs/algorithms; flags given beside
-    it win."""
+    """A preset of the axes below by its paper's name, out of configs/algorithms, with the values
+    published for CIFAR-10, or CIFAR-100 where that is the data set; flags given beside it win."""
     minimizer: str = "sgd"
     """How a client descends: a name out of clients/minimizers, or an import path."""
     minimizer_options: Options = {}
@@ -279,7 +279,7 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
             f"--algorithm: no {algorithm!r}{nearest(str(algorithm), presets)}; "
             f"have {', '.join(presets)} (or combine --minimizer, --client and --strategy)"
         )
-    values = _read(CONFIGS / "algorithms" / f"{algorithm}.yaml") | values
+    values = _preset(algorithm, str(values.get("dataset"))) | values
     unknown = [key for key in values if key not in Config.model_fields]
     if unknown:
         raise UsageError(
@@ -289,6 +289,13 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
         return Config(**values)
     except ValidationError as error:
         raise UsageError(_one_line(error)) from error
+
+
+def _preset(algorithm: str, dataset: str) -> dict[str, Any]:
+    """Return the values of a method, with those that were published for this data set."""
+    preset = _read(CONFIGS / "algorithms" / f"{algorithm}.yaml")
+    published = {path.parent.name: path for path in CONFIGS.glob(f"algorithms/*/{algorithm}.yaml")}
+    return preset | _read(published[dataset]) if dataset in published else preset
 
 
 def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Config:

@@ -96,6 +96,17 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "rho", "rho_cifar100"),
+    [("fedsam", 0.1, 0.05), ("fedasam", 0.7, 0.5), ("fedgloss", 0.15, 0.2), ("mofedsam", 0.1, 0.1)],
+)
+def test_presets_hold_what_was_published_for_each_data_set(algorithm, rho, rho_cifar100):
+    given = {"algorithm": algorithm}
+    assert resolve(given | {"dataset": "cifar10"}).rho == rho
+    assert resolve(given | {"dataset": "cifar100"}).rho == rho_cifar100
+    assert resolve(given | {"dataset": "cifar100", "rho": 0.3}).rho == 0.3
+
+
 @pytest.mark.parametrize(("given", "names", "says"), WRONG, ids=lambda v: str(v)[:30])
 def test_a_mistake_is_one_line_that_names_the_flag(given, names, says):
     with pytest.raises(UsageError) as caught:
