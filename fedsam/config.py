@@ -15,6 +15,7 @@ CONFIGS = ROOT / "configs"
 # what runs that train as one program share: the model, the images, the shape of a mini-batch
 SHARED = (
     *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
+    *("normalize", "loss", "loss_options"),
     *("optimizer", "decay_in_loss", "bn_first_pass"),
     *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
 )
@@ -70,6 +71,9 @@ class Config(BaseModel):
     data_root: str = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""
+    normalize: Literal["dataset", "half", "none"] = "dataset"
+    """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
+    standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: str = "auto"
     """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
     digits-cnn, mlp, or an import path."""
@@ -112,12 +116,19 @@ class Config(BaseModel):
     """What a client corrects: a name out of clients, or an import path."""
     client_options: Options = {}
     """Further arguments of the client: '{mu: 0.01}'."""
+    loss: str = "plain"
+    """What a client minimises: plain (the task's loss), pgd_at or trades (at adversarial images), a
+    name out of clients/losses, or an import path."""
+    loss_options: Options = {}
+    """Further arguments of the loss: '{eps: 8, step: 2, steps: 10, start: 0.9}'."""
     rho: float = Field(0.05, ge=0)
     """Radius of SAM, ASAM and their kin."""
     eta: float = Field(0.2, ge=0)
     """Eta of ASAM: added to |w|."""
     lr: float = Field(0.1, gt=0)
     """Clients' learning rate."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """How it goes on from round to round: constant, or cosine (from --lr towards 0)."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Clients' SGD momentum, from zero in each round."""
     optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
@@ -245,6 +256,17 @@ class Config(BaseModel):
         """Rounds before the averaging starts."""
         start = self.swa_start * self.rounds if self.swa_start < 1 else self.swa_start
         return int(start)
+
+    def rate(self, round: int) -> float:
+        """Return the clients' learning rate in ``round``, from 1, before any average's cycle.
+
+        Cosine annealing without restarts (Loshchilov and Hutter, ICLR 2017), by rounds::
+
+            lr (1 + cos(pi (round - 1) / rounds)) / 2
+        """
+        if self.lr_schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * (round - 1) / self.rounds)) / 2
 
     def evaluates(self, round: int) -> bool:
         """Return whether the model after ``round`` is evaluated.
