@@ -19,6 +19,8 @@ SHARED = (
     *("optimizer", "decay_in_loss", "bn_first_pass"),
     *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
 )
+# who learns: a preset that says so (central) is a setting of its own, not one of a file's
+WHO = ("clients", "clients_per_round", "partition")
 TRACED = range(3, 6)  # rounds that --trace shows
 # how and where a run is computed, not what: its numbers are the same up to rounding
 HOW = frozenset(
@@ -281,6 +283,9 @@ class Config(BaseModel):
 def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
     """Return the config of these values over a file's, over its algorithm's preset, over defaults.
 
+    Of a preset that is among these values, ``clients``, ``clients_per_round`` and ``partition``
+    stand over the file's, too: a central run of a federated file's setting.
+
     Parameters
     ----------
     given : mapping
@@ -293,7 +298,8 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
     UsageError
         One line that names the flag and says what would be right.
     """
-    values = (_read(_locate(file)) if file else {}) | dict(given)
+    of_file = _read(_locate(file)) if file else {}
+    values = of_file | dict(given)
     algorithm = values.get("algorithm", Config.model_fields["algorithm"].default)
     presets = sorted(path.stem for path in CONFIGS.glob("algorithms/*.yaml"))
     if algorithm not in presets:
@@ -301,7 +307,9 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
             f"--algorithm: no {algorithm!r}{nearest(str(algorithm), presets)}; "
             f"have {', '.join(presets)} (or combine --minimizer, --client and --strategy)"
         )
-    values = _read(CONFIGS / "algorithms" / f"{algorithm}.yaml") | values
+    preset = _read(CONFIGS / "algorithms" / f"{algorithm}.yaml")
+    chosen = {key: preset[key] for key in WHO if key in preset and "algorithm" in given}
+    values = preset | of_file | chosen | dict(given)
     unknown = [key for key in values if key not in Config.model_fields]
     if unknown:
         raise UsageError(
