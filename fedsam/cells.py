@@ -115,7 +115,7 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[Cell]:
         If a cell's config is wrong, ``given`` holds a key of the grid, or an entry of ``when``
         matches no cell.
     """
-    twice = sorted(set(given) & set(sweep.grid))
+    twice = sorted(set(given) & {key.partition(".")[0] for key in sweep.grid})
     if twice:
         raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
     products = itertools.product(*sweep.grid.values())

@@ -78,7 +78,7 @@ class Config(BaseModel):
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: str = "auto"
     """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
-    digits-cnn, mlp, or an import path."""
+    digits-cnn, mlp, resnet18, or an import path."""
     model_options: Options = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}'."""
     task: str = "classification"
