@@ -71,7 +71,7 @@ class Way:
             rounds=range(1, 10**9),
             sample=sampling(config),
             seed=config.seed,
-            lr=config.lr,
+            lr=config.rate,
             node_of=range(config.clients),
         )
         self.cohort = cohort

@@ -52,7 +52,7 @@ class Ours:
                 config.seed, r, config.clients, config.clients_per_round
             ),
             seed=config.seed,
-            lr=config.lr,
+            lr=config.rate,
             node_of=range(config.clients),
         )
 

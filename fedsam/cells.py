@@ -35,7 +35,8 @@ class Sweep(BaseModel):
     set : dict
         Keys of every cell.
     grid : dict
-        From a key to its values; a cell is one of each.
+        From a key to its values; a cell is one of each. ``minimizer_options.start`` is the entry
+        ``start`` of that mapping, here and in the others.
     when : list of When
         Keys of some cells; a later entry stands before an earlier one.
     """
@@ -114,7 +115,7 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[Cell]:
         If a cell's config is wrong, ``given`` holds a key of the grid, or an entry of ``when``
         matches no cell.
     """
-    twice = sorted(set(given) & set(sweep.grid))
+    twice = sorted(set(given) & {key.partition(".")[0] for key in sweep.grid})
     if twice:
         raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
     products = itertools.product(*sweep.grid.values())
@@ -129,5 +130,25 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[Cell]:
             if when.match.items() <= place.items():
                 keys |= when.set
         name = ",".join(f"{key}={value}".replace("/", "-") for key, value in place.items())
-        cells.append(Cell(name, out / name, resolve(keys | dict(given), sweep.config)))
+        cells.append(Cell(name, out / name, resolve(nested(keys) | dict(given), sweep.config)))
     return cells
+
+
+def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys with those like ``minimizer_options.start`` put into their mappings.
+
+    Raises
+    ------
+    UsageError
+        If what stands before the dot is no mapping.
+    """
+    plain = {key: value for key, value in keys.items() if "." not in key}
+    for key, value in keys.items():
+        whole, dot, part = key.partition(".")
+        if not dot:
+            continue
+        mapping = plain.get(whole, {})
+        if not isinstance(mapping, dict):
+            raise UsageError(f"{key}: {whole} is no mapping but {mapping!r}")
+        plain[whole] = {**mapping, part: value}
+    return plain

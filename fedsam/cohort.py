@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedsam.data.images import Batch
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
@@ -144,14 +143,7 @@ class Program:
         rows = self.plans.index_select(2, self.step).squeeze(2)
         chosen, valid = self.packing.choices(rows)
         flat = self.images.take(chosen)
-        batch = Batch(
-            **{
-                name: value.unflatten(0, valid.shape)
-                for name, value in vars(flat).items()
-                if isinstance(value, Tensor)
-            },
-            valid=valid,
-        )
+        batch = replace(flat.map(lambda t: t.unflatten(0, valid.shape)), valid=valid)
         grad = self.method.mini_batch(self.gradients, batch)
         local, base = replace(self.local, state=dict(self.kept)), dict(self.base)
         w = self.method.step(self.w, grad, local, base)

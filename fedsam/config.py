@@ -15,9 +15,12 @@ CONFIGS = ROOT / "configs"
 # what runs that train as one program share: the model, the images, the shape of a mini-batch
 SHARED = (
     *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
+    *("normalize", "loss", "loss_options"),
     *("optimizer", "decay_in_loss", "bn_first_pass"),
     *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
 )
+# who learns: a preset that says so (central) is a setting of its own, not one of a file's
+WHO = ("clients", "clients_per_round", "partition")
 TRACED = range(3, 6)  # rounds that --trace shows
 # how and where a run is computed, not what: its numbers are the same up to rounding
 HOW = frozenset(
@@ -70,9 +73,12 @@ class Config(BaseModel):
     data_root: str = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""
+    normalize: Literal["dataset", "half", "none"] = "dataset"
+    """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
+    standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: str = "auto"
     """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
-    digits-cnn, mlp, or an import path."""
+    digits-cnn, mlp, resnet18, or an import path."""
     model_options: Options = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}'."""
     task: str = "classification"
@@ -112,12 +118,19 @@ class Config(BaseModel):
     """What a client corrects: a name out of clients, or an import path."""
     client_options: Options = {}
     """Further arguments of the client: '{mu: 0.01}'."""
+    loss: str = "plain"
+    """What a client minimises: plain (the task's loss), pgd_at or trades (at adversarial images), a
+    name out of clients/losses, or an import path."""
+    loss_options: Options = {}
+    """Further arguments of the loss: '{eps: 8, step: 2, steps: 10, start: 0.9}'."""
     rho: float = Field(0.05, ge=0)
     """Radius of SAM, ASAM and their kin."""
     eta: float = Field(0.2, ge=0)
     """Eta of ASAM: added to |w|."""
     lr: float = Field(0.1, gt=0)
     """Clients' learning rate."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """How it goes on from round to round: constant, or cosine (from --lr towards 0)."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Clients' SGD momentum, from zero in each round."""
     optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
@@ -246,6 +259,17 @@ class Config(BaseModel):
         start = self.swa_start * self.rounds if self.swa_start < 1 else self.swa_start
         return int(start)
 
+    def rate(self, round: int) -> float:
+        """Return the clients' learning rate in ``round``, from 1, before any average's cycle.
+
+        Cosine annealing without restarts (Loshchilov and Hutter, ICLR 2017), by rounds::
+
+            lr (1 + cos(pi (round - 1) / rounds)) / 2
+        """
+        if self.lr_schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * (round - 1) / self.rounds)) / 2
+
     def evaluates(self, round: int) -> bool:
         """Return whether the model after ``round`` is evaluated.
 
@@ -259,6 +283,9 @@ class Config(BaseModel):
 def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
     """Return the config of these values over a file's, over its algorithm's preset, over defaults.
 
+    Of a preset that is among these values, ``clients``, ``clients_per_round`` and ``partition``
+    stand over the file's, too: a central run of a federated file's setting.
+
     Parameters
     ----------
     given : mapping
@@ -271,7 +298,8 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
     UsageError
         One line that names the flag and says what would be right.
     """
-    values = (_read(_locate(file)) if file else {}) | dict(given)
+    of_file = _read(_locate(file)) if file else {}
+    values = of_file | dict(given)
     algorithm = values.get("algorithm", Config.model_fields["algorithm"].default)
     presets = sorted(path.stem for path in CONFIGS.glob("algorithms/*.yaml"))
     if algorithm not in presets:
@@ -279,7 +307,9 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
             f"--algorithm: no {algorithm!r}{nearest(str(algorithm), presets)}; "
             f"have {', '.join(presets)} (or combine --minimizer, --client and --strategy)"
         )
-    values = _preset(algorithm, str(values.get("dataset"))) | values
+    preset = _preset(algorithm, str(values.get("dataset")))
+    chosen = {key: preset[key] for key in WHO if key in preset and "algorithm" in given}
+    values = preset | of_file | chosen | dict(given)
     unknown = [key for key in values if key not in Config.model_fields]
     if unknown:
         raise UsageError(

@@ -114,6 +114,7 @@ def new_method(config: Config) -> Method:
     """Return the clients' side of the algorithm."""
     minimizer = loader.find("minimizer", config.minimizer, "clients.minimizers")
     client = loader.find("client", config.client, "clients")
+    loss = loader.find("loss", config.loss, "clients.losses")
     values = {"rho": config.rho, "eta": config.eta, "rounds": config.rounds}
     return Method(
         loader.build("minimizer", minimizer, config.minimizer_options, **values),
@@ -123,6 +124,7 @@ def new_method(config: Config) -> Method:
         optimizer=config.optimizer,
         decay_in_loss=config.decay_in_loss,
         first_pass_statistics=config.bn_first_pass,
+        loss=loader.build("loss", loss, config.loss_options, rounds=config.rounds),
     )
 
 
@@ -164,14 +166,16 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     template = module.to(device)
     layout = Layout.of(template)
-    work = _work(config, dataset)
+    method = new_method(config)
+    work = _work(config, dataset, keys=getattr(method.loss, "draws", False))
+    mean, std = _normalisation(config, dataset)
 
     def images(pixels: Tensor, labels: Tensor, padding: int = 0) -> Images:
         return Images(
             pixels,
             labels,
-            dataset.mean,
-            dataset.std,
+            mean,
+            std,
             padding=padding,
             dtype=layout.dtype,
             device=device,
@@ -183,7 +187,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         partition,
         lambda: copy.deepcopy(template),
         layout,
-        new_method(config),
+        method,
         loader.build("task", loader.find("task", config.task, "fedsam.tasks"), {}),
         work,
         config.seed,
@@ -217,7 +221,17 @@ def new_actors(config: Config, trainer: Trainer) -> "Actors":
     return Actors(trainer, make, workers, address, gpus, config.client_timeout or math.inf)
 
 
-def _work(config: Config, dataset: Dataset) -> Work:
+def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, as --normalize says."""
+    channels = len(dataset.mean)
+    if config.normalize == "dataset":
+        return dataset.mean, dataset.std
+    if config.normalize == "half":
+        return (0.5,) * channels, (0.5,) * channels
+    return (0.0,) * channels, (1.0,) * channels
+
+
+def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
     augment: str = config.augment
     if augment == "auto":
         augment = AUGMENTATIONS.get(config.dataset, "none")
@@ -232,6 +246,7 @@ def _work(config: Config, dataset: Dataset) -> Work:
         flip="flip" in augment,
         cutout=config.cutout,
         mixup=config.mixup,
+        keys=keys,
     )
 
 

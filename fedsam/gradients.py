@@ -1,13 +1,18 @@
 """The gradients of K models on K mini-batches: one backward pass each, or one for all."""
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsam.data.images import Batch
-from fedsam.minibatch import mean_loss
-from fedsam.replica import precision
+from fedsam.minibatch import Loss
+from fedsam.replica import Replica, evaluating, precision
 from fedsam.trainer import Trainer
+from fedsam.vector import Layout
 
 
 class Slots:
@@ -34,22 +39,24 @@ class Slots:
         for replica, state in zip(self.replicas, states, strict=True):
             replica.load(state)
 
-    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
         done = []
         here = torch.cuda.current_stream() if self.streams else None
         for k, replica in enumerate(self.replicas):
             mine = client_of(batch, k)
 
-            def loss(output: Tensor, mine: Batch = mine) -> Tensor:
-                return mean_loss(self.task, output, mine)
+            def value(model: Replica, mine: Batch = mine) -> Tensor:
+                return loss.value(model, mine, self.task)
 
             if here is None:
-                done.append(replica.gradient(w[k], mine.images, loss, frozen=frozen))
+                done.append(replica.gradient(w[k], value, frozen=frozen))
                 continue
             self.streams[k].wait_stream(here)
             with torch.cuda.stream(self.streams[k]):
-                done.append(replica.gradient(w[k], mine.images, loss, frozen=frozen))
+                done.append(replica.gradient(w[k], value, frozen=frozen))
         for stream in self.streams:
             torch.cuda.current_stream().wait_stream(stream)
         losses, gradients = zip(*done, strict=True)
@@ -73,7 +80,6 @@ class Vmapped:
         self.bf16 = trainer.bf16
         self.module = trainer.new_module().train()
         self.carried: dict[str, Tensor] = {}
-        self._gradients = vmap(grad_and_value(self._loss))
 
     def load(self, states: Tensor) -> None:
         """Set the values that are carried to those of ``states`` (K, S)."""
@@ -85,24 +91,43 @@ class Vmapped:
             if entry.name not in trainable and entry.offset not in shared
         }
 
-    def __call__(self, w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
         parameters = {entry.name: entry.view(w) for entry in self.layout.parameters}
-        parts = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        by_name, losses = self._gradients(parameters, self.carried, parts)
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+
+        def value(
+            parameters: dict[str, Tensor], carried: dict[str, Tensor], tensors: dict[str, Any]
+        ) -> Tensor:
+            model = Functional(self.module, parameters | carried, self.layout, self.bf16)
+            return loss.value(model, replace(batch, **tensors), self.task)
+
+        by_name, losses = vmap(grad_and_value(value))(parameters, self.carried, tensors)
         flats = [entry.flat(by_name[entry.name]) for entry in self.layout.parameters]
         return losses, torch.cat(flats, -1)
 
-    def _loss(
-        self, parameters: dict[str, Tensor], carried: dict[str, Tensor], parts: dict[str, Tensor]
-    ) -> Tensor:
-        batch = Batch(**parts)
+
+class Functional(NamedTuple):
+    """A module with the values of one client in place of its own."""
+
+    module: nn.Module
+    values: dict[str, Tensor]
+    layout: Layout
+    bf16: bool
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the output for ``images``, in w's dtype."""
         with precision(self.layout.device, self.bf16):
-            output = functional_call(self.module, {**parameters, **carried}, (batch.images,))
-        return mean_loss(self.task, output.to(self.layout.dtype), batch)
+            output = functional_call(self.module, self.values, (images,))
+        return output.to(self.layout.dtype)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context in which the module is in eval mode."""
+        return evaluating(self.module)
 
 
 def client_of(batch: Batch, k: int) -> Batch:
     """Return the mini-batch of client ``k`` of a cohort's."""
-    parts = {name: v[k] if isinstance(v, Tensor) else v for name, v in vars(batch).items()}
-    return Batch(**parts)
+    return batch.map(lambda tensor: tensor[k])

@@ -28,9 +28,12 @@ def jobs_of(cells: Sequence[Cell], together: int) -> list[list[Cell]]:
 
 
 def _shared(config: Config) -> str:
-    """Return what runs in one program have in common, as text: options may differ in floats."""
+    """Return what runs in one program have in common, as text.
+
+    Options may differ in floats, but not in a switch's start: a program trains one method.
+    """
     options = [*config.minimizer_options.items(), *config.client_options.items()]
-    kinds = [(key, type(v) if isinstance(v, float) else v) for key, v in options]
+    kinds = [(k, type(v) if isinstance(v, float) and k != "start" else v) for k, v in options]
     return repr([*(getattr(config, key) for key in SHARED), kinds])
 
 

@@ -6,8 +6,9 @@ and the global random state of torch, numpy and Python is never touched.
 """
 
 import hashlib
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -34,6 +35,40 @@ def torch_generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
 def numpy_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """Return a fresh NumPy generator for this key."""
     return np.random.default_rng(key(seed, purpose, *numbers))
+
+
+def uniform(keys: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return numbers in (0, 1) that belong to keys.
+
+    A hash of key and position (twice MurmurHash3's finaliser) in whole numbers: the same on every
+    device, for one client and for a cohort, and in a CUDA graph, where no generator can be.
+
+    Parameters
+    ----------
+    keys : torch.Tensor
+        int64 (...,) in [0, 2**31), e.g. one an image.
+    shape : sequence of int
+        Of the numbers of one key.
+    dtype : torch.dtype
+        Of the numbers, which have 23 bits.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., *shape).
+    """
+    position = torch.arange(math.prod(shape), device=keys.device)
+    mine = keys[..., None]
+    bits = _scattered(_scattered(position ^ mine) + mine)
+    return ((bits >> 9).to(dtype) + 0.5).mul(2.0**-23).unflatten(-1, tuple(shape))
+
+
+def _scattered(bits: torch.Tensor) -> torch.Tensor:
+    """Return the finaliser of 32-bit MurmurHash3 (Appleby, 2011) of whole numbers."""
+    bits = bits & 0xFFFFFFFF
+    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return bits ^ (bits >> 16)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A model whose parameters are views of one flat vector: what turns w into a gradient."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,17 @@ from fedsam.vector import Layout
 def precision(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
     """Return what a forward pass runs under: autocast to bfloat16, or nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a module be in eval mode inside, and as it was afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 class Replica:
@@ -59,11 +70,14 @@ class Replica:
             output = self.module(images)
         return output.to(self.layout.dtype)
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context in which the module is in eval mode."""
+        return evaluating(self.module)
+
     def gradient(
         self,
         w: Tensor,
-        images: Tensor,
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[["Replica"], Tensor],
         *,
         frozen: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -73,10 +87,8 @@ class Replica:
         ----------
         w : Tensor
             Shape (P,).
-        images : Tensor
-            The mini-batch, (B, C, H, W).
         loss : callable
-            From the model's output to a scalar.
+            From this replica, set to ``w``, to a scalar.
         frozen : bool
             Leave the values behind w (BatchNorm statistics) as they are.
 
@@ -89,7 +101,7 @@ class Replica:
         """
         carried = self.carried() if frozen else None
         self.w.copy_(w)
-        value = loss(self.forward(images))
+        value = loss(self)
         gradients = torch.autograd.grad(
             value, self.parameters, allow_unused=True, materialize_grads=True
         )

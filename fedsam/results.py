@@ -46,6 +46,11 @@ class Run:
         return self.config.algorithm + ("" if average == "none" else f" + {average}")
 
     @property
+    def central(self) -> bool:
+        """Whether one client holds all images: there is no split then."""
+        return self.config.clients == 1
+
+    @property
     def accuracy(self) -> float:
         """Mean of the last 100 rounds' evaluations, in [0, 1]; NaN without one."""
         value = self.summary["final_accuracy"]
@@ -194,7 +199,9 @@ class Grid:
     @cached_property
     def column_keys(self) -> tuple[str, ...]:
         """The config keys that make a column."""
-        return tuple(key for key in COLUMNS if len({getattr(r.config, key) for r in self.runs}) > 1)
+        split = [run for run in self.runs if not run.central] or self.runs
+        runs = {key: self.runs if key == "dataset" else split for key in COLUMNS}
+        return tuple(k for k in COLUMNS if len({getattr(r.config, k) for r in runs[k]}) > 1)
 
     @cached_property
     def row_keys(self) -> tuple[str, ...]:
@@ -213,6 +220,13 @@ class Grid:
         """Return the column that a run is in."""
         return tuple(getattr(run.config, key) for key in self.column_keys)
 
+    def columns_of(self, run: Run) -> list[tuple[Any, ...]]:
+        """Return the columns that a run stands in: a central one in all of its data set."""
+        if not run.central:
+            return [self.column(run)]
+        beside = [r for r in self.runs if not r.central and r.config.dataset == run.config.dataset]
+        return sorted({self.column(other) for other in beside}) or [self.column(run)]
+
     def row(self, run: Run) -> str:
         """Return the row that a run is in."""
         more = (f"{key} {getattr(run.config, key)}" for key in self.row_keys)
@@ -222,8 +236,9 @@ class Grid:
     def cells(self) -> dict[tuple[str, tuple[Any, ...]], Cell]:
         """Every cell that has runs."""
         found: dict[tuple[str, tuple[Any, ...]], list[Run]] = {}
-        for run in sorted(self.runs, key=lambda run: run.config.seed):
-            found.setdefault((self.row(run), self.column(run)), []).append(run)
+        for run in sorted(self.runs, key=lambda run: (run.central, run.config.seed)):
+            for column in self.columns_of(run):
+                found.setdefault((self.row(run), column), []).append(run)
         return {place: Cell(tuple(runs)) for place, runs in found.items()}
 
     @property

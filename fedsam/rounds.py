@@ -67,7 +67,7 @@ def play(
     rounds: Iterable[int],
     sample: Callable[[int, int], list[int]],
     seed: int,
-    lr: float,
+    lr: Callable[[int], float],
     node_of: Mapping[int, int] | Sequence[int],
     exchange: Exchange | None = None,
     limits: Limits | None = None,
@@ -88,8 +88,8 @@ def play(
         From a round number and an attempt, from 0, to partition ids.
     seed : int
         The run's: what a strategy draws from global generators is a function of it and the round.
-    lr : float
-        The clients' learning rate, which a strategy may change.
+    lr : callable
+        From a round number to the clients' learning rate, which a strategy may change.
     node_of : mapping or sequence
         From partition id to node id.
     exchange : Exchange, optional
@@ -114,7 +114,9 @@ def play(
         for attempt in range(ATTEMPTS):
             clients = sample(number, attempt)
             nodes = {node_of[client]: client for client in clients}
-            replies = _asked(strategy, grid, arrays, number, seed, lr, nodes, exchange, limits)
+            replies = _asked(
+                strategy, grid, arrays, number, seed, lr(number), nodes, exchange, limits
+            )
             if len(replies) >= limits.min_clients:
                 break
         else:

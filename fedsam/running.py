@@ -155,7 +155,7 @@ def play_out(
         rounds=range(first + 1, config.rounds + 1),
         sample=sampling(config),
         seed=config.seed,
-        lr=config.lr,
+        lr=config.rate,
         node_of=nodes,
         exchange=exchange,
         limits=Limits(

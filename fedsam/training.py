@@ -8,7 +8,7 @@ An algorithm sees two closures and nothing of models, batches or devices:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
 from fedsam.errors import UsageError
-from fedsam.minibatch import Gradients, MiniBatch, mean_loss
+from fedsam.minibatch import Gradients, Loss, MiniBatch, Plain
 from fedsam.optimizers import State, adamw, sgd
 from fedsam.replica import Replica
 from fedsam.tasks import Task
@@ -145,6 +145,8 @@ class Method:
         Let ``grad`` hold the weight decay, so that it enters ascents, too; else only descents.
     first_pass_statistics : bool
         Keep the BatchNorm statistics of a step's first pass only; else each pass updates them.
+    loss : Loss
+        What is minimised.
 
     A tensor is (K, 1): a cohort may hold clients of several runs.
     """
@@ -156,6 +158,7 @@ class Method:
     optimizer: str = "sgd"
     decay_in_loss: bool = False
     first_pass_statistics: bool = False
+    loss: Loss = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
         needed = {"memory", "exchanged", "finish", "fold"}
@@ -177,12 +180,20 @@ class Method:
     def mini_batch(self, gradients: Gradients, batch: Batch) -> MiniBatch:
         """Return the closure ``grad`` of one step."""
         decay = self.weight_decay if self.decay_in_loss else None
-        return MiniBatch(gradients, batch, decay, first_pass_statistics=self.first_pass_statistics)
+        return MiniBatch(
+            gradients,
+            batch,
+            self.loss,
+            decay,
+            first_pass_statistics=self.first_pass_statistics,
+        )
 
     def at(self, round: int) -> "Method":
-        """Return the method of this round: a minimiser may stand for another by round."""
-        at = getattr(self.minimizer, "at", None)
-        return self if at is None else replace(self, minimizer=at(round)).at(round)
+        """Return the method of this round: minimiser and loss may stand for others by round."""
+        minimizer, loss = _at(self.minimizer, round), _at(self.loss, round)
+        if minimizer is self.minimizer and loss is self.loss:
+            return self
+        return replace(self, minimizer=minimizer, loss=loss)
 
     def base_state(self, like: Tensor) -> dict[str, Tensor]:
         """Return what the base optimiser keeps in a round, at its start."""
@@ -314,10 +325,10 @@ def train_client(
     if not len(plan):  # nothing is learnt, kept or sent
         return LocalRound(state, float("nan"), local.memory, zeros(method.exchanged, w))
 
-    def gradients(w: Tensor, batch: Batch, frozen: bool = False) -> tuple[Tensor, Tensor]:
-        return replica.gradient(
-            w, batch.images, lambda output: mean_loss(task, output, batch), frozen=frozen
-        )
+    def gradients(
+        w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return replica.gradient(w, lambda model: loss.value(model, batch, task), frozen=frozen)
 
     base = method.base_state(w)
     losses = []
@@ -330,6 +341,28 @@ def train_client(
     trained = torch.cat([w, replica.carried()])
     loss = torch.stack(losses).mean().item() if losses else float("nan")
     return LocalRound(trained, loss, *method.finish(w, local))
+
+
+def rounds_before(start: float, rounds: int) -> int:
+    """Return how many rounds lie before a switch at ``start``.
+
+    A float up to 1.0 is a fraction of ``rounds``, anything else their number.
+
+    Raises
+    ------
+    ValueError
+        If it is negative.
+    """
+    if start < 0:
+        raise ValueError(f"start: must be at least 0, got {start}")
+    return int(start * rounds) if isinstance(start, float) and start <= 1 else int(start)
+
+
+def _at(part: Any, round: int) -> Any:
+    """Return what stands for a minimiser or loss in a round."""
+    while (at := getattr(part, "at", None)) and (other := at(round)) is not part:
+        part = other
+    return part
 
 
 def zeros(names: Sequence[str], like: Tensor) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ ORDER = [
     ["fedsam.trainer"],
     ["clients"],
     ["fedsam.training"],
-    ["fedsam.replica", "fedsam.optimizers", "fedsam.minibatch"],
+    ["fedsam.replica", "fedsam.optimizers", "fedsam.minibatch", "fedsam.attack"],
     ["fedsam.data"],
     ["fedsam.models", "fedsam.tasks"],
     ["fedsam.config"],

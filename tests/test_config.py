@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+import torch
 import yaml
 
 from fedsam.config import CONFIGS, Config, dump, from_run_config, resolve, run_config_defaults
@@ -163,3 +164,28 @@ def test_swa_start_is_a_fraction_or_a_round():
     assert resolve({"rounds": 200, "swa": True}).averages_from == 150
     assert resolve({"rounds": 200, "swa": True, "swa_start": 120}).averages_from == 120
     assert resolve({"rounds": 200, "swa": True, "swa_start": 0}).averages_from == 0
+
+
+def test_the_cosine_schedule_is_pytorchs():
+    config = resolve({"lr": 0.3, "lr_schedule": "cosine", "rounds": 7})
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=7)
+    for round in range(1, 8):
+        assert config.rate(round) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
+        optimiser.step()
+        schedule.step()
+    assert resolve({"lr": 0.3}).rate(500) == 0.3
+
+
+def test_central_stands_over_a_files_population_and_under_flags(tmp_path):
+    def who(config):
+        return config.clients, config.clients_per_round, config.partition
+
+    central = resolve({"algorithm": "central-asam"}, "paper/cifar10")
+    assert who(central) == (1, 1, "iid")
+    assert (central.lr, central.minimizer, central.rho) == (0.01, "asam", 0.5)
+    more = resolve({"algorithm": "central", "clients": 4, "clients_per_round": 2}, "paper/cifar10")
+    assert who(more) == (4, 2, "iid")
+    (tmp_path / "saved.yaml").write_text(dump(more))
+    assert resolve({}, tmp_path / "saved.yaml") == more
+    assert who(resolve({"algorithm": "fedasam"}, "paper/cifar10")) == (100, 5, "dirichlet")

@@ -9,6 +9,7 @@ from torch import nn
 from fedsam.models.cnn import CNN
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.models.mlp import MLP
+from fedsam.models.resnet18 import ResNet18
 from fedsam.tasks.classification import Classification
 from fedsam.vector import Layout
 
@@ -64,3 +65,18 @@ def test_classification_counts_and_sums():
     metrics = task.metrics(whole)
     assert metrics["accuracy"] == 0.75  # a tie goes to the first class
     assert metrics["loss"] == pytest.approx(sum(losses) / 4, rel=1e-6)
+
+
+def test_resnet18_has_its_published_size_and_can_go_without_normalisation():
+    assert Layout.of(ResNet18((3, 32, 32), 10, outputs=1000)).trainable == 11_689_512
+    plain = ResNet18((3, 32, 32), 10, norm="none")
+    kinds = {type(layer) for layer in plain.modules()}
+    assert nn.BatchNorm2d not in kinds
+    scales_and_shifts = 2 * (5 * 64 + 5 * 128 + 5 * 256 + 5 * 512)
+    with_batch_norm = Layout.of(ResNet18((3, 32, 32), 10)).trainable
+    assert with_batch_norm - Layout.of(plain).trainable == scales_and_shifts
+    assert ResNet18((1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ValueError, match="outputs: must be at least the classes, 10, got 3"):
+        ResNet18((3, 32, 32), 10, outputs=3)
+    with pytest.raises(ValueError, match="norm: must be 'batch' or 'none', got 'group'"):
+        ResNet18((3, 32, 32), 10, norm="group")

@@ -87,6 +87,25 @@ def test_the_table_in_markdown_and_latex(runs):
     assert latex.count(r"\\") == 4
 
 
+def test_a_central_run_stands_in_every_column_of_its_data_set(tmp_path):
+    for alpha in (0, 0.5):
+        for cohort in (5, 10):
+            name = f"avg{alpha}-{cohort}"
+            write_run(tmp_path / name, [0.3], alpha=alpha, clients_per_round=cohort)
+    for seed, accuracy in enumerate((0.6, 0.8)):
+        given = {"algorithm": "central", "rounds": 30, "seed": seed}
+        write_run(tmp_path / f"central{seed}", [accuracy], **given)
+    grid = Grid(load_all([tmp_path]))
+    assert grid.columns == [(0.0, 5), (0.0, 10), (0.5, 5), (0.5, 10)]
+    assert grid.rows == ["central", "fedavg"]
+    for column in grid.columns:
+        assert grid.cells["central", column].mean == pytest.approx(0.7)
+        assert grid.cells["fedavg", column].mean == pytest.approx(0.3)
+    alone = Grid(load_all([tmp_path / "central0", tmp_path / "central1"]))
+    assert alone.columns == [()]
+    assert len(alone.cells["central", ()].runs) == 2
+
+
 def test_equal_bests_are_all_bold(tmp_path):
     for name in ("fedavg", "fedasam"):
         write_run(tmp_path / "runs" / name, [0.5], algorithm=name)

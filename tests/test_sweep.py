@@ -96,6 +96,52 @@ def test_the_papers_tables_have_the_papers_settings(tmp_path, name, radii):
     assert {c.rounds for c in configs} == {10_000 if name == "paper-cifar10" else 20_000}
 
 
+def test_a_dot_reaches_into_a_mapping(tmp_path):
+    sweep = Sweep.model_validate(
+        {
+            "set": {"minimizer": "late", "minimizer_options": {"then": "asam", "start": 1}},
+            "grid": {"minimizer_options.start": [0.5, 1.0]},
+            "when": [{"if": {"minimizer_options.start": 1.0}, "set": {"loss_options.a": 2}}],
+        }
+    )
+    first, second = cells_of(sweep, tmp_path, {})
+    assert first.name == "minimizer_options.start=0.5"
+    assert first.config.minimizer_options == {"then": "asam", "start": 0.5}
+    assert second.config.minimizer_options == {"then": "asam", "start": 1.0}
+    assert second.config.loss_options == {"a": 2}
+    assert sweep.set["minimizer_options"]["start"] == 1
+    with pytest.raises(UsageError, match="--minimizer-options: is a key of the sweep's grid"):
+        cells_of(sweep, tmp_path, {"minimizer_options": {"start": 0.1}})
+    with pytest.raises(UsageError, match=r"rho.x: rho is no mapping but 0.1"):
+        cells_of(Sweep.model_validate({"set": {"rho": 0.1}, "grid": {"rho.x": [1]}}), tmp_path, {})
+    assert len(jobs_of([first, second], 2)) == 2  # a program has one switch
+
+
+def test_coldenhoffs_experiments_have_their_settings(tmp_path):
+    def cells(name):
+        return [cell.config for cell in cells_of(read(f"coldenhoff-{name}"), tmp_path, {})]
+
+    common = {"cifar10", "resnet18", 1, "iid", 0.01, 5e-4, "none"}
+    every = [c for name in ("generalisation", "batch-size", "unnormalised") for c in cells(name)]
+    for c in every:
+        found = {c.dataset, c.model, c.clients, c.partition, c.lr, c.weight_decay, c.augment}
+        assert found == common
+        assert c.model_options["outputs"] == 1000
+        assert c.rho == {"asam": 0.5}.get(c.minimizer, 0.05)
+    assert {
+        (c.rounds, c.momentum, c.batch_size, c.normalize, c.seed) for c in cells("generalisation")
+    } == {(100, 0, 128, "half", seed) for seed in (20, 30, 40)}
+    assert {c.batch_size for c in cells("batch-size")} == {16, 64, 128}
+    for c in cells("unnormalised"):
+        assert (c.rounds, c.momentum, c.lr_schedule) == (200, 0.9, "cosine")
+        assert c.model_options["norm"] == "none"
+        if c.minimizer == "asam":
+            assert (c.eta, c.minimizer_options) == (0, {"all_parameters": True})
+    assert {(c.normalize, c.minimizer) for c in cells("unnormalised")} == {
+        (n, m) for n in ("none", "half") for m in ("sgd", "sam", "asam")
+    }
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("sweeps/*.yaml")), ids=lambda p: p.stem)
 def test_shipped_sweeps_are_right(tmp_path, path):
     assert cells_of(read(path.stem), tmp_path, {"rounds": 20})

@@ -5,7 +5,7 @@ import inspect
 from torch import Tensor
 
 from fedsam import loader
-from fedsam.training import Descend, Grad, Local, Minimizer, Remembering
+from fedsam.training import Descend, Grad, Local, Minimizer, Remembering, rounds_before
 
 
 class Late:
@@ -28,7 +28,7 @@ class Late:
     then : str
         Likewise. The paper goes from sgd to sam, and back.
     start : float
-        s: a fraction of the rounds below 1, else a round. The paper's Figure 1: 175 of 200 epochs.
+        s: a fraction of the rounds up to 1.0, or a round. The paper's Figure 1: 175 of 200 epochs.
     **options : object
         Further arguments, passed on to whichever takes them: k, theta, ....
     """
@@ -43,9 +43,7 @@ class Late:
         start: float = 0.75,
         **options: object,
     ) -> None:
-        if start < 0:
-            raise ValueError(f"start: must be at least 0, got {start}")
-        self.start = int(start * rounds) if start < 1 else int(start)
+        self.start = rounds_before(start, rounds)
         classes = [loader.find("minimizer", name, "clients.minimizers") for name in (first, then)]
         known = {name for cls in classes for name in inspect.signature(cls).parameters}
         if unknown := sorted(set(options) - known):

@@ -1,12 +1,33 @@
 """Images on the training device, and the mini-batches that a plan takes from them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedsam.data.plan import Choices, Plan
+from fedsam.randomness import uniform
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the numbers of normalised images mean.
+
+    Attributes
+    ----------
+    unit : float or Tensor
+        1/255 of a pixel's range; a tensor is (1, C, 1, 1).
+    low, high : float or Tensor
+        Black and white, alike.
+    """
+
+    unit: float | Tensor = 1 / 255
+    low: float | Tensor = 0.0
+    high: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,10 @@ class Batch:
         Mixup's weight of ``targets``; a tensor is (B,).
     valid : Tensor or None
         bool (B,), where a mini-batch may be shorter than its tensors; None: all of it.
+    drawn : Tensor or None
+        int64 (B,), a key of each image's own for ``uniform``, where the plan draws one.
+    pixels : Pixels
+        What the images' numbers mean, the same for all clients.
     """
 
     images: Tensor
@@ -32,6 +57,27 @@ class Batch:
     mixed_targets: Tensor | None = None
     lam: float | Tensor = 1.0
     valid: Tensor | None = None
+    drawn: Tensor | None = None
+    pixels: Pixels = Pixels()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the mini-batch with each of its tensors changed."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items()}
+        return replace(self, **changed)
+
+    def uniform(self) -> Tensor:
+        """Return the numbers in (0, 1) that the plan chose for the images, one a pixel's channel.
+
+        Raises
+        ------
+        ValueError
+            If it chose none.
+        """
+        if self.drawn is None:
+            raise ValueError("the plan draws nothing for the loss: let its class say draws = True")
+        shape = self.images.shape[self.drawn.dim() :]
+        return uniform(self.drawn, shape, self.images.dtype)
 
     def parts(self, size: int) -> "list[tuple[float | Tensor, Batch]]":
         """Return sub-batches of ``size`` examples, the last maybe smaller, each after its share.
@@ -41,14 +87,7 @@ class Batch:
         dim = 0 if self.valid is None else self.valid.dim() - 1
         length = self.targets.shape[dim]
         pieces = [
-            Batch(
-                **{
-                    name: value.narrow(dim, start, min(size, length - start))
-                    if isinstance(value, Tensor)
-                    else value
-                    for name, value in vars(self).items()
-                }
-            )
+            self.map(partial(torch.narrow, dim=dim, start=start, length=min(size, length - start)))
             for start in range(0, length, size)
         ]
         if self.valid is None:
@@ -95,6 +134,8 @@ class Images:
         shape = (1, channels, 1, 1)
         self.offset = torch.tensor(mean, dtype=dtype).mul(255).view(shape).to(device)
         self.factor = torch.tensor(std, dtype=dtype).mul(255).reciprocal().view(shape).to(device)
+        low, high = -self.offset * self.factor, (255 - self.offset) * self.factor
+        self.pixels = Pixels(self.factor, low, high)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -102,7 +143,8 @@ class Images:
     def rows(self, indices: Tensor) -> Batch:
         """Return the images at ``indices`` (B,), normalised and not augmented."""
         centre = torch.full((len(indices), 2), self.padding, device=indices.device)
-        return Batch(self._normalised(self._crop(indices, centre)), self.targets[indices])
+        images = self._normalised(self._crop(indices, centre))
+        return Batch(images, self.targets[indices], pixels=self.pixels)
 
     def batch(self, plan: Plan, step: int) -> Batch:
         """Return step ``step`` of a plan."""
@@ -121,14 +163,15 @@ class Images:
             images = flip(images, chosen.flips)
         if chosen.holes is not None:
             images = cut_out(images, chosen.holes, chosen.cutout)
+        batch = Batch(images, targets, drawn=chosen.drawn, pixels=self.pixels)
         if chosen.partners is None:
-            return Batch(images, targets)
+            return batch
         lam = share = chosen.lam
         if isinstance(lam, Tensor):
             lam = lam.to(images.dtype)
             share = lam[:, None, None, None]
         mixed = share * images + (1 - share) * images[chosen.partners]
-        return Batch(mixed, targets, targets[chosen.partners], lam)
+        return replace(batch, images=mixed, mixed_targets=targets[chosen.partners], lam=lam)
 
     def _crop(self, indices: Tensor, corners: Tensor) -> Tensor:
         """Gather windows of the padded images: every window is a view, so this is one copy."""

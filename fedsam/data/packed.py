@@ -27,6 +27,7 @@ class Packing:
         fields += ["flip"] if work.flip else []
         fields += ["hole_row", "hole_column"] if work.cutout else []
         fields += ["partner", "lam"] if work.mixup else []
+        fields += ["drawn"] if work.keys else []
         self.place = {field: number for number, field in enumerate(fields)}
 
     def pack(self, plans: Sequence[Plan], packed: Tensor) -> None:
@@ -50,6 +51,8 @@ class Packing:
                 into["partner"].copy_(plan.partners)
                 lambdas = torch.tensor(plan.lambdas, dtype=torch.float32)
                 into["lam"].copy_(lambdas.view(torch.int32)[:, None])
+            if plan.drawn is not None:
+                into["drawn"].copy_(plan.drawn)
 
     def choices(self, rows: Tensor) -> tuple[Choices, Tensor]:
         """Return one step of all plans, flattened to K x B images, and which of them are valid.
@@ -81,5 +84,6 @@ class Packing:
             partners,
             lam,
             self.cutout,
+            one("drawn") if "drawn" in self.place else None,
         )
         return chosen, rows[self.place["valid"]].bool()

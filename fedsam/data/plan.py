@@ -31,6 +31,8 @@ class Work:
         Side of the square that is set to the mean, in pixels; 0 for none.
     mixup : float
         Parameter a of lambda ~ Beta(a, a), one lambda a mini-batch; 0 for none.
+    keys : bool
+        Draw a key for each image, for a loss that is random.
     """
 
     batch_size: int
@@ -40,6 +42,7 @@ class Work:
     flip: bool = False
     cutout: int = 0
     mixup: float = 0.0
+    keys: bool = False
 
     def steps(self, examples: int) -> int:
         """Return the number of mini-batches a client with so many examples trains on."""
@@ -66,6 +69,8 @@ class Choices:
         Mixup's weight of the image itself; a tensor is (n,).
     cutout : int
         Side of the cutout, in pixels.
+    drawn : Tensor or None
+        int64 (n,), each image's key.
     """
 
     indices: Tensor
@@ -75,6 +80,7 @@ class Choices:
     partners: Tensor | None = None
     lam: float | Tensor = 1.0
     cutout: int = 0
+    drawn: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,8 @@ class Plan:
         Mixup's weight of the image itself, one a step.
     cutout : int
         Side of the cutout, in pixels.
+    drawn : Tensor or None
+        int64 (S, B) in [0, 2**31), each image's key.
     """
 
     sizes: list[int]
@@ -109,6 +117,7 @@ class Plan:
     partners: Tensor | None = None
     lambdas: list[float] | None = None
     cutout: int = 0
+    drawn: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -128,6 +137,7 @@ class Plan:
             row(self.partners),
             1.0 if self.lambdas is None else self.lambdas[step],
             self.cutout,
+            row(self.drawn),
         )
 
     def to(self, device: torch.device) -> "Plan":
@@ -145,6 +155,7 @@ class Plan:
             flips=there(self.flips),
             holes=there(self.holes),
             partners=there(self.partners),
+            drawn=there(self.drawn),
         )
 
 
@@ -172,7 +183,7 @@ def make_plan(
     sizes, rows = _mini_batches(images, work, generator)
     steps, batch = rows.shape
     height, width = shape
-    corners = flips = holes = partners = lambdas = None
+    corners = flips = holes = partners = lambdas = drawn = None
     if work.crop:
         corners = torch.randint(0, 2 * work.crop + 1, (steps, batch, 2), generator=generator)
     if work.flip:
@@ -185,7 +196,9 @@ def make_plan(
         for step, size in enumerate(sizes):
             partners[step, :size] = torch.randperm(size, generator=generator)
         lambdas = _beta(work.mixup, steps, generator)
-    return Plan(sizes, rows, corners, flips, holes, partners, lambdas, work.cutout)
+    if work.keys:  # last: the rest of the plan is the same with and without them
+        drawn = torch.randint(0, 2**31, (steps, batch), generator=generator)
+    return Plan(sizes, rows, corners, flips, holes, partners, lambdas, work.cutout, drawn)
 
 
 def _mini_batches(

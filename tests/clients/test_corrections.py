@@ -71,7 +71,7 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
         rounds=cohorts,
         sample=cohorts.get,
         seed=0,
-        lr=LR,
+        lr=lambda round: LR,
         node_of=range(len(trainer.partition)),
         exchange=Exchange(trainer.method, trainer.layout, POPULATION),
     )

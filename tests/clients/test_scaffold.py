@@ -39,7 +39,7 @@ def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
         rounds=cohorts,
         sample=lambda r, attempt: cohorts[r],
         seed=0,
-        lr=lr,
+        lr=lambda round: lr,
         node_of=range(len(trainer.partition)),
         exchange=exchange,
     )

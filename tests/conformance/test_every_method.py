@@ -23,6 +23,7 @@ FILES = [
     for key, package in [
         ("minimizer", "clients.minimizers"),
         ("client", "clients"),
+        ("loss", "clients.losses"),
         ("strategy", "strategies"),
         ("average", "strategies.averages"),
         ("model", "fedsam.models"),

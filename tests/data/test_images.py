@@ -4,8 +4,10 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
+from fedsam.config import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
+from fedsam.experiment import new_trainer
 from fedsam.randomness import torch_generator
 
 HEIGHT, WIDTH = 6, 9
@@ -97,3 +99,26 @@ def test_taking_batches_changes_no_pixel_and_no_batch_before():
     images.rows(torch.arange(11))
     assert torch.equal(given, before)
     assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "low", "high"), [("none", 0.0, 1.0), ("half", -1.0, 1.0)], ids=str
+)
+def test_normalisation_is_what_the_flag_says(normalize, low, high):
+    trainer, _ = new_trainer(resolve({"normalize": normalize, "clients": 10, "device": "cpu"}))
+    rows = torch.arange(50)
+    mine = trainer.train.rows(rows).images
+    centre = trainer.train.padding
+    pixels = trainer.train.padded[rows][:, centre : centre + 8, centre : centre + 8]
+    expected = low + (high - low) * pixels.movedim(-1, 1) / 255
+    torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-6)
+    assert float(trainer.train.pixels.low) == pytest.approx(low)
+    assert float(trainer.train.pixels.high) == pytest.approx(high)
+    assert float(trainer.train.pixels.unit) == pytest.approx((high - low) / 255)
+
+
+def test_by_default_each_channel_has_mean_zero_and_deviation_one():
+    trainer, _ = new_trainer(resolve({"clients": 10, "device": "cpu"}))
+    images = trainer.train.rows(torch.arange(len(trainer.train))).images.double()
+    assert float(images.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(images.std(correction=0)) == pytest.approx(1, abs=1e-4)

@@ -122,7 +122,7 @@ def test_rounds_can_be_taken_one_by_one(local):
         rounds=range(1, 4),
         sample=lambda r, attempt: [r, r + 1, r + 3, 8, 9],
         seed=0,
-        lr=0.1,
+        lr=lambda round: 0.1,
         node_of=range(20),
     )
     first, second = next(turns), next(turns)
@@ -135,7 +135,7 @@ def test_rounds_can_be_taken_one_by_one(local):
         rounds=[2],
         sample=lambda r, attempt: [r, r + 1, r + 3, 8, 9],
         seed=0,
-        lr=0.1,
+        lr=lambda round: 0.1,
         node_of=range(20),
     )
     assert torch.equal(next(on).arrays.state, second.arrays.state)

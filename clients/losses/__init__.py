@@ -1,0 +1,1 @@
+"""What a client minimises on a mini-batch, one file a loss."""
