@@ -106,9 +106,7 @@ def test_runs_in_one_program_end_where_they_end_alone(tmp_path, quick):
 
 
 @pytest.mark.parametrize(("memory", "low", "high"), [(0, 0.9, 1.0), (20, 0.0, 0.4)])
-def test_the_shipped_digits_are_forgotten_and_with_replay_less(
-    tmp_path, capsys, memory, low, high
-):
+def test_the_shipped_digits_are_forgotten_and_with_replay_less(tmp_path, capsys, memory, low, high):
     words = ["--rounds", "50", "--eval-every", "50", "--out", str(tmp_path / "run")]
     options = ["--lifelong-options", json.dumps({"memory": memory})]
     assert main(["--config", "lifelong-digits", *words, *options]) == 0
