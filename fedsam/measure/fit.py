@@ -12,7 +12,7 @@ def fit(subject: Subject) -> dict[str, Any]:
 
     In eval mode and without augmentation, as all measures look at a model.
     """
-    scalars = {}
+    scalars: dict[str, float] = {}
     for name in SETS:
         objective = subject.objective(name)
         metrics = objective.metrics(objective.w)
