@@ -62,14 +62,14 @@ class Way:
         trainer, self.initial = made
         self.crew: Crew = new_crew(config, trainer)
         cohort = Cohort(self.crew, gradients, capture=capture)
-        hands = Alone(cohort, Member(trainer, sampling(config)))
+        hands = Alone(cohort, Member(trainer, sampling(config, trainer)))
         grid = LocalGrid(self.crew, hands if gradients else None)
         self.turns = play(
             new_strategy(config),
             grid,
             self.initial,
             rounds=range(1, 10**9),
-            sample=sampling(config),
+            sample=sampling(config, trainer),
             seed=config.seed,
             lr=config.rate,
             node_of=range(config.clients),

@@ -1,11 +1,12 @@
-"""What a report draws, as plain numbers; figures.py draws it on paper, page.py in a browser."""
+"""Which charts a report holds; figures.py draws them on paper, page.py in a browser."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from fedsam.measured_charts import measured_charts
+from fedsam.panels import Chart, Panel, Series
 from fedsam.results import Cell, Grid, Run, words
 
 # of metrics.jsonl, with the heading and the axis that they get and the factor they are shown with
@@ -18,67 +19,6 @@ OVER_ROUNDS = (
 )
 
 
-@dataclass(frozen=True)
-class Series:
-    """A method's values, with a sample standard deviation to either side.
-
-    Attributes
-    ----------
-    label : str
-        The row of the table.
-    number : int
-        Of the row: its colour.
-    x : list
-        Rounds, or names.
-    y, spread : list of float
-        As many.
-    """
-
-    label: str
-    number: int
-    x: list[Any]
-    y: list[float]
-    spread: list[float]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes."""
-
-    title: str
-    series: list[Series]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Panels side by side, on one scale.
-
-    Attributes
-    ----------
-    name : str
-        Of its files.
-    heading, x_label, y_label : str
-        What is seen.
-    panels : list of Panel
-        At least one.
-    categories : list of str
-        The places on the x axis where they are names; empty where they are rounds.
-    """
-
-    name: str
-    heading: str
-    x_label: str
-    y_label: str
-    panels: list[Panel]
-    categories: list[str]
-
-    @property
-    def top(self) -> float:
-        """The largest value, with its deviation."""
-        every = [series for panel in self.panels for series in panel.series]
-        return max(y + s for one in every for y, s in zip(one.y, one.spread, strict=True))
-
-
 def all_charts(grid: Grid, target: float | None) -> list[Chart]:
     """Return every chart that the runs have data for."""
     charts = [over_rounds(grid, *given) for given in OVER_ROUNDS]
@@ -86,6 +26,7 @@ def all_charts(grid: Grid, target: float | None) -> list[Chart]:
         charts.insert(1, against_alpha(grid))
     if target is not None:
         charts += to_target(grid, target)
+    charts += measured_charts(grid)
     return [chart for chart in charts if chart.panels]
 
 
@@ -103,7 +44,7 @@ def over_rounds(grid: Grid, name: str, heading: str, y_label: str, factor: int) 
                 series.append(Series(row, number, rounds, *shown))
         if series:
             panels.append(Panel(_heading(grid, column), series))
-    return Chart(name.replace("_", "-"), heading, "round", y_label, panels, [])
+    return Chart(name.replace("_", "-"), heading, "round", y_label, panels)
 
 
 def over_seeds(cell: Cell, name: str) -> tuple[list[int], list[float], list[float]]:
@@ -142,6 +83,7 @@ def against_alpha(grid: Grid) -> Chart:
         "accuracy (%), last 100 rounds",
         panels,
         [f"{alpha:g}" for alpha in alphas],
+        "names",
     )
 
 
@@ -169,7 +111,7 @@ def to_target(grid: Grid, target: float) -> list[Chart]:
         panels = [Panel("", series)] if series else []
         heading = f"{unit.capitalize()} to {target:.0%} accuracy"
         label = f"{unit} to {target:.0%} accuracy"
-        charts.append(Chart(f"{unit}-to-target", heading, "", label, panels, titles))
+        charts.append(Chart(f"{unit}-to-target", heading, "", label, panels, titles, "names"))
     return charts
 
 

@@ -185,7 +185,7 @@ def replies(
     rows = zip(trainers, jobs, plans, program.end(), strict=True)
     return [
         Trained(
-            *(done.state, trainer.examples(job.client), len(plan)),
+            *(done.state, len(trainer.rows(job.client, job.round)), len(plan)),
             *(done.loss, done.memory, done.reply),
         )
         for trainer, job, plan, done in rows
@@ -202,7 +202,7 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) 
     rows = torch.arange(images)
     partition = Partition(rows, torch.tensor([0, (images + 1) // 2, images]))
     work = replace(trainer.work, batch_size=2, local_epochs=1.0, local_steps=0)
-    small = replace(trainer, partition=partition, work=work)
+    small = replace(trainer, partition=partition, work=work, lifelong=None)
     replica = small.new_replica()
     state = replica.state.clone()
     jobs = [Job(client, state, round, 0.01) for client in (0, 1)]

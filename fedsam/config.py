@@ -16,7 +16,7 @@ CONFIGS = ROOT / "configs"
 SHARED = (
     *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
     *("normalize", "loss", "loss_options"),
-    *("optimizer", "decay_in_loss", "bn_first_pass"),
+    *("optimizer", "decay_in_loss", "bn_first_pass", "lifelong", "lifelong_options"),
     *("batch_size", "augment", "cutout", "mixup", "device", "precision", "cohort", "engine"),
 )
 # who learns: a preset that says so (central) is a setting of its own, not one of a file's
@@ -95,6 +95,12 @@ class Config(BaseModel):
     """Concentration of the split: 0 is one class a client, large is IID."""
     partition_options: Options = {}
     """Further arguments of the partition: '{shards: 2}', '{path: split.csv}'."""
+    lifelong: int = Field(0, ge=0)
+    """Tasks that the classes are cut into and that are learnt one after the other, each over an
+    equal part of the rounds (0: off)."""
+    lifelong_options: Options = {}
+    """How: '{order: 3}' shuffles the classes by this seed, '{heads: multi}' lets only a task's own
+    classes compete, '{memory: 20}' lets clients replay as many images of each earlier class."""
     # how long
     rounds: int = Field(1000, ge=1)
     """Communication rounds."""
@@ -248,6 +254,18 @@ class Config(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _lifelong_fits(self) -> "Config":
+        if self.lifelong == 1 or self.lifelong > self.rounds:
+            raise ValueError(
+                f"--lifelong {self.lifelong}: needs two tasks at least, and a round for each"
+            )
+        if self.lifelong and (self.target_accuracy or self.patience):
+            raise ValueError("--lifelong: goes without --target-accuracy and --patience")
+        if self.lifelong_options and not self.lifelong:
+            raise ValueError("--lifelong-options: needs --lifelong")
+        return self
+
     @property
     def averaging(self) -> str:
         """The average that is used: ``average``, or swa by its short flag."""
@@ -270,14 +288,21 @@ class Config(BaseModel):
             return self.lr
         return self.lr * (1 + math.cos(math.pi * (round - 1) / self.rounds)) / 2
 
+    @property
+    def task_ends(self) -> tuple[int, ...]:
+        """The last round of each task of ``lifelong``."""
+        return tuple(k * self.rounds // self.lifelong for k in range(1, self.lifelong + 1))
+
     def evaluates(self, round: int) -> bool:
         """Return whether the model after ``round`` is evaluated.
 
         Every ``eval_every`` rounds and after the last; runs of 1000 rounds or more also after
-        each of the last 100, over which the paper takes its mean.
+        each of the last 100, over which the paper takes its mean. And at the end of each task.
         """
         last = self.rounds - round < 100 and self.rounds >= 1000
-        return last or round % self.eval_every == 0 or round == self.rounds
+        return (
+            last or round % self.eval_every == 0 or round == self.rounds or round in self.task_ends
+        )
 
 
 def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsam import loader
 from fedsam.config import Config
-from fedsam.data import datasets
+from fedsam.data import datasets, lifelong
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
@@ -131,6 +131,7 @@ def new_method(config: Config) -> Method:
 def new_strategy(config: Config) -> Strategy:
     """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
     cls = loader.find("strategy", config.strategy, "strategies")
+    fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
     strategy = loader.build(
         "strategy",
         cls,
@@ -139,8 +140,8 @@ def new_strategy(config: Config) -> Strategy:
         momentum=config.momentum,
         fraction_train=1.0,
         fraction_evaluate=0.0,
-        min_train_nodes=config.clients_per_round,
-        min_available_nodes=config.clients_per_round,
+        min_train_nodes=fewest,
+        min_available_nodes=fewest,
     )
     if config.averaging == "none":
         return strategy
@@ -169,6 +170,10 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     method = new_method(config)
     work = _work(config, dataset, keys=getattr(method.loss, "draws", False))
     mean, std = _normalisation(config, dataset)
+    sequence = _lifelong(config, dataset, partition)
+    task = loader.build("task", loader.find("task", config.task, "fedsam.tasks"), {})
+    if sequence and sequence.heads == "multi":
+        task = lifelong.Heads(task, sequence.task_of.to(device))
 
     def images(pixels: Tensor, labels: Tensor, padding: int = 0) -> Images:
         return Images(
@@ -188,10 +193,11 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         lambda: copy.deepcopy(template),
         layout,
         method,
-        loader.build("task", loader.find("task", config.task, "fedsam.tasks"), {}),
+        task,
         work,
         config.seed,
         bf16=config.precision == "bf16",
+        lifelong=sequence,
     )
     return trainer, VectorRecord(layout, layout.write(initial))
 
@@ -248,6 +254,22 @@ def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
         mixup=config.mixup,
         keys=keys,
     )
+
+
+def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelong.Lifelong | None:
+    """Return which classes are learnt when, where that is asked for."""
+    if not config.lifelong:
+        return None
+    made: lifelong.Lifelong = loader.build(
+        "lifelong",
+        lifelong.lifelong,
+        config.lifelong_options,
+        ends=config.task_ends,
+        labels=dataset.train_labels,
+        classes=dataset.classes,
+    )
+    lifelong.check(made, partition, dataset.test_labels, config.min_clients)
+    return made
 
 
 def _takes_arguments(function: Any) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsam.charts import Chart, Panel, Series, all_charts, partitions
+from fedsam.charts import all_charts, partitions
+from fedsam.panels import Chart, Series
 from fedsam.plots import bubbles
 from fedsam.results import Grid
 
@@ -24,20 +25,27 @@ def draw_all(grid: Grid, folder: Path, target: float | None = None) -> list[Path
 
 
 def draw(chart: Chart) -> Any:
-    """Return a chart as a figure, its panels on one scale."""
-    figure, panels = _panels(chart.panels)
+    """Return a chart as a figure."""
+    figure, panels = _panels(chart)
+    if chart.kind == "values":
+        for axes in panels[1:]:
+            axes.sharex(panels[0])
     for axes, panel in zip(panels, chart.panels, strict=True):
         for series in panel.series:
-            if chart.categories:
-                _marks(axes, series, chart.categories)
-            else:
+            if chart.kind == "bands":
                 _line(axes, series)
-        if chart.categories:
+            elif chart.kind == "points":
+                color = f"C{series.number % 10}"
+                axes.scatter(series.x, series.y, s=22, color=color, label=series.label, alpha=0.8)
+            else:
+                _marks(axes, series, chart.categories)
+        if chart.kind == "names":
             axes.set_xticks(range(len(chart.categories)), chart.categories)
             axes.set_xlim(-0.5, len(chart.categories) - 0.5)
-        axes.set(xlabel=chart.x_label)
-    panels[0].set_ylim(0, 1.05 * chart.top)  # of all: they share it
-    panels[0].set_ylabel(chart.y_label)
+        axes.set(xlabel=panel.x_label or chart.x_label, ylabel=panel.y_label)
+    if chart.one_scale:
+        panels[0].set_ylim(0, 1.05 * chart.top)
+        panels[0].set_ylabel(chart.y_label)
     columns = min(4, 2 * len(panels))
     handles: dict[str, Any] = {}
     for axes in panels:
@@ -72,7 +80,7 @@ def _line(axes: Any, series: Series) -> None:
 
 def _marks(axes: Any, series: Series, categories: Sequence[str]) -> None:
     axes.errorbar(
-        [categories.index(x) for x in series.x],
+        [categories.index(x) for x in series.x] if categories else series.x,
         series.y,
         series.spread,
         color=f"C{series.number % 10}",
@@ -82,13 +90,14 @@ def _marks(axes: Any, series: Series, categories: Sequence[str]) -> None:
     )
 
 
-def _panels(panels: Sequence[Panel]) -> tuple[Any, list[Any]]:
+def _panels(chart: Chart) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # a second of import that only this needs
 
+    panels = chart.panels
     wide = min(WIDE, len(panels))
     high = -(-len(panels) // wide)
     figure = Figure(figsize=(4.2 * wide + 0.6, 3.3 * high + 0.7), layout="constrained")
-    grid = figure.subplots(high, wide, squeeze=False, sharey=True)
+    grid = figure.subplots(high, wide, squeeze=False, sharey=chart.one_scale)
     places = [axes for line in grid for axes in line]
     for axes in places[len(panels) :]:
         axes.set_visible(False)

@@ -10,6 +10,7 @@ from fedsam.checkpoint import Snapshot
 from fedsam.config import Config
 from fedsam.engines.crew import Crew
 from fedsam.errors import StorageError, TrainingError, storing
+from fedsam.measure import lifelong
 from fedsam.measure.drift import drift
 from fedsam.resume import Due, RunState
 from fedsam.rounds import Round
@@ -85,7 +86,7 @@ class Following:
         self.arrays, number = turn.arrays, turn.number
         line = line_of(turn)
         if self.config.evaluates(number):
-            line |= self._measure() | drift_of(turn)
+            line |= self._measure(number) | drift_of(turn)
         self.write(line)
         self.done = number
         return self.state.stop.reason(line["accuracy"]) if "accuracy" in line else ""
@@ -95,8 +96,16 @@ class Following:
         strategy = self.state.strategy
         return strategy.model(self.arrays) if isinstance(strategy, Averaged) else self.arrays
 
-    def _measure(self) -> dict[str, float]:
-        return self.crew.evaluate(self._evaluated().state, self.crew.trainer.test)
+    def _measure(self, round: int = 0) -> dict[str, Any]:
+        """Return the metrics of the test set; in a lifelong run, of each task so far as well."""
+        trainer, state = self.crew.trainer, self._evaluated().state
+        found: dict[str, Any] = {**self.crew.evaluate(state, trainer.test)}
+        if trainer.lifelong is not None:
+            begun = trainer.lifelong.at(round) + 1
+            rows = trainer.lifelong.rows_by_task(trainer.test.targets)[:begun]
+            each = [self.crew.evaluate(state, trainer.test, task) for task in rows]
+            found[lifelong.KEY] = [metrics["accuracy"] for metrics in each]
+        return found
 
     def _gather(self) -> Snapshot:
         """Return what is needed to go on after the last round."""

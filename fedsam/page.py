@@ -3,11 +3,14 @@
 from importlib.resources import files
 from typing import Any
 
-from fedsam.charts import Chart, Series, all_charts, partitions
+from fedsam import measured
+from fedsam.charts import all_charts, partitions
 from fedsam.config import Config
+from fedsam.panels import Chart, Panel, Series
+from fedsam.pictures import pictures
 from fedsam.plots import SHOWN
 from fedsam.results import Grid, Run, short
-from fedsam.tables import NOTE, number_of
+from fedsam.tables import NOTE, TAU_NOTE, number_of
 
 # matplotlib's ten colours, so that a method has one colour on paper and on screen
 COLORS = (
@@ -28,10 +31,11 @@ def html(grid: Grid, target: float | None = None) -> str:
     sections = []
     for chart in all_charts(grid, target):
         panels = {f"{chart.name}-{n}": panel for n, panel in enumerate(chart.panels)}
-        plots |= {name: plot(chart, panel.series) for name, panel in panels.items()}
+        plots |= {name: plot(chart, panel) for name, panel in panels.items()}
         sections.append((chart.heading, {name: panel.title for name, panel in panels.items()}))
     splits = {f"partition-{n}": pair for n, pair in enumerate(partitions(grid))}
     plots |= {name: bubbles(run) for name, (_, run) in splits.items()}
+    embedded, left_out = pictures(grid)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=_title(grid),
@@ -42,23 +46,31 @@ def html(grid: Grid, target: float | None = None) -> str:
         splits={name: title for name, (title, _) in splits.items()},
         shown=SHOWN,
         plots=plots,
+        measures=measured.tables(grid),
+        tau_note=TAU_NOTE,
+        taus=[[t.dataset, t.scalar, t.gap, t] for t in measured.taus(grid)],
+        pictures=embedded,
+        left_out=left_out,
         plotly=get_plotlyjs(),
         **_configs(grid),
     )
 
 
-def plot(chart: Chart, series: list[Series]) -> dict[str, Any]:
+def plot(chart: Chart, panel: Panel) -> dict[str, Any]:
     """Return one panel as Plotly's data and layout."""
-    axis: dict[str, Any] = {"title": {"text": chart.x_label}}
+    axis: dict[str, Any] = {"title": {"text": panel.x_label or chart.x_label}}
+    vertical: dict[str, Any] = {"title": {"text": panel.y_label or chart.y_label}}
+    if chart.one_scale:
+        vertical["range"] = [0, 1.05 * chart.top]
     if chart.categories:
         axis |= {"type": "category", "categoryorder": "array", "categoryarray": chart.categories}
         axis["range"] = [-0.5, len(chart.categories) - 0.5]
     return {
-        "data": [trace for one in series for trace in (_marks if chart.categories else _band)(one)],
+        "data": [trace for one in panel.series for trace in TRACES[chart.kind](one)],
         "layout": {
             "xaxis": axis,
-            "yaxis": {"title": {"text": chart.y_label}, "range": [0, 1.05 * chart.top]},
-            "hovermode": "closest" if chart.categories else "x unified",
+            "yaxis": vertical,
+            "hovermode": "x unified" if chart.kind == "bands" else "closest",
             "showlegend": True,
         },
     }
@@ -73,6 +85,18 @@ def _marks(series: Series) -> list[dict[str, Any]]:
             "error_y": {"array": _short(series.spread), "visible": any(series.spread)},
             "mode": "lines+markers",
             "line": {"color": COLORS[series.number % len(COLORS)]},
+        }
+    ]
+
+
+def _points(series: Series) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": series.label,
+            "x": _short(series.x),
+            "y": _short(series.y),
+            "mode": "markers",
+            "marker": {"color": COLORS[series.number % len(COLORS)], "size": 8, "opacity": 0.8},
         }
     ]
 
@@ -102,6 +126,9 @@ def _band(series: Series) -> list[dict[str, Any]]:
         "showlegend": False,
     }
     return [band, line]
+
+
+TRACES = {"bands": _band, "names": _marks, "values": _marks, "points": _points}
 
 
 def bubbles(run: Run) -> dict[str, Any]:

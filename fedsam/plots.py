@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fedsam.measure.lifelong import KEY, matrix
+
 SHOWN = 100  # clients in the picture of a partition
 
 
@@ -84,3 +86,42 @@ def bubbles(axes: Any, counts: Tensor, row: float) -> None:
     axes.set_axisbelow(True)
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Path) -> None:
+    """Draw the accuracy on each task over metrics.jsonl's rounds, and after each task, into a PNG.
+
+    ``ends`` are the last rounds of the tasks.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    tests = [line for line in lines if KEY in line]
+    for task in range(len(ends)):
+        known = [(t["round"], 100 * t[KEY][task]) for t in tests if len(t[KEY]) > task]
+        if known:
+            rounds, accuracies = zip(*known, strict=True)
+            left.plot(rounds, accuracies, color=f"C{task % 10}", label=f"task {task + 1}")
+    for end in ends[:-1]:
+        left.axvline(end, color="0.6", linewidth=0.7, linestyle=":")
+    left.set(xlabel="round (dotted: the next task begins)", ylabel="test accuracy (%)")
+    left.set_ylim(0, 103)
+    left.grid(alpha=0.25)
+    left.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize="small", ncols=-(-len(ends) // 10))
+    a = [[100 * value for value in row] for row in matrix(lines, ends)]
+    if a:
+        cells = [row + [float("nan")] * (len(ends) - len(row)) for row in a]
+        shown = right.imshow(cells, vmin=0, vmax=100, cmap="viridis")
+        figure.colorbar(shown, ax=right, label="accuracy (%)", shrink=0.85)
+        if len(ends) <= 10:
+            for k, row in enumerate(a):
+                for j, value in enumerate(row):
+                    ink = "white" if value < 60 else "black"
+                    right.text(j, k, f"{value:.0f}", ha="center", va="center", color=ink)
+    ticks = range(0, len(ends), -(-len(ends) // 10))
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_ticks(ticks, [str(task + 1) for task in ticks])
+    right.set(xlabel="on task", ylabel="after task")
+    figure.savefig(path, dpi=120)

@@ -119,6 +119,12 @@ class Progress:
             f"(last {_percent(summary['last_accuracy'])}, best "
             f"{_percent(summary['best_accuracy'])})",
         )
+        if lifelong := summary.get("lifelong"):
+            table.add_row(
+                "lifelong",
+                f"{_percent(lifelong['average_accuracy'])} average accuracy after the last of "
+                f"{config.lifelong} tasks, {_percent(lifelong['forgetting'])} forgetting",
+            )
         table.add_row("results", str(outcome.folder))
         self.console.print(table, soft_wrap=True, highlight=False)
         if outcome.phases:

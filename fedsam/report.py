@@ -44,6 +44,7 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
 
     from fedsam import tables
     from fedsam.figures import draw_all
+    from fedsam.measured import taus, why_no_tau
     from fedsam.page import html
     from fedsam.results import Grid, finished, folders_below, load_all
 
@@ -55,14 +56,20 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     (out / "table.md").write_text(tables.markdown(grid))
     (out / "table.tex").write_text(tables.latex(grid))
     (out / "runs.csv").write_text(tables.comma_separated(grid, target))
+    written = ["report.html", "table.md", "table.tex", "runs.csv"]
+    if taus(grid):
+        (out / "tau.csv").write_text(tables.correlations(grid))
+        written.append("tau.csv")
     (out / "report.html").write_text(html(grid, target))
     pictures = draw_all(grid, out, target)
     console = Console()
     console.print(tables.terminal(grid))
-    written = "report.html", "table.md", "table.tex", "runs.csv", *(p.name for p in pictures)
+    written += [picture.name for picture in pictures]
     console.print(
         f"{len(grid.runs)} runs; {', '.join(written)} in {out}", highlight=False, soft_wrap=True
     )
+    if reason := why_no_tau(grid):
+        console.print(reason, highlight=False, soft_wrap=True)
     if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
         console.print(f"left out: {left_out} runs that are not finished", highlight=False)
 

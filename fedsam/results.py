@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,30 @@ class Run:
         value = self.summary["final_accuracy"]
         return math.nan if value is None else float(value)
 
+    @cached_property
+    def measures(self) -> dict[str, dict[str, float]]:
+        """The finite numbers that were measured of the evaluated model, by measure and name.
+
+        Those of flatness.json, and a lifelong run's own.
+
+        Raises
+        ------
+        UsageError
+            If flatness.json is damaged.
+        """
+        file, found = self.path / "flatness.json", {}
+        try:
+            read = json.loads(file.read_text())["model"] if file.exists() else {}
+            found = {measure: dict(held["scalars"]) for measure, held in read.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{file}: damaged: {error!r}") from error
+        lifelong = self.summary.get("lifelong", {})
+        found["lifelong"] = {
+            key.replace("_", " "): lifelong.get(key) for key in ("average_accuracy", "forgetting")
+        }
+        numbers = {measure: _numbers(scalars) for measure, scalars in found.items()}
+        return {measure: scalars for measure, scalars in numbers.items() if scalars}
+
     def plot(self) -> Any:
         """Return a matplotlib figure of accuracy and loss over rounds.
 
@@ -98,6 +122,14 @@ class Run:
             if (line.get("accuracy") or 0.0) >= target:
                 return line["round"], seconds
         return None
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def load(path: Path) -> Run:

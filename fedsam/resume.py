@@ -183,6 +183,11 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
                 f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
                 "it can only go on with that"
             )
+    if config.lifelong and config.rounds != before.rounds:
+        raise UsageError(
+            f"--rounds {config.rounds}: the tasks of the run in {folder} divide its "
+            f"{before.rounds}; it can only go on with that"
+        )
     snapshot = load(folder)
     if snapshot is None:
         raise UsageError(f"--resume {folder}: it has no checkpoint to go on from; start it anew")

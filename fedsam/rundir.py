@@ -19,7 +19,8 @@ from fedsam.config import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.errors import UsageError
 from fedsam.files import write_whole
-from fedsam.plots import draw_curves, draw_partition
+from fedsam.measure import lifelong
+from fedsam.plots import draw_curves, draw_lifelong, draw_partition
 from fedsam.wire import VectorRecord
 
 LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
@@ -145,6 +146,8 @@ class RunDir:
         summary = {"finished": finished} | self.summary(evaluated.layout.trainable, reason)
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / "curves.png")
+        if self.config.lifelong:
+            draw_lifelong(self.lines, self.config.task_ends, self.path / "lifelong.png")
         return summary
 
     def summary(self, parameters: int, reason: str) -> dict[str, Any]:
@@ -154,7 +157,7 @@ class RunDir:
         late = [t["accuracy"] for t in tests if t["round"] > rounds - LAST]
         accuracies = [t["accuracy"] for t in tests]
         training = sum(line.get("seconds") or 0.0 for line in self.lines)
-        return {
+        found = {
             "final_accuracy": math.fsum(late) / len(late) if late else None,
             "last_accuracy": accuracies[-1] if tests else None,
             "best_accuracy": max(accuracies) if tests else None,
@@ -166,6 +169,9 @@ class RunDir:
             "parameters": parameters,
             "versions": versions(),
         }
+        if self.config.lifelong:
+            found["lifelong"] = lifelong.measured(self.lines, self.config.task_ends)
+        return found
 
 
 def versions() -> dict[str, str]:

@@ -102,7 +102,7 @@ def run(
             leaving.callback(actors.close)
             grid = LocalGrid(crew, actors)
         elif gradients := new_gradients(config, trainer):
-            member = Member(trainer, sampling(config))
+            member = Member(trainer, sampling(config, trainer))
             grid = LocalGrid(crew, Alone(Cohort(crew, gradients), member))
         else:
             grid = LocalGrid(crew)
@@ -115,12 +115,20 @@ def new_crew(config: Config, trainer: Trainer, stop: Stop) -> Crew:
     return Crew(trainer, (config.threads or cores()) if on_cpu else 1, stop)
 
 
-def sampling(config: Config) -> Callable[..., list[int]]:
-    """Return the run's cohorts, as a function of the round and the attempt."""
+def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
+    """Return the run's cohorts, as a function of the round and the attempt.
+
+    In a lifelong run, of the clients that hold images of the round's task: all, if they are few.
+    """
+    lifelong, wanted = trainer.lifelong, config.clients_per_round
+    holders = [c.tolist() for c in lifelong.holders(trainer.partition)] if lifelong else []
 
     def sample(round: int, attempt: int = 0) -> list[int]:
-        wanted = config.clients, config.clients_per_round
-        return sample_clients(config.seed, round, *wanted, attempt)
+        if lifelong is None:
+            return sample_clients(config.seed, round, config.clients, wanted, attempt)
+        able = holders[lifelong.at(round)]
+        most = min(wanted, len(able))
+        return [able[n] for n in sample_clients(config.seed, round, len(able), most, attempt)]
 
     return sample
 
@@ -153,7 +161,7 @@ def play_out(
         grid,
         arrays,
         rounds=range(first + 1, config.rounds + 1),
-        sample=sampling(config),
+        sample=sampling(config, trainer),
         seed=config.seed,
         lr=config.rate,
         node_of=nodes,

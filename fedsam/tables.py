@@ -7,11 +7,19 @@ from typing import Any
 
 from rich.table import Table
 
+from fedsam.measure.correlation import Correlation
+from fedsam.measured import scalars, tables, taus
 from fedsam.results import Cell, Grid
 
 NOTE = (
     "Accuracy in percent, mean of the last 100 rounds' evaluations; mean and sample standard "
     "deviation over seeds."
+)
+
+
+TAU_NOTE = (
+    "Tau-b between a measure and the gap, over the runs; 95% interval by bootstrap over the runs, "
+    "which takes them for independent, as seeds of one method are not quite."
 )
 
 
@@ -33,8 +41,33 @@ def markdown(grid: Grid) -> str:
     lines += [
         [row, *(_cell(grid, row, column, "**{}**") for column in grid.columns)] for row in grid.rows
     ]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\n{NOTE}\n"
+    return f"{_piped(lines)}\n\n{NOTE}\n{_measures(grid)}"
+
+
+def _piped(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _measures(grid: Grid) -> str:
+    """Return what was measured beside accuracy, by column, and how it goes with the gap."""
+    parts = []
+    for title, head, rows in tables(grid):
+        rule = ["---", *["---:" for _ in head[1:]]]
+        parts.append((f"{title}\n\n" if title else "") + _piped([head, rule, *rows]))
+    if found := [[t.dataset, str(t.scalar), t.gap, str(t)] for t in taus(grid)]:
+        heads = ["data set", "measure", "gap", "Kendall's tau"]
+        parts.append(f"{_piped([heads, ['---'] * 4, *found])}\n\n{TAU_NOTE}")
+    return "".join(f"\n{part}\n" for part in parts)
+
+
+def correlations(grid: Grid) -> str:
+    """Return a CSV line for every Kendall's tau that the runs have data for."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["dataset", "measure", "scalar", "gap", *Correlation._fields])
+    for tau in taus(grid):
+        writer.writerow([tau.dataset, *tau.scalar, tau.gap, *tau.found])
+    return out.getvalue()
 
 
 def latex(grid: Grid) -> str:
@@ -58,11 +91,13 @@ def comma_separated(grid: Grid, target: float | None = None) -> str:
     reached = ["rounds_to_target", "seconds_to_target"] if target is not None else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*keys, *results, *reached, "run"])
+    measured = scalars(grid)
+    writer.writerow([*keys, *results, *reached, *map(str, measured), "run"])
     for run in sorted(grid.runs, key=lambda r: (grid.row(r), grid.column(r), r.config.seed)):
         first: list[Any] = [run.method] + [getattr(run.config, key) for key in keys[1:]]
         when: Sequence[Any] = () if target is None else run.reaches(target) or ("", "")
-        writer.writerow([*first, *(run.summary[name] for name in results), *when, run.path])
+        more = ["" if (value := s.of(run)) is None else value for s in measured]
+        writer.writerow([*first, *(run.summary[name] for name in results), *when, *more, run.path])
     return out.getvalue()
 
 

@@ -78,7 +78,7 @@ def run_together(
 
         def play(number: int) -> Outcome:
             config, crew = configs[number], crews[number]
-            seat = Seat(table, number, Member(crew.trainer, sampling(config)))
+            seat = Seat(table, number, Member(crew.trainer, sampling(config, crew.trainer)))
             nodes, start = range(config.clients), made[number][1]
             with one_compute_thread(), closing(seat):
                 return play_out(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsam.data.images import Images
+from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.errors import TrainingError, UsageError
@@ -39,7 +40,7 @@ class Job(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What one client returns: its state (S,), images it holds, steps it took, mean loss.
+    """What one client returns: its state (S,), images it trained on, steps it took, mean loss.
 
     ``memory`` is for its next round, ``reply`` goes to the server beside the state.
     """
@@ -82,6 +83,8 @@ class Trainer:
         The run's.
     bf16 : bool
         Forward passes under autocast to bfloat16.
+    lifelong : Lifelong, optional
+        Which classes are learnt when; None: all, always.
     """
 
     train: Images
@@ -94,6 +97,7 @@ class Trainer:
     work: Work
     seed: int
     bf16: bool = False
+    lifelong: Lifelong | None = None
 
     def new_replica(self) -> Replica:
         """Return a model to compute with; each thread needs its own."""
@@ -107,11 +111,16 @@ class Trainer:
         """Return how many mini-batches ``client`` takes a round."""
         return self.work.steps(self.examples(client))
 
+    def rows(self, client: int, round: int) -> Tensor:
+        """Return the images that ``client`` trains on in a round, rows of the training set."""
+        images = self.partition[client]
+        return images if self.lifelong is None else self.lifelong.rows(images, round)
+
     def plan(self, client: int, round: int) -> Plan:
         """Return the plan of one client's round, on the CPU."""
         generator = torch_generator(self.seed, "plan", round, client)
         shape = (self.train.height, self.train.width)
-        return make_plan(self.partition[client], self.work, shape, generator)
+        return make_plan(self.rows(client, round), self.work, shape, generator)
 
     def train_client(self, replica: Replica, job: Job) -> Trained:
         """Train one client for one round; the global state is not changed."""
@@ -130,9 +139,8 @@ class Trainer:
             memory=memory or zeros(self.method.memory, w),
             sent=sent or zeros(self.method.exchanged, w),
         )
-        return Trained(
-            done.state, self.examples(client), len(plan), done.loss, done.memory, done.reply
-        )
+        examples = len(self.rows(client, round))
+        return Trained(done.state, examples, len(plan), done.loss, done.memory, done.reply)
 
     @torch.no_grad()
     def statistics(self, replica: Replica, state: Tensor, images: Images, rows: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ ORDER = [
     ["fedsam.page"],
     ["fedsam.tables", "fedsam.figures"],
     ["fedsam.charts"],
+    ["fedsam.measured_charts"],
+    ["fedsam.panels", "fedsam.pictures", "fedsam.measured"],
     ["fedsam.results"],
     ["fedsam.progress"],
     ["fedsam.together"],

@@ -5,6 +5,8 @@ import os
 import shutil
 
 import pytest
+from PIL import Image
+from test_measured import measure
 from test_report import write_run
 
 from fedsam.page import html
@@ -24,7 +26,10 @@ def page_file(tmp_path_factory):
             for seed in (0, 1):
                 values = [0.1 * k + 0.01 * alpha**0.5 + 0.02 * n * seed for k in range(1, 8)]
                 given = {"alpha": alpha, "algorithm": method, "seed": seed}
-                write_run(folder / f"{alpha}-{method}-{seed}", values, **given)
+                run = write_run(folder / f"{alpha}-{method}-{seed}", values, **given)
+                numbers = {"lambda_1": 9.0 - 4 * n + seed, "trace": 100.0 + alpha}
+                measure(run, 0.9, 0.8 - 0.1 * n + 0.01 * seed, hessian=numbers)
+                Image.new("RGB", (1600, 500), "teal").save(run / "flatness-surface.png")
     hostile = "</script><img src=x onerror=alert(1)>"
     write_run(folder / hostile.replace("/", "-"), [0.5], seed=7, data_root=hostile)
     file = folder / "report.html"
@@ -92,6 +97,22 @@ def test_it_draws_everything_asks_nobody_and_fits(opened, page_file, kind, schem
     assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 30)")
     text = page.locator("#accuracy-0 .xtitle").evaluate("e => getComputedStyle(e).fill")
     assert text == ("rgb(28, 36, 48)" if scheme == "light" else "rgb(227, 231, 238)")
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_its_pictures_are_inside_and_have_a_text(opened, kind):
+    page, asked, said = opened(kind)
+    images = page.locator("figure img")
+    assert images.count() == 12
+    images.last.scroll_into_view_if_needed()
+    wait(page, "[...document.images].every(image => image.naturalWidth == 1600)")
+    assert images.first.bounding_box()["width"] <= WIDTHS[kind][0]
+    assert images.nth(0).get_attribute("alt") == page.locator("figcaption").nth(0).inner_text()
+    assert "flatness surface" in images.nth(0).get_attribute("alt")
+    assert "τ = " in page.locator("#taus").inner_text()
+    assert page.locator(".measures").count() == 3  # a table an alpha
+    assert len(asked) == 1
+    assert said == []
 
 
 def wait(page, condition):

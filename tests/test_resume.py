@@ -51,6 +51,7 @@ RUNS = {
     "fedgloss": {"algorithm": "fedgloss"},
     "fedlesam-d": {"algorithm": "fedlesam-d"},
     "fedsmoo": {"algorithm": "fedsmoo"},
+    "lifelong": {"lifelong": 3, "lifelong_options": {"heads": "multi", "memory": 2}},
 }
 
 

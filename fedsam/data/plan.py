@@ -46,6 +46,8 @@ class Work:
 
     def steps(self, examples: int) -> int:
         """Return the number of mini-batches a client with so many examples trains on."""
+        if not examples:
+            return 0
         if self.local_steps:
             return self.local_steps
         if not self.local_epochs:

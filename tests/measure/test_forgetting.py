@@ -1,0 +1,29 @@
+"""Average accuracy and forgetting: by hand, and of runs that are not done."""
+
+import pytest
+
+from fedsam.measure.lifelong import average_accuracy, forgetting, matrix, measured
+
+A = [[0.9], [0.5, 0.8], [0.6, 0.9, 0.7]]
+
+
+def test_by_hand():
+    assert average_accuracy(A) == pytest.approx(2.2 / 3)
+    # task 1 was best at first, task 2 is better than ever: it has forgotten less than nothing
+    assert forgetting(A) == pytest.approx((0.9 - 0.6 + 0.8 - 0.9) / 2)
+    assert forgetting([[0.5], [0.6, 1.0], [0.4, 1.0, 1.0]]) == pytest.approx(0.1)
+
+
+def test_the_matrix_is_read_at_the_ends_of_the_tasks():
+    lines = [
+        {"round": 0, "task_accuracy": [0.0]},
+        {"round": 2, "task_accuracy": [0.9]},
+        {"round": 3, "task_accuracy": [0.7, 0.1]},
+        {"round": 4, "task_accuracy": [0.5, 0.8]},
+        {"round": 5},
+    ]
+    assert matrix(lines, (2, 4, 6)) == A[:2]
+    found = measured(lines, (2, 4, 6))
+    assert found == {"accuracy_matrix": A[:2], "average_accuracy": None, "forgetting": None}
+    lines.append({"round": 6, "task_accuracy": A[2]})
+    assert measured(lines, (2, 4, 6))["forgetting"] == pytest.approx(0.1)
