@@ -8,7 +8,9 @@ import pytest
 import torch
 from test_cohort import as_cohort, one_by_one, start_of, trainer_of
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 from fedsam.cohort import why_not
 from fedsam.config import resolve
@@ -172,6 +174,29 @@ def test_wrn16_4_is_the_papers_layer_by_layer():
     assert sides[1::2] == [(64, 32, 32), (128, 16, 16), (256, 8, 8)]
     h = torch.relu(normed(h, t, "norm")).mean((2, 3))
     torch.testing.assert_close(model(x), h @ t["fc.weight"].T + t["fc.bias"])
+
+
+def test_the_vit_is_torchvisions_and_has_a_hessian():
+    model = new("vit", (1, 8, 8), 3, dim=12, depth=2).double()
+    theirs = VisionTransformer(8, 4, 2, 3, 12, 48, num_classes=3).double()
+    theirs.conv_proj = nn.Conv2d(1, 12, 4, 4).double()
+    nn.init.normal_(model.net.heads.head.weight)
+    theirs.load_state_dict(model.net.state_dict())
+    x, labels = torch.randn(4, 1, 8, 8).double(), torch.tensor([0, 1, 2, 0])
+    torch.testing.assert_close(model(x), theirs(x))
+    w = model.net.conv_proj.bias
+    rest = {name: p for name, p in model.named_parameters() if p is not w}
+
+    def slope(bias):
+        parameters = rest | {"net.conv_proj.bias": bias}
+        loss = F.cross_entropy(functional_call(model, parameters, (x,)), labels)
+        return torch.autograd.grad(loss, bias, create_graph=True)[0]
+
+    (curved,) = torch.autograd.grad(slope(w)[0], w)
+    step = torch.zeros(12).double()
+    step[3] = 1e-5
+    ahead, behind = [slope((w + s * step).detach().requires_grad_())[0] for s in (1, -1)]
+    torch.testing.assert_close(curved[3], (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("mobilenet_v2", "features")])

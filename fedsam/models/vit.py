@@ -1,5 +1,7 @@
 """A small vision transformer (Dosovitskiy et al., ICLR 2021): torchvision's."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -58,8 +60,21 @@ class ViT(nn.Module):
             fan_in = channels * patch * patch
             nn.init.trunc_normal_(net.conv_proj.weight, std=fan_in**-0.5)
             nn.init.zeros_(net.conv_proj.bias)
+        for module in net.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.register_forward_pre_hook(_plainly, with_kwargs=True)
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, classes) of images (B, C, H, W)."""
         return self.net(images)
+
+
+def _plainly(
+    module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let attention be computed as it is written, not by a fused kernel.
+
+    PyTorch's kernels have no second derivative, which Hessians need, and no rule for vmap.
+    """
+    return inputs, {**options, "need_weights": True}
