@@ -23,7 +23,7 @@ from fedsam.vector import Layout
 
 CLIENT = Partition(torch.arange(500), torch.tensor([0, 500]))
 MODELS = [
-    *[("cnn", {}), ("vit", {})],
+    *[("mlp", {}), ("cnn", {}), ("vit", {})],
     *[
         (name, {"norm": norm})
         for name in ("resnet20", "wrn16-4", "mobilenet-v2", "resnet18")
