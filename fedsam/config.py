@@ -78,9 +78,10 @@ class Config(BaseModel):
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: str = "auto"
     """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
-    digits-cnn, mlp, resnet18, or an import path."""
+    digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, vit, wrn16-4, or an import path such as
+    torchvision.models:resnet18."""
     model_options: Options = {}
-    """Further arguments of the model, as YAML or JSON: '{hidden: 100}'."""
+    """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
     task: str = "classification"
     """What the model's output means: classification, or an import path."""
     # who learns it
@@ -150,6 +151,9 @@ class Config(BaseModel):
     bn_first_pass: bool = False
     """BatchNorm statistics are updated in the first pass of a step only (Google's SAM); else in
     each, as in FedSAM's and ASAM's code."""
+    bn: Literal["values", "pooled", "local"] = "values"
+    """BatchNorm statistics: values (averaged as they are), pooled (mean and variance of all the
+    cohort's images together) or local (SiloBN: each client keeps its own; needs --update-bn)."""
     batch_size: int = Field(64, ge=1)
     """Images a mini-batch; a smaller last one is kept."""
     augment: Literal["auto", "none", "crop", "flip", "crop+flip"] = "auto"
@@ -178,6 +182,9 @@ class Config(BaseModel):
     """Rounds of SWA's learning-rate cycle."""
     swa_lr: float = Field(1e-4, ge=0)
     """Learning rate at the end of SWA's cycle."""
+    update_bn: int = Field(0, ge=0)
+    """Training images on which the server computes the BatchNorm statistics of the evaluated model
+    anew, the same at each evaluation (0: off)."""
     min_clients: int = Field(1, ge=1)
     """Usable updates that a round needs; with fewer it is tried again with other clients, three
     times in all."""
@@ -246,6 +253,13 @@ class Config(BaseModel):
             raise ValueError("--optimizer nesterov: needs a --momentum above 0")
         if self.optimizer == "adamw" and (self.momentum or self.decay_in_loss):
             raise ValueError("--optimizer adamw: goes without --momentum and --decay-in-loss")
+        if self.update_bn == 1:
+            raise ValueError("--update-bn 1: one image has no variance; give 2 or more, or 0")
+        if self.bn == "local" and not self.update_bn:
+            raise ValueError(
+                "--bn local: the global model has no statistics to be evaluated with; give "
+                "--update-bn, such as 1000"
+            )
         if self.trace and self.rounds < TRACED[-1]:
             raise ValueError(f"--trace: shows rounds {TRACED[0]} to {TRACED[-1]}: more --rounds")
         if self.averaging != "none" and self.averages_from >= self.rounds:

@@ -6,6 +6,7 @@ Nothing else in the framework knows them all.
 import copy
 import inspect
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedsam import loader
+from fedsam import batchnorm, loader
 from fedsam.config import Config
 from fedsam.data import datasets, lifelong
 from fedsam.data.datasets import Dataset
@@ -25,6 +26,7 @@ from fedsam.data.splits import METHODS
 from fedsam.errors import UsageError, nearest
 from fedsam.gradients import Slots, Vmapped
 from fedsam.machine import cores
+from fedsam.pooling import Pooled
 from fedsam.randomness import global_streams, numpy_generator
 from fedsam.trainer import Trainer
 from fedsam.training import Method
@@ -102,12 +104,21 @@ def choose_device(config: Config) -> torch.device:
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
-    cls = loader.find("model", name, "fedsam.models")
-    shape = tuple(dataset.train_images.shape[1:])
+    make = loader.find("model", name, "fedsam.models")
+    shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
+    given = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
+    options = config.model_options
+    if _says_nothing(make, given):  # then it hands on what torchvision's and timm's models take
+        channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
+        options = {"num_classes": classes, **channels, **options}
     with global_streams(config.seed, "initialisation"):
-        return loader.build(
-            "model", cls, config.model_options, shape=shape, classes=dataset.classes
-        )
+        model = loader.build("model", make, options, **given)
+    if not batchnorm.layers(model):
+        if config.bn != "values":
+            raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
+        if config.update_bn:
+            raise UsageError(f"--update-bn {config.update_bn}: the model has no BatchNorm")
+    return model
 
 
 def new_method(config: Config) -> Method:
@@ -143,6 +154,8 @@ def new_strategy(config: Config) -> Strategy:
         min_train_nodes=fewest,
         min_available_nodes=fewest,
     )
+    if config.bn == "pooled":
+        strategy = Pooled(strategy)
     if config.averaging == "none":
         return strategy
     rule = loader.find("average", config.averaging, "strategies.averages")
@@ -198,6 +211,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         config.seed,
         bf16=config.precision == "bf16",
         lifelong=sequence,
+        local_statistics=config.bn == "local",
     )
     return trainer, VectorRecord(layout, layout.write(initial))
 
@@ -270,6 +284,13 @@ def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelon
     )
     lifelong.check(made, partition, dataset.test_labels, config.min_clients)
     return made
+
+
+def _says_nothing(make: Any, given: Collection[str]) -> bool:
+    """Return whether it is a function that takes any keyword and names none of these."""
+    parameters = inspect.signature(make).parameters
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return any_keyword and not inspect.isclass(make) and not set(given) & set(parameters)
 
 
 def _takes_arguments(function: Any) -> bool:

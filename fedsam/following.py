@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from signal import SIGINT
 from typing import Any
 
+import torch
+
 from fedsam import wire
 from fedsam.checkpoint import Snapshot
 from fedsam.config import Config
@@ -12,6 +14,7 @@ from fedsam.engines.crew import Crew
 from fedsam.errors import StorageError, TrainingError, storing
 from fedsam.measure import lifelong
 from fedsam.measure.drift import drift
+from fedsam.randomness import torch_generator
 from fedsam.resume import Due, RunState
 from fedsam.rounds import Round
 from fedsam.rundir import RunDir
@@ -93,8 +96,13 @@ class Following:
 
     def _evaluated(self) -> VectorRecord:
         """Return the model that is evaluated: the average where there is one."""
-        strategy = self.state.strategy
-        return strategy.model(self.arrays) if isinstance(strategy, Averaged) else self.arrays
+        strategy, config, trainer = self.state.strategy, self.config, self.crew.trainer
+        model = strategy.model(self.arrays) if isinstance(strategy, Averaged) else self.arrays
+        if not config.update_bn:
+            return model
+        drawn = torch.randperm(len(trainer.train), generator=torch_generator(config.seed, "bn"))
+        state = self.crew.update_bn(model.state, trainer.train, drawn[: config.update_bn])
+        return VectorRecord(model.layout, state)
 
     def _measure(self, round: int = 0) -> dict[str, Any]:
         """Return the metrics of the test set; in a lifelong run, of each task so far as well."""

@@ -125,7 +125,7 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
         return cls(**values)
     except UsageError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # timm's of an unknown name is the last
         raise UsageError(
             f"{where if options else flag(key)}: {cls.__name__}: {one_line(error)}"
         ) from error

@@ -22,13 +22,15 @@ from fedsam.training import Method, Vectors, train_client, zeros
 from fedsam.vector import Layout
 
 log = logging.getLogger("fedsam")
+STATISTICS = "statistics"  # in a client's memory: its own values behind w
 
 
 class Job(NamedTuple):
     """One client's round: who, from which global state (S,), which round, at what rate.
 
     ``memory`` is what the client kept from its last round (None: it has not trained yet), ``sent``
-    what came beside the state (None: the first round); vectors (P,) by name.
+    what came beside the state (None: the first round); vectors (P,) by name, but for those that
+    stay with the client behind w (S - P,).
     """
 
     client: int
@@ -85,6 +87,9 @@ class Trainer:
         Forward passes under autocast to bfloat16.
     lifelong : Lifelong, optional
         Which classes are learnt when; None: all, always.
+    local_statistics : bool
+        What lies behind w (BatchNorm statistics) stays with each client, which begins with the
+        global state's; SiloBN (Andreux et al., DCL 2020).
     """
 
     train: Images
@@ -98,6 +103,7 @@ class Trainer:
     seed: int
     bf16: bool = False
     lifelong: Lifelong | None = None
+    local_statistics: bool = False
 
     def new_replica(self) -> Replica:
         """Return a model to compute with; each thread needs its own."""
@@ -122,14 +128,21 @@ class Trainer:
         shape = (self.train.height, self.train.width)
         return make_plan(self.rows(client, round), self.work, shape, generator)
 
+    def own_state(self, state: Tensor, memory: Vectors | None) -> Tensor:
+        """Return the global ``state`` (S,) as a client sees it: maybe with its own statistics."""
+        if not self.local_statistics or not memory:
+            return state
+        return torch.cat([state[: self.layout.trainable], memory[STATISTICS]])
+
     def train_client(self, replica: Replica, job: Job) -> Trained:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
         plan = self.plan(client, round).to(self.layout.device)
-        w = state[: self.layout.trainable]
+        P = self.layout.trainable
+        w = state[:P]
         done = train_client(
             replica,
-            state,
+            self.own_state(state, memory),
             plan,
             self.train,
             self.task,
@@ -139,8 +152,12 @@ class Trainer:
             memory=memory or zeros(self.method.memory, w),
             sent=sent or zeros(self.method.exchanged, w),
         )
+        ended, kept = done.state, done.memory
+        if self.local_statistics:
+            kept = {**kept, STATISTICS: ended[P:].clone()}
+            ended = torch.cat([ended[:P], state[P:]])
         examples = len(self.rows(client, round))
-        return Trained(done.state, examples, len(plan), done.loss, done.memory, done.reply)
+        return Trained(ended, examples, len(plan), done.loss, kept, done.reply)
 
     @torch.no_grad()
     def statistics(self, replica: Replica, state: Tensor, images: Images, rows: Tensor) -> Tensor:

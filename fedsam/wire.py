@@ -176,12 +176,12 @@ def vectors_of(content: RecordDict, layout: Layout, key: str = EXCHANGED) -> dic
     Raises
     ------
     ValueError
-        If one has another length than w.
+        If one that travels has another length than w.
     """
     vectors = {}
     for name, array in content.array_records.get(key, ArrayRecord()).items():
         vectors[name] = tensor_of(array).to(layout.device, layout.dtype)
-        if vectors[name].shape != (layout.trainable,):
+        if key == EXCHANGED and vectors[name].shape != (layout.trainable,):
             shape = tuple(vectors[name].shape)
             raise ValueError(f"{name!r} has shape {shape}, w is ({layout.trainable},)")
     return vectors

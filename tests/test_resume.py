@@ -25,6 +25,7 @@ from fedsam.together import run_together
 
 FLOWER = "flwr.serverapp.strategy:"
 AVERAGING = {"average": "wima", "average_options": {"window": 3}, "swa_start": 1}
+NORMED = {"model": "resnet20", "model_options": {"norm": "batch"}, "local_steps": 1, "clients": 5}
 RUNS = {
     "fedavg": {},
     "swa": {"swa": True, "swa_start": 2, "swa_cycle": 2},
@@ -52,6 +53,8 @@ RUNS = {
     "fedlesam-d": {"algorithm": "fedlesam-d"},
     "fedsmoo": {"algorithm": "fedsmoo"},
     "lifelong": {"lifelong": 3, "lifelong_options": {"heads": "multi", "memory": 2}},
+    "bn-local": {**NORMED, "bn": "local", "client": "scaffold", "update_bn": 50},
+    "bn-pooled": {**NORMED, "bn": "pooled", "average": "ema", "swa_start": 1, "update_bn": 50},
 }
 
 

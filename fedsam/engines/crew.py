@@ -1,6 +1,7 @@
 """A crew of threads: every core its own model, one client or one batch of images at a time."""
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fedsam import batchnorm
 from fedsam.data.images import Images
 from fedsam.replica import Replica
 from fedsam.stopping import Stop
@@ -19,7 +21,7 @@ from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, in bytes
-EVALUATION_BATCH = 500  # images; fixed, as sums of losses must not depend on the number of threads
+EVALUATION_BATCH = 500  # images; fixed, as what is summed must not depend on the number of threads
 
 
 @contextmanager
@@ -84,11 +86,21 @@ class Crew:
             threads, "fedsam", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    def map(self, work: Callable[[Replica, Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return ``work(replica, item)`` for each item; they are started in the given order."""
+    def map(
+        self,
+        work: Callable[[Replica, Item], Result],
+        items: Sequence[Item],
+        *,
+        to_the_end: bool = False,
+    ) -> list[Result]:
+        """Return ``work(replica, item)`` for each item; they are started in the given order.
+
+        ``to_the_end``: also where the run was asked to stop.
+        """
 
         def run(item: Item) -> Result:
-            self._stop.check()
+            if not to_the_end:
+                self._stop.check()
             replica = self._replicas.get()
             try:
                 return work(replica, item)
@@ -121,6 +133,21 @@ class Crew:
 
         parts = self.map(work, rows.split(EVALUATION_BATCH))
         return self.trainer.task.metrics(torch.stack(parts).sum(0))
+
+    def update_bn(self, state: Tensor, images: Images, rows: Tensor) -> Tensor:
+        """Return a model (S,) with BatchNorm statistics of some images, not augmented.
+
+        Also of a run that was asked to stop: the model that it leaves has them, too.
+        """
+        layout = self.trainer.layout
+
+        def work(replica: Replica, batch: Tensor) -> Tensor:
+            pixels = images.rows(batch.to(layout.device)).images
+            return batchnorm.of_batch(replica, state, pixels)
+
+        # of one size, as each counts the same
+        batches = rows.tensor_split(math.ceil(len(rows) / EVALUATION_BATCH))
+        return batchnorm.updated(state, self.map(work, batches, to_the_end=True), layout)
 
     def close(self) -> None:
         """End the threads; work that has not begun is dropped."""

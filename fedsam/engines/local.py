@@ -121,9 +121,9 @@ class LocalGrid(Grid):
         ended = [
             (job, done)
             for job, done in zip(jobs, trained, strict=True)
-            if isinstance(done, Trained)
+            if isinstance(done, Trained) and done.memory
         ]
-        if not self.trainer.method.memory or not ended:
+        if not ended:
             return
         sums = [sum(v.sum() for v in done.memory.values()) for _, done in ended]
         finite = torch.stack([torch.as_tensor(s) for s in sums]).isfinite().tolist()
@@ -138,6 +138,8 @@ class LocalGrid(Grid):
             return Message(Error(0, f"a fedsam client does not answer {kind!r}"), reply_to=message)
         arrays = wire.only(message.content.array_records)
         state = wire.state_of(arrays, self.trainer.layout)
-        rows = self.trainer.partition[message.metadata.dst_node_id]
+        client = message.metadata.dst_node_id
+        state = self.trainer.own_state(state, self.memories.get(client))
+        rows = self.trainer.partition[client]
         metrics = self.crew.evaluate(state, self.trainer.train, rows)
         return Message(wire.evaluated(metrics, len(rows)), reply_to=message)
