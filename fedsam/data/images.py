@@ -1,5 +1,6 @@
 """Images on the training device, and the mini-batches that a plan takes from them."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,21 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images as they are, uint8 (N, H, W, C)."""
+        rows, columns = (slice(self.padding, self.padding + n) for n in (self.height, self.width))
+        return self.padded[:, rows, columns]
+
+    def with_pixels(self, pixels: Tensor, targets: Tensor) -> "Images":
+        """Return other images, uint8 (M, H, W, C), that are normalised as these are."""
+        other = copy(self)
+        other.padding = 0
+        other.height, other.width = pixels.shape[1:3]
+        other.padded = pixels.contiguous().to(self.padded.device)
+        other.targets = targets.to(self.targets.device)
+        return other
 
     def rows(self, indices: Tensor) -> Batch:
         """Return the images at ``indices`` (B,), normalised and not augmented."""
