@@ -79,7 +79,8 @@ def _box(offset: Tensor, eps: float) -> Tensor:
 
 
 def _sphere(offset: Tensor, eps: float) -> Tensor:
-    return offset * (eps / _lengths(offset).clamp(min=eps)) if eps else torch.zeros_like(offset)
+    lengths = _lengths(offset)
+    return offset * torch.where(lengths > eps, eps / lengths, 1)
 
 
 def _unit(g: Tensor) -> Tensor:

@@ -97,3 +97,16 @@ def test_taking_batches_changes_no_pixel_and_no_batch_before():
     images.rows(torch.arange(11))
     assert torch.equal(given, before)
     assert torch.equal(first, kept)
+
+
+@channels
+def test_pixels_are_the_images_and_others_are_normalised_alike(channels):
+    images = images_of(channels, padding=2)
+    assert torch.equal(images.pixels.permute(0, 3, 1, 2), pixels_of(channels))
+    order = torch.tensor([5, 0, 3])
+    other = images.with_pixels(images.pixels[order], images.targets[order])
+    assert torch.equal(other.pixels, images.pixels[order])
+    theirs, mine = other.rows(torch.arange(3)), images.rows(order)
+    assert torch.equal(theirs.images, mine.images)
+    assert torch.equal(theirs.targets, mine.targets)
+    assert torch.equal(images.pixels.permute(0, 3, 1, 2), pixels_of(channels))
