@@ -46,7 +46,7 @@ def draw_weight_noise(result: Result) -> Any:
     axes.set(
         xlabel="sigma of w (1 + sigma z)",
         ylabel="accuracy (%)",
-        ylim=(0, None),
+        ylim=(0, 1.1 * max(map(sum, zip(middles, spreads, strict=True)))),
         title=f"Noise on the weights, {draws} draws",
     )
     return figure
@@ -60,12 +60,12 @@ def draw_quantisation(result: Result) -> Any:
         heights = [100 * scalars[f"accuracy_int{number}_{scales}"] for number in bits]
         places = [at + 0.4 * (place - 0.5) for at in range(len(bits))]
         bars = axes.bar(places, heights, 0.38, label=f"a scale for each {scales}")
-        axes.bar_label(bars, fmt="%.1f", fontsize="small")
+        axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
     clean = 100 * scalars["accuracy"]
     axes.axhline(clean, color="black", linewidth=1, linestyle="--", label="as trained")
     axes.set_xticks(range(len(bits)), [f"int{number}" for number in bits])
-    axes.set(ylabel="accuracy (%)", ylim=(0, 1.3 * clean + 1), title="Quantised weights")
-    axes.legend(frameon=False, fontsize="small", loc="upper center", ncols=3)
+    axes.set(ylabel="accuracy (%)", title="Quantised weights")
+    figure.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=3)
     return figure
 
 
@@ -81,7 +81,8 @@ def draw_adversarial(result: Result) -> Any:
             radii = [0.0, *map(float, found[attack])]
             values = [clean, *(100 * value for value in found[attack].values())]
             axes.plot(radii, values, marker="o", label=labels[attack])
-        axes.set(xlabel="radius (255ths of the pixel range)", title=norm, ylim=(0, None))
+        axes.set(xlabel="radius (255ths of the pixel range)", title=norm)
+        axes.set_ylim(0, 1.1 * max(clean, 1))
         axes.legend(frameon=False)
     places[0].set_ylabel("accuracy (%)")
     return figure
@@ -110,7 +111,7 @@ def draw_clients(result: Result) -> Any:
     return figure
 
 
-def _figure(size: tuple[float, float] = (4.8, 3.6), columns: int = 1) -> tuple[Any, Sequence[Any]]:
+def _figure(size: tuple[float, float] = (5.2, 3.7), columns: int = 1) -> tuple[Any, Sequence[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
