@@ -27,6 +27,11 @@ def clients(subject: Subject) -> dict[str, Any]:
     it has training images of it, drawn with replacement and keyed by the seed. Every image goes
     through the model once, however many clients hold it.
 
+    Parameters
+    ----------
+    subject : Subject
+        Its task's ``statistics`` must work under ``torch.vmap``, its targets be labels (N,).
+
     Returns
     -------
     dict
