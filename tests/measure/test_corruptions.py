@@ -126,7 +126,6 @@ def test_only_labels_and_headers_are_read_at_first(subject, folder):
 RNG = np.random.default_rng
 PICTURES = RNG(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
 GREY = np.full((60, 32, 32, 3), 128, np.uint8)
-BRIGHT = GREY / 255
 
 
 def test_which_are_made_and_which_are_missing():
