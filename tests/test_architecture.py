@@ -17,7 +17,7 @@ ORDER = [
     ["fedsam.jobs", "fedsam.board"],
     ["fedsam.cells"],
     ["fedsam.page"],
-    ["fedsam.tables", "fedsam.figures"],
+    ["fedsam.tables", "fedsam.figures", "fedsam.robustness_figures"],
     ["fedsam.charts"],
     ["fedsam.measured_charts"],
     ["fedsam.panels", "fedsam.pictures", "fedsam.measured"],

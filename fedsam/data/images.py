@@ -1,6 +1,7 @@
 """Images on the training device, and the mini-batches that a plan takes from them."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -139,6 +140,21 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def raw(self) -> Tensor:
+        """The images as they are, uint8 (N, H, W, C)."""
+        rows, columns = (slice(self.padding, self.padding + n) for n in (self.height, self.width))
+        return self.padded[:, rows, columns]
+
+    def with_raw(self, raw: Tensor, targets: Tensor) -> "Images":
+        """Return other images, uint8 (M, H, W, C), that are normalised as these are."""
+        other = copy(self)
+        other.padding = 0
+        other.height, other.width = raw.shape[1:3]
+        other.padded = raw.contiguous().to(self.padded.device)
+        other.targets = targets.to(self.targets.device)
+        return other
 
     def rows(self, indices: Tensor) -> Batch:
         """Return the images at ``indices`` (B,), normalised and not augmented."""

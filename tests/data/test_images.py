@@ -122,3 +122,16 @@ def test_by_default_each_channel_has_mean_zero_and_deviation_one():
     images = trainer.train.rows(torch.arange(len(trainer.train))).images.double()
     assert float(images.mean()) == pytest.approx(0, abs=1e-4)
     assert float(images.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+@channels
+def test_pixels_are_the_images_and_others_are_normalised_alike(channels):
+    images = images_of(channels, padding=2)
+    assert torch.equal(images.raw.permute(0, 3, 1, 2), pixels_of(channels))
+    order = torch.tensor([5, 0, 3])
+    other = images.with_raw(images.raw[order], images.targets[order])
+    assert torch.equal(other.raw, images.raw[order])
+    theirs, mine = other.rows(torch.arange(3)), images.rows(order)
+    assert torch.equal(theirs.images, mine.images)
+    assert torch.equal(theirs.targets, mine.targets)
+    assert torch.equal(images.raw.permute(0, 3, 1, 2), pixels_of(channels))
