@@ -28,7 +28,7 @@ ORDER = [
     ["fedsam.phases", "fedsam.following"],
     ["fedsam.experiment", "fedsam.rundir", "fedsam.resume"],
     ["fedsam.checkpoint"],
-    ["fedsam.plots"],
+    ["fedsam.plots", "fedsam.surface_figures"],
     ["fedsam.rounds"],
     ["fedsam.engines", "fedsam.exchange", "fedsam.replies"],
     ["strategies", "fedsam.memento"],
