@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LEVELS = 12  # of a contour plot
-SHARE = 0.004  # of the range of values: the first level above the lowest
+LEVELS = 10  # of a contour plot
+SHARE = 0.02  # of the range of values: the first level above the lowest
 METRICS = {"loss": ("loss (nats)", 1), "error": ("error (%)", 100)}
 COLOURS = {"train": "C0", "test": "C3"}
 MARKS = "o^sD"  # of three models and their mean
@@ -38,7 +38,7 @@ def draw_surface(result: Mapping[str, Any], name: str = "the model") -> Any:
         _contours(figure, axes, result, on, what)
         axes.plot(0, 0, "w+", ms=12, mew=2)
         axes.set(xlabel="x, filter-normalised", ylabel="y, filter-normalised", aspect="equal")
-    figure.suptitle(f"Around {name} (+): two random directions")
+    figure.suptitle(f"Around {name}, the white cross, along two random directions")
     return figure
 
 

@@ -10,14 +10,14 @@ from fedsam.measure.connectivity import barrier, steps
 from fedsam.measure.drift import drift
 from fedsam.measure.landscape import (
     Named,
-    Tell,
+    Tick,
     combined,
     cosine,
     distance,
     evaluate,
-    quiet,
     samples,
     settings_of,
+    silent,
 )
 from fedsam.measure.subject import Subject
 from fedsam.trainer import Job, Trainer
@@ -54,7 +54,13 @@ class TrainedCohort:
 
 
 def train_cohort(
-    trainer: Trainer, state: Tensor, clients: Sequence[int], *, round: int, lr: float
+    trainer: Trainer,
+    state: Tensor,
+    clients: Sequence[int],
+    *,
+    round: int,
+    lr: float,
+    tick: Tick = silent,
 ) -> TrainedCohort:
     """Train clients for one round, one after the other, as the run's engine would.
 
@@ -70,20 +76,25 @@ def train_cohort(
         From 1: which mini-batches and augmentations are drawn.
     lr : float
         The clients' learning rate.
+    tick : callable
+        Is told how many clients have trained.
 
     Notes
     -----
     A client that remembers vectors (SCAFFOLD, FedDyn) starts as in its first round.
     """
     replica = trainer.new_replica()
-    ended = [trainer.train_client(replica, Job(k, state, round, lr)) for k in clients]
+    ended = []
+    for done, client in enumerate(clients, 1):
+        ended.append(trainer.train_client(replica, Job(client, state, round, lr)))
+        tick(done, len(clients))
     states = [done.state for done in ended]
     average = weighted_mean(states, [done.examples for done in ended])
     return TrainedCohort(Subject.of(trainer, state), list(clients), states, average)
 
 
 def cohort_spread(
-    cohort: TrainedCohort, *, points: int = 11, images: int = 1000, tell: Tell = quiet
+    cohort: TrainedCohort, *, points: int = 11, images: int = 1000, tick: Tick = silent
 ) -> dict[str, Any]:
     """Return how far a round's clients walk apart, and what lies between them and their average.
 
@@ -94,8 +105,8 @@ def cohort_spread(
     points : int
         Of each line from a client's model to the average, with its ends.
     images : int
-        Of each set, at most.
-    tell : callable
+        Of each set, at most; 0: all.
+    tick : callable
         Is told how many models have been evaluated.
 
     Returns
@@ -127,13 +138,13 @@ def cohort_spread(
             for s in t:
                 yield combined((state, cohort.average), (1 - s, s), trainable)
 
-    found = evaluate(subject, between(), total, rows, tell)
+    found = evaluate(subject, between(), total, rows, tick)
     own = []
     for number, (state, images_of) in enumerate(zip(states, owned, strict=True)):
         for which, model in enumerate((subject.state, state)):
             objective = subject.with_state(model).objective("train", images_of)
             own.append(float(objective.loss(objective.w)))
-            tell(lines + 2 * number + which + 1, total)
+            tick(lines + 2 * number + which + 1, total)
     table: list[dict[str, Any]] = []
     for number, client in enumerate(clients):
         mine = slice(number * points, (number + 1) * points)

@@ -16,14 +16,14 @@ from typing import Any
 from fedsam.errors import UsageError
 from fedsam.measure.landscape import (
     Named,
-    Tell,
+    Tick,
     check_alike,
     combined,
     distance,
     evaluate,
-    quiet,
     samples,
     settings_of,
+    silent,
 )
 
 
@@ -45,7 +45,7 @@ def connectivity(
     *,
     points: int = 11,
     images: int = 1000,
-    tell: Tell = quiet,
+    tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error between every two of some models.
 
@@ -56,8 +56,8 @@ def connectivity(
     points : int
         Of each line, with its ends.
     images : int
-        Of each set, at most.
-    tell : callable
+        Of each set, at most; 0: all.
+    tick : callable
         Is told how many points are done.
 
     Returns
@@ -81,7 +81,7 @@ def connectivity(
         for (_, one), (_, two) in couples
         for s in t
     )
-    found = evaluate(subject, states, len(couples) * points, rows, tell)
+    found = evaluate(subject, states, len(couples) * points, rows, tick)
     pairs: list[dict[str, Any]] = []
     for number, ((a, one), (b, two)) in enumerate(couples):
         mine = slice(number * points, (number + 1) * points)

@@ -14,11 +14,11 @@ from fedsam.vector import weighted_mean
 
 Named = tuple[str, Subject]
 Rows = Mapping[Literal["train", "test"], Tensor]
-Tell = Callable[[int, int], None]  # points that are done, and all of them
+Tick = Callable[[int, int], None]  # points that are done, and all of them
 
 
-def quiet(done: int, total: int) -> None:
-    """Tell nobody how far a measure is."""
+def silent(done: int, total: int) -> None:
+    """Tick nobody how far a measure is."""
 
 
 class Limited:
@@ -28,30 +28,35 @@ class Limited:
     ----------
     seconds : float
         A measure may take, from the making of this object.
-    tell : callable
+    tick : callable
         Is told each time.
     clock : callable
         Returns the time in seconds.
     """
 
     def __init__(
-        self, seconds: float, tell: Tell = quiet, clock: Callable[[], float] = time.monotonic
+        self, seconds: float, tick: Tick = silent, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.seconds = seconds
-        self.tell = tell
+        self.tick = tick
         self.clock = clock
         self.began = clock()
+        self.first = 0.0  # seconds to the first point
 
     def __call__(self, done: int, total: int) -> None:
-        """Say it; the first points decide.
+        """Say it, and reckon how long it will take; the first point alone may be slower.
 
         Raises
         ------
         UsageError
             If at this rate the whole takes longer than it may.
         """
-        self.tell(done, total)
-        expected = (self.clock() - self.began) / done * total
+        self.tick(done, total)
+        elapsed = self.clock() - self.began
+        if done == 1:
+            self.first = expected = elapsed
+        else:
+            expected = self.first + (elapsed - self.first) / (done - 1) * (total - 1)
         if expected > self.seconds:
             raise UsageError(
                 f"{total} points take about {expected:.0f} s, and may take {self.seconds:g} s: "
@@ -60,14 +65,15 @@ class Limited:
 
 
 def samples(subject: Subject, images: int) -> Rows:
-    """Return which images are looked at: at most ``images`` of each set, drawn by the seed."""
-    if images < 1:
-        raise UsageError(f"images: must be at least 1, got {images}")
-    return {"train": subject.sample("train", images), "test": subject.sample("test", images)}
+    """Return which images are looked at: at most so many of each set, drawn by the seed; 0: all."""
+    if images < 0:
+        raise UsageError(f"images: must be at least 0, got {images}")
+    count = images or max(len(subject.train), len(subject.test))
+    return {"train": subject.sample("train", count), "test": subject.sample("test", count)}
 
 
 def evaluate(
-    subject: Subject, states: Iterable[Tensor], total: int, rows: Rows, tell: Tell = quiet
+    subject: Subject, states: Iterable[Tensor], total: int, rows: Rows, tick: Tick = silent
 ) -> dict[str, list[float]]:
     """Return loss and error of many models.
 
@@ -81,7 +87,7 @@ def evaluate(
         How many there are.
     rows : mapping
         The images of each set that count.
-    tell : callable
+    tick : callable
         Is told after each model.
 
     Returns
@@ -97,7 +103,7 @@ def evaluate(
             metrics = objective.metrics(objective.w)
             found.setdefault(f"{on}_loss", []).append(metrics["loss"])
             found.setdefault(f"{on}_error", []).append(1 - metrics["accuracy"])
-        tell(done, total)
+        tick(done, total)
     return found
 
 

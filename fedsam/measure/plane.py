@@ -19,15 +19,15 @@ from torch import Tensor
 from fedsam.errors import UsageError
 from fedsam.measure.landscape import (
     Named,
-    Tell,
+    Tick,
     check_alike,
     combined,
     distance,
     evaluate,
     inner,
-    quiet,
     samples,
     settings_of,
+    silent,
 )
 from fedsam.measure.surface import folded
 
@@ -102,7 +102,7 @@ def plane(
     points: int = 15,
     margin: float = 0.3,
     images: int = 500,
-    tell: Tell = quiet,
+    tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error in the plane of three models, at each of them and at their mean.
 
@@ -115,8 +115,8 @@ def plane(
     margin : float
         Around the models, as a part of their span.
     images : int
-        Of each set, at most.
-    tell : callable
+        Of each set, at most; 0: all.
+    tick : callable
         Is told how many points are done.
 
     Returns
@@ -142,13 +142,13 @@ def plane(
     total = points**2 + 4
     mean = tuple(sum(values) / 3 for values in zip(*flat.corners, strict=True))
     places = [*flat.corners, mean]
-    marked = evaluate(subject, (flat.at(*place) for place in places), total, rows, tell)
+    marked = evaluate(subject, (flat.at(*place) for place in places), total, rows, tick)
     grid = evaluate(
         subject,
         (flat.at(x, y) for y in ys for x in xs),
         total,
         rows,
-        lambda done, total: tell(done + 4, total),
+        lambda done, total: tick(done + 4, total),
     )
     names = [*(name for name, _ in subjects), "mean"]
     models = [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsam.errors import UsageError
-from fedsam.measure.landscape import Tell, evaluate, quiet, samples, settings_of
+from fedsam.measure.landscape import Tick, evaluate, samples, settings_of, silent
 from fedsam.measure.subject import Subject
 from fedsam.randomness import torch_generator
 from fedsam.vector import along
@@ -48,7 +48,7 @@ def surface_line(
     points: int = 21,
     reach: float = 1.0,
     images: int = 1000,
-    tell: Tell = quiet,
+    tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error at w + t d for some random directions d.
 
@@ -63,8 +63,8 @@ def surface_line(
     reach : float
         t goes from -reach to reach; at 1 a filter is moved by its own length.
     images : int
-        Of each set, at most.
-    tell : callable
+        Of each set, at most; 0: all.
+    tick : callable
         Is told how many points are done.
 
     Returns
@@ -88,7 +88,7 @@ def surface_line(
             d = direction(subject, number)
             yield from (moved(subject, along(subject.w, step, d)) for step in t)
 
-    found = evaluate(subject, states(), directions * points, rows, tell)
+    found = evaluate(subject, states(), directions * points, rows, tick)
     settings = settings_of(
         subject, rows, directions=directions, points=points, reach=reach, direction=NORMALISED
     )
@@ -102,7 +102,7 @@ def surface(
     points: int = 15,
     reach: float = 1.0,
     images: int = 500,
-    tell: Tell = quiet,
+    tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error at w + x d_0 + y d_1 for two random directions.
 
@@ -115,8 +115,8 @@ def surface(
     reach : float
         x and y go from -reach to reach.
     images : int
-        Of each set, at most.
-    tell : callable
+        Of each set, at most; 0: all.
+    tick : callable
         Is told how many points are done.
 
     Returns
@@ -133,7 +133,7 @@ def surface(
     t, rows = offsets(points, reach), samples(subject, images)
     d, e = direction(subject, 0), direction(subject, 1)
     states = (moved(subject, along(along(subject.w, x, d), y, e)) for y in t for x in t)
-    found = evaluate(subject, states, points**2, rows, tell)
+    found = evaluate(subject, states, points**2, rows, tick)
     settings = settings_of(subject, rows, points=points, reach=reach, direction=NORMALISED)
     grid = {name: folded(values, points) for name, values in found.items()}
     return {"scalars": rises(grid), "settings": settings, "x": t, "y": t, **grid}

@@ -50,11 +50,12 @@ def test_the_average_is_the_model_of_the_real_round(federation, quick):
 
 def test_every_number_by_a_naive_loop(federation):
     config, trainer, state, clients = federation
-    cohort = train_cohort(trainer, state, clients, round=1, lr=config.lr)
     said = []
-    found = cohort_spread(
-        cohort, points=3, images=10**6, tell=lambda done, total: said.append((done, total))
-    )
+    tick = lambda *done: said.append(done)  # noqa: E731
+    cohort = train_cohort(trainer, state, clients, round=1, lr=config.lr, tick=tick)
+    assert said == [(n, 4) for n in range(1, 5)]
+    said.clear()
+    found = cohort_spread(cohort, points=3, images=10**6, tick=tick)
     scalars, states = found["scalars"], [s.double() for s in cohort.states]
     w = state.double()
     pairs = list(combinations(range(4), 2))

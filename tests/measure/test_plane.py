@@ -49,7 +49,7 @@ def test_the_models_lie_at_their_coordinates_at_their_distances():
 def test_values_are_those_of_the_models_and_of_the_points():
     subjects = three()
     before = [one.state.clone() for _, one in subjects]
-    found = plane(subjects, points=3, margin=0.5, images=100)
+    found = plane(subjects, points=3, margin=0.5, images=0)
     first = subjects[0][1]
     states = [*before, torch.stack(before).mean(0)]  # statistics are averaged, too
     for state, model in zip(states, found["models"], strict=True):
@@ -83,7 +83,7 @@ def test_the_grid_has_its_margin():
 
 def test_progress_counts_every_model():
     said = []
-    plane(three(), points=2, images=3, tell=lambda *done: said.append(done))
+    plane(three(), points=2, images=3, tick=lambda *done: said.append(done))
     assert said == [(n, 8) for n in range(1, 9)]
 
 

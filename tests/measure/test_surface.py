@@ -80,7 +80,7 @@ def test_a_parabola_along_a_line():
     assert found["scalars"]["test_error"] == 0.75
 
 
-@pytest.mark.parametrize("given", [{"points": 4}, {"points": 1}, {"reach": 0.0}, {"images": 0}])
+@pytest.mark.parametrize("given", [{"points": 4}, {"points": 1}, {"reach": 0.0}, {"images": -1}])
 def test_wrong_numbers_are_named(given):
     (name,) = given
     with pytest.raises(UsageError, match=f"^{name}: must be"):
@@ -98,12 +98,12 @@ def test_steps_go_through_zero():
 
 def test_progress_is_told_and_time_is_bounded():
     said = []
-    surface(network(), points=3, images=5, tell=lambda *done: said.append(done))
+    surface(network(), points=3, images=5, tick=lambda *done: said.append(done))
     assert said == [(n, 9) for n in range(1, 10)]
-    times = iter([0.0, 1.0, 2.0, 4.0])  # made, then after each point
-    limited = Limited(10.0, lambda *done: said.append(done), clock=lambda: next(times))
-    with pytest.raises(UsageError, match="9 points take about 12 s, and may take 10 s"):
-        surface(network(), points=3, images=5, tell=limited)
+    times = iter([0.0, 9.0, 10.0, 12.0])  # made, then after each point
+    limited = Limited(20.0, lambda *done: said.append(done), clock=lambda: next(times))
+    with pytest.raises(UsageError, match="9 points take about 21 s, and may take 20 s"):
+        surface(network(), points=3, images=5, tick=limited)
     assert said[9:] == [(1, 9), (2, 9), (3, 9)]
 
 
