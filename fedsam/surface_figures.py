@@ -1,5 +1,6 @@
 """Pictures of loss surfaces, planes of models, the lines between them, and a round's clients."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,9 +127,11 @@ def draw_cohort(result: Mapping[str, Any]) -> Any:
 def levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return contour levels that grow from the lowest value by a factor.
 
-    So a flat minimum shows its form and a wall does not fill the picture.
+    So a flat minimum shows its form and a wall does not fill the picture. Of values of which none
+    is finite: 0 and 1.
     """
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         return np.array([low, high + 1.0])
     between = low + np.geomspace(SHARE, 1.0, LEVELS)[:-1] * (high - low)
@@ -145,7 +148,8 @@ def _contours(figure: Any, axes: Any, result: Mapping[str, Any], on: str, what: 
     drawn = axes.contourf(result["x"], result["y"], values, steps, cmap="viridis", norm=norm)
     axes.contour(result["x"], result["y"], values, steps, colors="k", linewidths=0.4, alpha=0.5)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=steps)
-    bar.ax.set_yticklabels([f"{step:.3g}" for step in steps], fontsize=8)
+    digits = max(0, math.ceil(-math.log10(np.diff(steps).min())))
+    bar.ax.set_yticklabels([f"{step:.{digits}f}" for step in steps], fontsize=8)
     axes.set_title(f"{on} {label}")
 
 

@@ -52,6 +52,8 @@ def test_a_surface_and_where_json_had_no_number(tmp_path):
     found["train_loss"][0][0] = None
     axes = drawn(surface_figures.draw_surface(found, "mine"), tmp_path)
     assert [a.get_title() for a in axes[:2]] == ["train loss (nats)", "test error (%)"]
+    found["train_loss"] = [[None] * 5] * 5  # of a model that diverged
+    drawn(surface_figures.draw_surface(found), tmp_path)
 
 
 def test_a_plane_marks_its_models(tmp_path):

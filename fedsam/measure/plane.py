@@ -84,13 +84,11 @@ class Plane:
         return combined(self.states, self.weights(x, y), self.trainable)
 
     def axes(self, points: int, margin: float) -> tuple[list[float], list[float]]:
-        """Return a grid's x and y: the models, and a margin as part of the wider span."""
-        spans = []
-        for values in zip(*self.corners, strict=True):
-            spans.append((min(values), max(values)))
-        more = margin * max(high - low for low, high in spans)
+        """Return the x and y of a square grid: the models, and a margin as part of their span."""
+        spans = [(min(values), max(values)) for values in zip(*self.corners, strict=True)]
+        side = (1 + 2 * margin) * max(high - low for low, high in spans)
         xs, ys = (
-            [low - more + i / (points - 1) * (high - low + 2 * more) for i in range(points)]
+            [(low + high) / 2 + side * (i / (points - 1) - 0.5) for i in range(points)]
             for low, high in spans
         )
         return xs, ys

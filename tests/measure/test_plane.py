@@ -69,14 +69,14 @@ def test_values_are_those_of_the_models_and_of_the_points():
     assert all(torch.equal(one.state, old) for (_, one), old in zip(subjects, before, strict=True))
 
 
-def test_the_grid_has_its_margin():
+def test_the_grid_is_a_square_with_its_margin():
     corners = [[0.0, 0.0], [4.0, 0.0], [1.0, 2.0]]
     subjects = list(zip("abc", formula(lambda w: w.square().sum(-1), *corners), strict=True))
     found = plane(subjects, points=5, margin=0.25)
     assert found["x"] == pytest.approx([-1, 0.5, 2, 3.5, 5])
-    assert found["y"] == pytest.approx([-1, 0, 1, 2, 3])
+    assert found["y"] == pytest.approx([-2, -0.5, 1, 2.5, 4])
     # the loss is |w|^2, and the plane's coordinates are those of w
-    assert found["train_loss"][4][0] == pytest.approx(1 + 9)
+    assert found["train_loss"][4][0] == pytest.approx(1 + 16)
     assert found["scalars"]["train_loss"] == pytest.approx((5 / 3) ** 2 + (2 / 3) ** 2)
     assert found["scalars"]["train_loss_gap"] < 0  # convex
 
