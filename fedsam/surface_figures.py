@@ -45,7 +45,7 @@ def draw_surface(result: Mapping[str, Any], name: str = "the model") -> Any:
 
 def draw_plane(result: Mapping[str, Any]) -> Any:
     """Return a figure of a ``plane``: train loss and test error, with the models marked."""
-    figure, panels = _panels(2, 5.0)
+    figure, panels = _panels(2, 4.6)
     for axes, (on, what) in zip(panels, (("train", "loss"), ("test", "error")), strict=True):
         _contours(figure, axes, result, on, what)
         _, factor = METRICS[what]
@@ -62,7 +62,15 @@ def draw_plane(result: Mapping[str, Any]) -> Any:
                 label=f"{model['name']}: {value:.3g}",
             )
         axes.set(xlabel="x, l2 distance", ylabel="y, l2 distance", aspect="equal")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            columnspacing=1,
+            handletextpad=0.3,
+        )
     figure.suptitle("The plane of three models, and their mean")
     return figure
 
@@ -106,20 +114,20 @@ def draw_cohort(result: Mapping[str, Any]) -> Any:
                 dark = abs(cosines[i, j]) > 0.6
                 text = f"{cosines[i, j]:.2f}".replace("0.", ".", 1)
                 left.text(j, i, text, ha="center", va="center", c="w" if dark else "k", size=8)
-    bars = (
-        ("own_loss_before", "own images, before", "C0", -0.27),
-        ("own_loss_after", "own images, after", "C2", 0),
-        ("test_loss", "test set, after", "C3", 0.27),
+    losses = (
+        ("own_loss_before", "own images, before", "C0", "o"),
+        ("own_loss_after", "own images, after", "C2", "v"),
+        ("test_loss", "test set, after", "C3", "s"),
     )
-    for key, label, colour, shift in bars:
-        heights = [row[key] for row in result["clients"]]
-        right.bar([i + shift for i in places], heights, 0.27, color=colour, label=label)
+    for key, label, colour, mark in losses:
+        values = [row[key] for row in result["clients"]]
+        right.plot(places, values, mark, color=colour, label=label)
     average = result["scalars"]["test_loss"]
     right.axhline(average, color="k", lw=1.2, ls="--", label="test set, their average")
+    right.set_yscale("log")  # a client's own loss may fall by a factor of thousands
     right.set_xticks(places, clients, rotation=90 if len(clients) > 6 else 0)
     right.set(title="What a round of training does", xlabel="client", ylabel="loss (nats)")
-    right.set_ylim(top=1.3 * right.get_ylim()[1])  # room for the legend
-    right.legend(frameon=False, ncols=2, fontsize=8, loc="upper center")
+    right.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     _plain(right)
     return figure
 
@@ -147,7 +155,7 @@ def _contours(figure: Any, axes: Any, result: Mapping[str, Any], on: str, what: 
     norm = BoundaryNorm(steps, 256)
     drawn = axes.contourf(result["x"], result["y"], values, steps, cmap="viridis", norm=norm)
     axes.contour(result["x"], result["y"], values, steps, colors="k", linewidths=0.4, alpha=0.5)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=steps)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.75, ticks=steps)
     digits = max(0, math.ceil(-math.log10(np.diff(steps).min())))
     bar.ax.set_yticklabels([f"{step:.{digits}f}" for step in steps], fontsize=8)
     axes.set_title(f"{on} {label}")
