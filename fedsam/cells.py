@@ -11,10 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.checkpoint import names
-from fedsam.config import CONFIGS, HOW, Config, resolve
+from fedsam.config import HOW, Config, resolve
 from fedsam.errors import UsageError, nearest
 from fedsam.loader import ROOT
 from fedsam.results import finished
+from fedsam.shipped import CONFIGS
 
 
 class When(BaseModel):

@@ -9,9 +9,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedsam.errors import UsageError, flag, nearest
-from fedsam.loader import ROOT
+from fedsam.shipped import located, preset, read
 
-CONFIGS = ROOT / "configs"
 # what runs that train as one program share: the model, the images, the shape of a mini-batch
 SHARED = (
     *("dataset", "data_root", "model", "model_options", "task", "minimizer", "client"),
@@ -337,18 +336,12 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
     UsageError
         One line that names the flag and says what would be right.
     """
-    of_file = _read(_locate(file)) if file else {}
+    of_file = read(located(file)) if file else {}
     values = of_file | dict(given)
     algorithm = values.get("algorithm", Config.model_fields["algorithm"].default)
-    presets = sorted(path.stem for path in CONFIGS.glob("algorithms/*.yaml"))
-    if algorithm not in presets:
-        raise UsageError(
-            f"--algorithm: no {algorithm!r}{nearest(str(algorithm), presets)}; "
-            f"have {', '.join(presets)} (or combine --minimizer, --client and --strategy)"
-        )
-    preset = _preset(algorithm, str(values.get("dataset")))
-    chosen = {key: preset[key] for key in WHO if key in preset and "algorithm" in given}
-    values = preset | of_file | chosen | dict(given)
+    method = preset(algorithm, str(values.get("dataset")))
+    chosen = {key: method[key] for key in WHO if key in method and "algorithm" in given}
+    values = method | of_file | chosen | dict(given)
     unknown = [key for key in values if key not in Config.model_fields]
     if unknown:
         raise UsageError(
@@ -358,13 +351,6 @@ def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
         return Config(**values)
     except ValidationError as error:
         raise UsageError(_one_line(error)) from error
-
-
-def _preset(algorithm: str, dataset: str) -> dict[str, Any]:
-    """Return the values of a method, with those that were published for this data set."""
-    preset = _read(CONFIGS / "algorithms" / f"{algorithm}.yaml")
-    published = {path.parent.name: path for path in CONFIGS.glob(f"algorithms/*/{algorithm}.yaml")}
-    return preset | _read(published[dataset]) if dataset in published else preset
 
 
 def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Config:
@@ -386,37 +372,6 @@ def run_config_defaults() -> dict[str, bool | int | float | str]:
 def dump(config: Config) -> str:
     """Return the YAML from which ``resolve`` makes the same config."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
-
-
-def _locate(file: str | Path) -> Path:
-    for path in (Path(file), CONFIGS / f"{file}.yaml", CONFIGS / file):
-        if path.is_file():
-            return path
-    files = [p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps"]
-    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in files)
-    hint = nearest(str(file), shipped) or f"; shipped ones: {', '.join(shipped)}"
-    raise UsageError(f"--config {file}: no such file{hint}")
-
-
-def _read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a file's keys over those of the file that its ``base`` key names, if any."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"--config {path}: cannot be read as YAML: {reason}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UsageError(f"--config {path}: must be a mapping of keys to values")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if path in below:
-        raise UsageError(f"--config {path}: builds on itself (base: {base})")
-    beside = path.parent / str(base)
-    if not beside.is_file():
-        raise UsageError(f"--config {path}: base: there is no file {beside}")
-    return _read(beside, (*below, path)) | values
 
 
 def _one_line(error: ValidationError) -> str:

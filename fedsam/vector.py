@@ -218,6 +218,24 @@ class Layout:
                 parts.append(part.abs())
         return torch.cat(parts, -1)
 
+    def filter_normalised(self, d: Tensor, w: Tensor) -> Tensor:
+        """Return ``d`` (P,) with each filter as long as that of ``w`` (P,).
+
+        A filter is what leads to one output: a slice of a tensor's first dimension, so the kernels
+        of a convolution's channel or the row of a linear layer. Biases and the parameters of norm
+        layers, which are vectors, become zero ("biasbn" in the official code of Li et al., NeurIPS
+        2018).
+        """
+        parts = []
+        for entry in self.parameters:
+            end = entry.offset + entry.size
+            if len(entry.shape) < 2:
+                parts.append(torch.zeros_like(d[entry.offset : end]))
+                continue
+            filters = [v[entry.offset : end].view(entry.shape[0], -1) for v in (d, w)]
+            parts.append((unit(filters[0]) * norm(filters[1])).flatten())
+        return torch.cat(parts)
+
     def spread(self, values: Tensor) -> Tensor:
         """Repeat one value a parameter tensor (..., tensors) over its elements, (..., P)."""
         return values.repeat_interleave(self._sizes, dim=-1, output_size=self.trainable)

@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 
-from fedsam.config import CONFIGS, Config, dump, from_run_config, resolve, run_config_defaults
+from fedsam.config import Config, dump, from_run_config, resolve, run_config_defaults
 from fedsam.errors import UsageError
 from fedsam.loader import ROOT
+from fedsam.shipped import CONFIGS
 
 SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps")
 

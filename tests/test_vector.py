@@ -249,3 +249,19 @@ def test_bf16_keeps_the_weights_and_the_gradient_in_fp32(module):
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
     assert float((a - b).norm() / a.norm()) < 0.02
+
+
+def test_filter_normalisation_is_that_of_the_papers_code(module):
+    """net_plotter.normalize_directions_for_weights(norm="filter", ignore="biasbn")."""
+    layout = Layout.of(module.double())
+    w, d = torch.randn(2, layout.trainable, dtype=torch.float64)
+    found = layout.filter_normalised(d, w)
+    for entry in layout.parameters:
+        expected, weights = entry.view(d).clone(), entry.view(w)
+        if expected.dim() <= 1:
+            expected.zero_()
+        for mine, theirs in zip(expected, weights, strict=True):
+            mine.mul_(theirs.norm() / (mine.norm() + 1e-10))
+        torch.testing.assert_close(entry.view(found), expected, rtol=1e-8, atol=1e-12)
+    assert not layout.filter_normalised(d, torch.zeros_like(w)).any()
+    assert not layout.filter_normalised(torch.zeros_like(d), w).any()
