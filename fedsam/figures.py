@@ -36,7 +36,7 @@ def draw(chart: Chart) -> Any:
             axes.set_xticks(range(len(chart.categories)), chart.categories)
             axes.set_xlim(-0.5, len(chart.categories) - 0.5)
         axes.set(xlabel=chart.x_label)
-    panels[0].set_ylim(0, 1.05 * chart.top)  # of all: they share it
+    panels[0].set_ylim(0, 1.05 * chart.top or 1)  # of all: they share it
     panels[0].set_ylabel(chart.y_label)
     columns = min(4, 2 * len(panels))
     handles: dict[str, Any] = {}
