@@ -44,7 +44,7 @@ def draw(chart: Chart) -> Any:
             axes.set_xlim(-0.5, len(chart.categories) - 0.5)
         axes.set(xlabel=panel.x_label or chart.x_label, ylabel=panel.y_label)
     if chart.one_scale:
-        panels[0].set_ylim(0, 1.05 * chart.top)
+        panels[0].set_ylim(0, 1.05 * chart.top or 1)
         panels[0].set_ylabel(chart.y_label)
     columns = min(4, 2 * len(panels))
     handles: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedsam.attack import ascend
+from fedsam.attack import Attack
 from fedsam.data.images import Batch
 from fedsam.minibatch import Loss, Model, Plain, mean_loss
 from fedsam.tasks import Task
@@ -15,7 +15,7 @@ class PGDAT:
         x' = argmax l(w, x')    over |x' - x| <= eps in each pixel, x' in [0, 1]
         L(w) = mean l(w, x')
 
-    The maximum is sought by ``fedsam.attack.ascend`` from a random point of the cube, which the
+    The maximum is sought by ``fedsam.attack.Attack`` from a random point of the cube, which the
     plan chooses for each image. w is that of the pass: SAM's second pass is attacked anew at
     w + e, from the same point. Where mixup is on, the mixed loss is attacked at the mixed images.
     The attack sees the network in eval mode (BatchNorm's running statistics, which it leaves
@@ -43,7 +43,7 @@ class PGDAT:
         self, rounds: int, eps: float = 8.0, step: float = 2.0, steps: int = 10, start: float = 0
     ) -> None:
         self.before = rounds_before(start, rounds)
-        self.eps, self.step, self.steps = eps, step, steps
+        self.attack = Attack(eps, step, steps)
         self.plain = Plain()
 
     def at(self, round: int) -> Loss:
@@ -57,9 +57,7 @@ class PGDAT:
             return mean_loss(task, model.forward(images), batch)
 
         x = batch.images
-        begin = self.eps * (2 * batch.uniform() - 1)
+        begin = self.attack.eps * (2 * batch.uniform() - 1)
         with model.evaluating():
-            worst = ascend(
-                x, loss, begin, batch.pixels, eps=self.eps, step=self.step, steps=self.steps
-            )
+            worst = self.attack.worst(x, loss, begin, batch.pixels)
         return loss(worst)

@@ -1,4 +1,7 @@
-"""The plain loss: the mean of the task's losses over the mini-batch."""
+"""The plain loss: the mean of the task's losses over the mini-batch.
+
+The local loop has it by default, so it is at home there.
+"""
 
 from fedsam.minibatch import Plain
 

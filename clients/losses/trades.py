@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsam.attack import ascend
+from fedsam.attack import Attack
 from fedsam.data.images import Batch
 from fedsam.minibatch import Loss, Model, Plain, mean_loss, mean_of
 from fedsam.tasks import Task
@@ -19,11 +19,12 @@ class TRADES:
         L(w) = mean l(w, x) + beta mean KL(p(w, x) || p(w, x'))
 
     p is the softmax over the outputs' second dimension: a loss for classifiers. The maximum is
-    sought by ``fedsam.attack.ascend`` from x + 0.001 n, n ~ N(0, 1), which the plan chooses for
+    sought by ``fedsam.attack.Attack`` from x + 0.001 n, n ~ N(0, 1), which the plan chooses for
     each image. w is that of the pass: SAM's second pass is attacked anew at w + e, from the same
-    point. The attack sees the network in eval mode, as in the authors' code; x and x' then pass
-    through it in training mode, one after the other, and both update BatchNorm's statistics (the
-    authors' passes x twice). Passes over the network: steps + 2 for each of the minimiser's.
+    point. The attack sees the network in eval mode (the version of the authors' code that was read
+    leaves it in training mode); x and x' then pass through it in training mode, one after the
+    other, and both update BatchNorm's statistics (the authors' passes x twice). Passes over the
+    network: steps + 2 for each of the minimiser's.
 
     Parameters
     ----------
@@ -55,7 +56,8 @@ class TRADES:
         start: float = 0,
     ) -> None:
         self.before = rounds_before(start, rounds)
-        self.eps, self.step, self.steps, self.beta = eps, step, steps, beta
+        self.attack = Attack(eps, step, steps)
+        self.beta = beta
         self.plain = Plain()
 
     def at(self, round: int) -> Loss:
@@ -68,15 +70,11 @@ class TRADES:
         begin = SPREAD * normal(batch.uniform())
         with model.evaluating():
             answers = model.forward(x).detach()
-            worst = ascend(
-                x,
-                lambda images: divergence(answers, model.forward(images)).sum(),
-                begin,
-                batch.pixels,
-                eps=self.eps,
-                step=self.step,
-                steps=self.steps,
-            )
+
+            def moved(images: Tensor) -> Tensor:
+                return divergence(answers, model.forward(images)).sum()
+
+            worst = self.attack.worst(x, moved, begin, batch.pixels)
         output = model.forward(x)
         apart = divergence(output, model.forward(worst))
         return mean_loss(task, output, batch) + self.beta * mean_of(apart, batch)

@@ -23,10 +23,13 @@ from clients.minimizers.late import Late
 from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
-from fedsam.attack import ascend
+from fedsam.attack import Attack
 from fedsam.cohort import Program, why_not
+from fedsam.config import resolve
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
+from fedsam.errors import UsageError
+from fedsam.experiment import new_method
 from fedsam.minibatch import Plain
 from fedsam.randomness import torch_generator, uniform
 from fedsam.replica import Replica
@@ -247,13 +250,22 @@ def test_the_attack_stays_in_the_cube_and_among_true_pixels_and_climbs():
     def value(images):
         return ((images - centre) ** 2).sum()
 
-    worst = ascend(x, value, torch.zeros_like(x), Pixels(), eps=51.0, step=10.0, steps=20)
+    worst = Attack(51.0, 10.0, 20).worst(x, value, torch.zeros_like(x), Pixels())
     assert float((worst - x).abs().max()) <= 0.2 + 1e-12
     assert float(worst.min()) >= 0
     assert float(worst.max()) <= 1
     away = (x - centre).sign()  # the ascent of a parabola goes away from its centre
     torch.testing.assert_close(worst, (x + 0.2 * away).clamp(0, 1))
     assert not worst.requires_grad
+
+
+@LOSSES
+@pytest.mark.parametrize("wrong", [{"eps": -1.0}, {"step": -1.0}, {"steps": -1}, {"start": -0.5}])
+def test_a_wrong_option_is_named(loss, wrong):
+    (name,) = wrong
+    key = "pgd_at" if loss is PGDAT else "trades"
+    with pytest.raises(UsageError, match=f"--loss-options: {loss.__name__}: {name}: must be"):
+        new_method(resolve({"loss": key, "loss_options": wrong}))
 
 
 def test_keys_give_even_and_independent_numbers_the_same_as_in_plain_integers():
