@@ -54,5 +54,5 @@ if __name__ == "__main__":
     print("| `--model` | norm | parameters | seconds |\n| --- | --- | --- | --- |")
     for name, options in MODELS:
         parameters, taken = seconds(name, options)
-        row = f"| `{name}` | {options.get('norm', '')} | {parameters:,} | {taken:.1f} |"
+        row = f"| `{name}` | {options.get('norm', '')} | {parameters:,} | {taken:.2f} |"
         print(row, flush=True)

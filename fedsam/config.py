@@ -275,6 +275,8 @@ class Config(BaseModel):
             )
         if self.lifelong and (self.target_accuracy or self.patience):
             raise ValueError("--lifelong: goes without --target-accuracy and --patience")
+        if self.lifelong and self.update_bn:
+            raise ValueError("--update-bn: goes without --lifelong: it would see later tasks")
         if self.lifelong_options and not self.lifelong:
             raise ValueError("--lifelong-options: needs --lifelong")
         return self

@@ -180,7 +180,7 @@ def test_a_round_with_pooled_statistics(tmp_path, strategy):
     with closing(Crew(trainer, 1)) as crew:
         for bn in ("pooled", "values"):
             mine = new_strategy(config.model_copy(update={"bn": bn}))
-            keys = {"rounds": [1], "sample": lambda *_: [0, 2, 5], "seed": 0, "lr": 0.1}
+            keys = {"rounds": [1], "sample": lambda *_: [0, 2, 5], "seed": 0, "lr": lambda _: 0.1}
             turns += play(mine, LocalGrid(crew), initial, node_of=range(6), **keys)
     P, (means, variances) = initial.layout.trainable, places(initial.layout)
     clients = [wire.only(reply.content.array_records).state for reply in turns[0].replies]
@@ -270,6 +270,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     [
         ({"bn": "local"}, "--bn local: the global model has no statistics.*--update-bn"),
         ({"update_bn": 1}, "--update-bn 1: one image has no variance"),
+        ({"update_bn": 9, "lifelong": 2}, "--update-bn: goes without --lifelong"),
         ({"bn": "mean"}, "--bn mean: input should be 'values', 'pooled' or 'local'"),
         ({"bn": "pooled", "model_options": {}}, "--bn pooled: the model has no BatchNorm"),
         ({"update_bn": 9, "model": "digits-cnn", "model_options": {}}, "--update-bn 9: the model"),
