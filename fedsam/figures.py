@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from fedsam.charts import all_charts, partitions
@@ -10,6 +11,8 @@ from fedsam.plots import bubbles
 from fedsam.results import Grid
 
 WIDE = 3  # panels side by side
+LETTER = 0.085  # inches that one takes in a legend, with some air
+TITLE = 46  # letters in a line over a panel
 
 
 def draw_all(grid: Grid, folder: Path, target: float | None = None) -> list[Path]:
@@ -46,10 +49,11 @@ def draw(chart: Chart) -> Any:
     if chart.one_scale:
         panels[0].set_ylim(0, 1.05 * chart.top or 1)
         panels[0].set_ylabel(chart.y_label)
-    columns = min(4, 2 * len(panels))
     handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    room = figure.get_figwidth() / (LETTER * (max(map(len, handles)) + 6))
+    columns = max(1, min(4, 2 * len(panels), int(room)))
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
     )
@@ -102,7 +106,7 @@ def _panels(chart: Chart) -> tuple[Any, list[Any]]:
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(places, panels, strict=False):
-        axes.set_title(panel.title, fontsize=10)
+        axes.set_title(fill(panel.title, TITLE), fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, places[: len(panels)]

@@ -22,16 +22,12 @@ def measured_charts(grid: Grid) -> list[Chart]:
 def against_the_gap(grid: Grid) -> list[Chart]:
     """Return, for each measure of sharpness, its numbers against the generalisation gap."""
     charts = []
-    every = sorted(taus(grid), key=_measure)
-    for measure, found in groupby(every, key=_measure):
+    every = sorted(taus(grid), key=lambda tau: (tau.scalar.measure, tau.gap))
+    for measure, found in groupby(every, key=lambda tau: tau.scalar.measure):
         panels = [_scatter(grid, tau) for tau in found]
         heading = f"Generalisation gap against {measure}"
         charts.append(Chart(f"gap-{_slug(measure)}", heading, "", "", panels, kind="points"))
     return charts
-
-
-def _measure(tau: Tau) -> str:
-    return tau.scalar.measure
 
 
 def _scatter(grid: Grid, tau: Tau) -> Panel:
@@ -96,7 +92,8 @@ def _lines(
     for run in grid.runs:
         if (values := settings.get(run.path)) is None:
             continue
-        rest = [f"{name} {short(values[name])}" for name in sorted(differing & set(values))]
+        both = sorted(differing & set(values))
+        rest = [f"{name.rpartition(': ')[2]} {short(values[name])}" for name in both]
         label = ", ".join([run.method, *rest])
         lines.setdefault(label, {}).setdefault(float(values[key]), []).append(run)
     return lines

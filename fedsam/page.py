@@ -19,6 +19,7 @@ COLORS = (
 )
 RESULTS = ("final_accuracy", "last_accuracy", "best_accuracy")
 BUBBLE = 13  # pixels, the largest
+HEIGHT, NAME = 340, 19  # pixels of a chart, and of each name in a long legend
 
 
 def html(grid: Grid, target: float | None = None) -> str:
@@ -73,6 +74,7 @@ def plot(chart: Chart, panel: Panel) -> dict[str, Any]:
             "hovermode": "x unified" if chart.kind == "bands" else "closest",
             "showlegend": True,
         },
+        "height": HEIGHT + NAME * max(0, len(panel.series) - 3),
     }
 
 

@@ -261,8 +261,17 @@ class Grid:
 
     def row(self, run: Run) -> str:
         """Return the row that a run is in."""
-        more = (f"{key} {getattr(run.config, key)}" for key in self.row_keys)
-        return ", ".join([run.method, *more])
+        more = (self._told(run, key) for key in self.row_keys)
+        return ", ".join(filter(None, [run.method, *more]))
+
+    def _told(self, run: Run, key: str) -> str:
+        """Return a key of a run in words; of options, what its method's runs differ in."""
+        value = getattr(run.config, key)
+        if not isinstance(value, dict):
+            return f"{key} {value}"
+        every = [getattr(r.config, key) for r in self.runs if r.method == run.method]
+        entries = [e for e in value if _distinct(held.get(e) for held in every) > 1]
+        return " ".join(f"{entry} {value[entry]}" for entry in entries)
 
     @cached_property
     def cells(self) -> dict[tuple[str, tuple[Any, ...]], Cell]:

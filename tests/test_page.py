@@ -136,6 +136,7 @@ def test_it_follows_a_change_of_the_theme(opened):
 def test_a_drag_zooms_and_a_double_click_goes_back(opened):
     page, _, _ = opened()
     whole = page.evaluate(ZOOM, "accuracy-0")
+    page.locator("#accuracy-0").scroll_into_view_if_needed()
     box = page.locator("#accuracy-0 .nsewdrag").bounding_box()
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + 0.25 * box["width"], middle)
