@@ -59,7 +59,7 @@ def flags() -> Parser:
     options.add_argument("--rho", type=float, help="radius of sharpness (default: by measure)")
     options.add_argument("--batch", type=int, help="m of m-sharpness; 0: all (default: 128)")
     options.add_argument(
-        "--steps", type=int, help="of the ascent (default: 10), of the density (default: 30)"
+        "--steps", type=int, help="of the ascent (default: 5), of the density (default: 30)"
     )
     options.add_argument("--eta", type=float, help="of adaptive sharpness (default: 0)")
     options.add_argument(

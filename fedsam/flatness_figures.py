@@ -48,12 +48,13 @@ def draw_density(result: Result) -> Any:
 
 
 def draw_sharpness(result: Result) -> Any:
-    """Return the loss's rise over the steps of the ascent, beside what one whole step gives."""
+    """Return the loss's rise over the steps of the ascent, the mean over the batches."""
     figure, axes = _axes()
     rises = [0.0, *result["by_step"]]
     axes.plot(range(len(rises)), rises, color="C0", marker="o", label="ascent")
-    axes.axhline(result["scalars"]["one_step"], color="C1", linestyle="--", label="one step of rho")
-    axes.axhline(result["scalars"]["worst"], color="C3", linestyle=":", label="worst of each batch")
+    axes.axhline(
+        result["scalars"]["worst"], color="C3", linestyle=":", label="best step of each batch"
+    )
     axes.set(xlabel="step", ylabel="rise of the loss (nats)", title=_title(result))
     axes.legend(frameon=False)
     return figure
