@@ -1,6 +1,7 @@
 """The command: real runs, real files, what it writes, what it refuses; models kept along a run."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from fedsam.stopping import Interrupted
 from fedsam.subjects import along, models_of, of_run
 
 SMALL = ["--images", "64"]
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take long in CI
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_the_command_as_a_user_runs_it(finished):
     before = {name: (finished / f"{name}.safetensors").read_bytes() for name in models_of(finished)}
     words = [str(finished), "--measure", "slope", "--measure", "hessian", "--measure", "density"]
     call = [sys.executable, "-m", "fedsam.flatness", *words, *SMALL, "--steps", "8"]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120, env=ALONE)
     assert done.returncode == 0, done.stderr
     for word in ("model: hessian", "lambda_1/lambda_5", "flatness.json, flatness-hessian.png"):
         assert word in done.stdout
@@ -89,7 +91,8 @@ def test_the_command_as_a_user_runs_it(finished):
     after = {name: (finished / f"{name}.safetensors").read_bytes() for name in models_of(finished)}
     assert after == before
     top = found["hessian"]["scalars"]["lambda_1"]
-    assert take(of_run(finished), "hessian", {"images": 64})["scalars"]["lambda_1"] == top
+    again = take(of_run(finished), "hessian", {"images": 64})["scalars"]["lambda_1"]
+    assert again == pytest.approx(top, rel=1e-5)  # other numbers of threads round otherwise
 
 
 def test_what_was_measured_before_is_kept(finished):

@@ -78,9 +78,8 @@ def sharpness(
 
     with g the gradient at w and T = 1, or if adaptive T = |w| + eta. The maximum is sought by
     projected gradient ascent in u by steps of length rho, of which one_step is the first; the best
-    point on the way counts, so it is a lower bound of the true one. (Steps of rho found more on the
-    paper's CNN than twice as many of 2.5 rho / steps.) The first gradient is taken at a random u of
-    length rho / 1000, so that an ascent finds a way also where the gradient is zero.
+    point on the way counts, so it is a lower bound of the true one. The first gradient is taken at
+    a random u of length rho / 1000, so that an ascent finds a way also where the gradient is zero.
 
     With eta = 0 and T on all parameters, as by default, adaptive sharpness does not change where
     weights are rescaled and the network stays the same.

@@ -131,8 +131,8 @@ def test_the_density_over_many_probes_is_the_spectrum():
     subject = subject_of(mlp)
     _, H = dense(subject, torch.arange(40))
     values = torch.linalg.eigvalsh(H)
-    scalars = density(subject, images=0, probes=300, steps=12)["scalars"]
-    assert scalars["frobenius"] == pytest.approx(H.norm().item(), rel=0.1)
+    scalars = density(subject, images=0, probes=100, steps=12)["scalars"]
+    assert scalars["frobenius"] == pytest.approx(H.norm().item(), rel=0.2)
     negative = values.clamp(max=0).sum().abs() / values.abs().sum()
     assert scalars["negative_part"] == pytest.approx(negative.item(), abs=0.1)
 

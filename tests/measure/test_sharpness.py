@@ -92,12 +92,12 @@ def test_away_from_a_minimum_one_step_is_sams():
 @pytest.mark.parametrize(("p", "variance"), [(2, 1.0), ("inf", 1 / 3)])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_average_rise_is_half_the_variance_times_the_trace(p, variance, adaptive):
-    found = average_sharpness(parabola(), p=p, adaptive=adaptive, sigma=0.1, probes=4000)
+    found = average_sharpness(parabola(), p=p, adaptive=adaptive, sigma=0.1, probes=1000)
     T = W.abs() if adaptive else torch.ones_like(W)
     expected = 0.5 * 0.01 * variance * (LAMBDAS * T.square()).sum().item()
     error = found["scalars"]["average_error"]
     assert abs(found["scalars"]["average"] - expected) < 4 * error
-    assert error < 0.1 * expected
+    assert error < 0.1 * abs(expected)
 
 
 class Relu(nn.Module):
