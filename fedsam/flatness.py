@@ -133,7 +133,8 @@ def go(folders: Sequence[Path], given: dict[str, Any]) -> None:
             with storing(folder):
                 write_whole(folder / FILE, json.dumps(_finite(before), indent=1) + "\n")
         drawn = figures.draw_all(folder, {m: before[m] for m in models}, along=along)
-        console.print(table({model: before[model] for model in models}))
+        for name in dict.fromkeys(measures.key(name, given) for name in names):
+            console.print(table({model: before[model] for model in models}, name))
         console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
 
 
@@ -197,17 +198,16 @@ def read(folder: Path) -> Results:
     return found
 
 
-def table(results: Results) -> Any:
-    """Return the scalars as rich's table: a row each, a column a model."""
+def table(results: Results, name: str) -> Any:
+    """Return a measure's scalars as rich's table: a row a model."""
     from rich.table import Table
 
-    out = Table("measure", "", box=None, pad_edge=False)
-    for model in results:
-        out.add_column(model, justify="right")
-    rows = {(name, key): None for r in results.values() for name in r for key in r[name]["scalars"]}
-    for name, key in rows:
-        values = [result.get(name, {}).get("scalars", {}).get(key) for result in results.values()]
-        out.add_row(name, key, *("" if value is None else f"{value:.5g}" for value in values))
+    found = {model: measures[name] for model, measures in results.items() if name in measures}
+    keys = next(iter(found.values()))["scalars"]
+    out = Table(name, *keys, box=None, pad_edge=False)
+    for model, result in found.items():
+        values = [result["scalars"].get(key) for key in keys]
+        out.add_row(model, *("none" if v is None else f"{v:.5g}" for v in values))
     return out
 
 
