@@ -26,6 +26,7 @@ HOW = frozenset(
     [
         *("out", "quiet", "data_root", "device", "engine", "cohort", "threads", "workers"),
         *("ray_address", "gpus_per_worker", "profile", "trace", "track", "checkpoint_every"),
+        "save_every",
     ]
 )
 
@@ -225,6 +226,9 @@ class Config(BaseModel):
     checkpoint_every: Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+s?$")] = "60s"
     """Rounds (100) or seconds (60s) after which what --resume needs is saved anew, and when
     the run ends or is interrupted (0: never)."""
+    save_every: int = Field(0, ge=0)
+    """Rounds between models that are kept, models/000100.safetensors in the run's folder (0: none);
+    each is the one that is evaluated: the average, once there is one."""
     profile: bool = False
     """Also print and save a table of the time by phase (profile.json)."""
     trace: bool = False

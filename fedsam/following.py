@@ -90,6 +90,9 @@ class Following:
         line = line_of(turn)
         if self.config.evaluates(number):
             line |= self._measure(number) | drift_of(turn)
+        if self.config.save_every and number % self.config.save_every == 0:
+            with storing(self.folder.path):
+                self.folder.save_model(f"models/{number:06d}", self._evaluated())
         self.write(line)
         self.done = number
         return self.state.stop.reason(line["accuracy"]) if "accuracy" in line else ""

@@ -87,6 +87,16 @@ class RunDir:
         os.fsync(self._metrics.fileno())
         checkpoint.save(self.path, snapshot)
 
+    def save_model(self, name: str, model: VectorRecord) -> None:
+        """Write ``name``.safetensors: a model by its ``state_dict`` names."""
+        from safetensors.torch import save
+
+        path = self.path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        tensors = model.layout.read(model.state)
+        whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+        write_whole(path, save(whole))
+
     @classmethod
     def create(cls, config: Config, partition: Partition, labels: Tensor) -> "RunDir":
         """Make the folder and write what is known before the first round."""
@@ -133,16 +143,10 @@ class RunDir:
         finished : bool
             Whether that was its end, and not a failure or an interruption.
         """
-        from safetensors.torch import save
-
         self._metrics.close()
-        models = {"model": evaluated}
+        self.save_model("model", evaluated)
         if evaluated is not trained:
-            models["model-trained"] = trained
-        for name, record in models.items():
-            tensors = record.layout.read(record.state)
-            whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-            write_whole(self.path / f"{name}.safetensors", save(whole))
+            self.save_model("model-trained", trained)
         summary = {"finished": finished} | self.summary(evaluated.layout.trainable, reason)
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / "curves.png")

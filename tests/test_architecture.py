@@ -12,10 +12,12 @@ from fedsam.loader import ROOT
 # downward: a module may import what stands in a later row, or in its own
 ORDER = [
     ["fedsam.sweep"],
-    ["fedsam.report"],
+    ["fedsam.report", "fedsam.flatness"],
     ["fedsam.simulate", "fedsam.server_app", "fedsam.client_app"],
     ["fedsam.jobs", "fedsam.board"],
     ["fedsam.cells"],
+    ["fedsam.flatness_figures"],
+    ["fedsam.measures", "fedsam.subjects"],
     ["fedsam.page"],
     ["fedsam.tables", "fedsam.figures", "fedsam.robustness_figures"],
     ["fedsam.charts"],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clients.minimizers.sam import SAM
-from fedsam import report, sweep
+from fedsam import flatness, measures, report, sweep
 from fedsam.config import Config
 from fedsam.errors import flag
 from fedsam.loader import ROOT
@@ -151,8 +151,19 @@ def test_every_sweep_and_report_in_the_documents_parses(page, tmp_path, monkeypa
     assert len(asked) == len(sweeps) + len(reports)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flatness_command_in_the_documents_parses(page):
+    for command in commands(page.read_text(), "flatness"):
+        given = flatness.flags().read(words_of(command))
+        assert given.pop("runs")
+        names = given.pop("measure", measures.QUICK)
+        for key in ("model", "along", "device", "data_root"):
+            given.pop(key, None)
+        measures.check(list(names), given)
+
+
 def test_the_documents_name_no_other_module():
-    known = {"simulate", "sweep", "report"}
+    known = {"simulate", "sweep", "report", "flatness"}
     for page in PAGES:
         assert {module for module, _ in COMMAND.findall(page.read_text())} <= known | {"X"}
 

@@ -57,6 +57,11 @@ class Objective:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def on(self, rows: Tensor) -> "Objective":
+        """Return the loss of the same model over other rows (N,) of the same images."""
+        state = torch.cat([self.w, self._state[self.layout.trainable :]])
+        return Objective(self.replica, state, self.task, self.images, rows, chunk=self.chunk)
+
     def loss(self, w: Tensor) -> Tensor:
         """Return L(w), a float64 scalar."""
         return self._mean(w, lambda loss: loss.double())

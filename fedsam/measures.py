@@ -1,0 +1,107 @@
+"""Every measure by its name, and how one is taken."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import torch
+
+from fedsam.errors import UsageError, flag, nearest
+from fedsam.measure.hessian import density, hessian, trace
+from fedsam.measure.selection import Tick, silent
+from fedsam.measure.sharpness import average_sharpness, sharpness
+from fedsam.measure.slope import slope
+from fedsam.measure.subject import Subject
+from fedsam.randomness import torch_generator
+
+Measure = Callable[..., dict[str, Any]]
+
+MEASURES: dict[str, Measure] = {
+    "slope": slope,
+    "hessian": hessian,
+    "trace": trace,
+    "density": density,
+    "sharpness": sharpness,
+    "sharpness-inf": partial(sharpness, p="inf"),
+    "adaptive-sharpness": partial(sharpness, adaptive=True),
+    "adaptive-sharpness-inf": partial(sharpness, p="inf", adaptive=True),
+    "average-sharpness": average_sharpness,
+    "average-sharpness-inf": partial(average_sharpness, p="inf"),
+    "adaptive-average-sharpness": partial(average_sharpness, adaptive=True),
+    "adaptive-average-sharpness-inf": partial(average_sharpness, p="inf", adaptive=True),
+}
+QUICK = ("slope", "sharpness", "adaptive-sharpness", "hessian")
+
+
+def take(
+    subject: Subject, name: str, options: Mapping[str, Any], tick: Tick = silent
+) -> dict[str, Any]:
+    """Return what a measure says of a subject.
+
+    Parameters
+    ----------
+    subject : Subject
+        A model and its data.
+    name : str
+        A key of ``MEASURES``.
+    options : mapping
+        Those of them are used that the measure takes. ``on`` may also be "clients", or
+        "clients:N" for N of them, drawn by the seed: then the scalars are means over the clients,
+        each measured on its own images, and ``clients`` holds those of each.
+    tick : callable
+        Told how much is done, and of how much.
+    """
+    function = MEASURES[name]
+    given = {key: value for key, value in options.items() if key in options_of(name)}
+    found = re.fullmatch(r"clients(?::(\d+))?", str(given.get("on", "")))
+    if found is None:
+        ticking = {"tick": tick} if "tick" in options_of(name) else {}
+        return function(subject, **given, **ticking)
+    several = sample_of_clients(subject, found[1])
+    results = {}
+    for number, client in enumerate(several):
+        results[client] = function(subject, **given | {"on": f"client:{client}"})
+        tick(number + 1, len(several))
+    each = {str(client): result["scalars"] for client, result in results.items()}
+    first = results[several[0]]
+    return {
+        "scalars": {key: mean(s[key] for s in each.values()) for key in first["scalars"]},
+        "settings": first["settings"] | {"on": given["on"], "clients": len(several)},
+        "clients": each,
+    }
+
+
+def key(name: str, options: Mapping[str, Any]) -> str:
+    """Return what a result is called: "hessian", or "hessian@test" where it is not of train."""
+    on = options.get("on", "train")
+    return name if on == "train" or "on" not in options_of(name) else f"{name}@{on}"
+
+
+def sample_of_clients(subject: Subject, count: str | None) -> list[int]:
+    """Return which clients are measured, ascending."""
+    clients = len(subject.partition)
+    wanted = clients if count is None else int(count)
+    if not 1 <= wanted <= clients:
+        raise UsageError(f"--on clients:{count}: the run has {clients} clients")
+    order = torch.randperm(clients, generator=torch_generator(subject.seed, "measure clients"))
+    return sorted(order[:wanted].tolist())
+
+
+def options_of(name: str) -> set[str]:
+    """Return what a measure takes beside its subject."""
+    return {*inspect.signature(MEASURES[name]).parameters} - {"subject"}
+
+
+def check(names: list[str], options: Mapping[str, Any]) -> None:
+    """Raise UsageError if there is no such measure, or none of them takes an option."""
+    for name in names:
+        if name not in MEASURES:
+            have = ", ".join(MEASURES)
+            raise UsageError(f"--measure: no {name!r}{nearest(name, MEASURES)}; have {have}")
+    for key in options:
+        if not any(key in options_of(name) for name in names):
+            takers = ", ".join(name for name in MEASURES if key in options_of(name))
+            raise UsageError(f"{flag(key)}: belongs to {takers}; give --measure")

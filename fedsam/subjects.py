@@ -1,0 +1,137 @@
+"""What is measured, made from a run's folder, or from any network and images."""
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedsam.config import resolve
+from fedsam.data.images import Images
+from fedsam.data.partition import Partition
+from fedsam.errors import UsageError, nearest, one_line
+from fedsam.experiment import new_trainer
+from fedsam.measure.subject import Subject
+from fedsam.replica import Replica
+from fedsam.tasks import Task
+from fedsam.tasks.classification import Classification
+from fedsam.vector import Layout
+
+ALONG = re.compile(r"models/\d+")
+
+
+def of_run(folder: Path, model: str = "model", *, device: str = "", data_root: str = "") -> Subject:
+    """Return a model of a run with the run's data, in full precision.
+
+    Parameters
+    ----------
+    folder : Path
+        A run's; it need not be finished.
+    model : str
+        A file of it without its ending: one of ``models_of(folder)``.
+    device, data_root : str
+        In place of the run's own ``--device`` and ``--data-root``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such run or model, or its data are others today.
+    """
+    given = {"device": device, "data_root": data_root}
+    here = {key: value for key, value in given.items() if value}
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder}: there is no run: it has no config.yaml")
+    config = resolve({}, folder / "config.yaml")
+    config = resolve(config.model_dump() | {"precision": "fp32"} | here)
+    trainer, initial = new_trainer(config)
+    archive = folder / "partition.npz"
+    if not archive.is_file() or not trainer.partition.same_as(Partition.load(archive)):
+        raise UsageError(f"{folder}: the data are split in another way than in partition.npz")
+    return Subject.of(trainer, read(folder, model, initial.layout))
+
+
+def of_network(
+    module: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None = None,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    clients: Sequence[Tensor] = (),
+    task: Task | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Return the subject of any network and images, on the network's device.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Copied, so it is not changed.
+    train, test : tuple of Tensor
+        uint8 (N, C, H, W) images and their targets; without ``test`` the training images serve.
+    mean, std : tuple of float
+        Of each channel, for pixel values in [0, 1].
+    clients : sequence of Tensor
+        int64 rows of the training images, for each client; by default one client has all.
+    task : Task, optional
+        What the output means; by default classification.
+    seed : int
+        From which everything random in a measure follows.
+    """
+    replica = Replica(copy.deepcopy(module))
+    layout = replica.layout
+
+    def images(pixels: Tensor, targets: Tensor) -> Images:
+        return Images(pixels, targets, mean, std, dtype=layout.dtype, device=layout.device)
+
+    held = list(clients) or [torch.arange(len(train[1]))]
+    sizes = torch.tensor([0, *map(len, held)])
+    return Subject(
+        replica,
+        replica.state.clone(),
+        images(*train),
+        images(*(test or train)),
+        task or Classification(),
+        Partition(torch.cat(held), sizes.cumsum(0)),
+        seed,
+    )
+
+
+def models_of(folder: Path) -> list[str]:
+    """Return the models that a run's folder holds: model, model-trained, models/000100, ..."""
+    found = [*folder.glob("*.safetensors"), *sorted(folder.glob("models/*.safetensors"))]
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in found)
+
+
+def along(folder: Path) -> list[str]:
+    """Return the models that --save-every kept, by round."""
+    return sorted(filter(ALONG.fullmatch, models_of(folder)), key=round_of)
+
+
+def round_of(model: str) -> int:
+    """Return the round after which a model of ``along`` was kept."""
+    return int(model.rpartition("/")[2])
+
+
+def read(folder: Path, model: str, layout: Layout) -> Tensor:
+    """Return the state (S,) that a file of a run's folder holds.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, it is damaged, or it holds another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    have = models_of(folder)
+    if model not in have:
+        hint = nearest(model, have) or f"; it has {', '.join(have) or 'none'}"
+        raise UsageError(f"{folder}: no model {model!r}{hint}")
+    path = folder / f"{model}.safetensors"
+    try:
+        return layout.write(load(path.read_bytes()))
+    except (SafetensorError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error

@@ -1,0 +1,194 @@
+"""Hessian, trace and density against the dense Hessian in float64."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import eigsh
+from torch import nn
+from torch.func import functional_call
+
+from fedsam.errors import UsageError
+from fedsam.measure.hessian import density, hessian, signs, trace
+from fedsam.measure.lanczos import lanczos
+from fedsam.measure.slope import slope
+from fedsam.subjects import of_network
+
+
+class ConvNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, images):
+        return self.fc(torch.tanh(self.norm(self.conv(images))).flatten(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+NETWORKS = {"mlp": mlp, "convolutions with BatchNorm": ConvNet}
+
+
+def subject_of(make, images=40, clients=(), seed=0):
+    """Return a subject with random weights, statistics and images, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    module = make().double()
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.dtype.is_floating_point:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    pixels = torch.randint(0, 256, (images, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (images,), generator=generator)
+    return of_network(module, (pixels, labels), mean=(0.4,), std=(0.3,), clients=clients)
+
+
+def dense(subject, rows):
+    """Return gradient and Hessian of some images' loss by torch.func, in the vector's order."""
+    layout, state = subject.replica.layout, subject.state.clone()
+    batch, module = subject.train.rows(rows), subject.replica.module.eval()
+
+    def loss(w):
+        tensors = layout.read(state) | {e.name: e.view(w) for e in layout.parameters}
+        output = functional_call(module, tensors, (batch.images,))
+        return nn.functional.cross_entropy(output, batch.targets)
+
+    subject.replica.load(state)
+    return torch.func.grad(loss)(subject.w), torch.func.hessian(loss)(subject.w)
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_eigenvalues_are_those_of_the_dense_hessian(make):
+    subject = subject_of(make)
+    before = subject.state.clone()
+    _, H = dense(subject, torch.arange(40))
+    expected = torch.linalg.eigvalsh(H)
+    found = hessian(subject, images=0)
+    scalars = found["scalars"]
+    bound = 0.01 * expected.abs().max()
+    top = torch.tensor(found["eigenvalues"], dtype=torch.float64)
+    assert (top - expected.flip(0)[:5]).abs().max() <= bound
+    torch.testing.assert_close(top[0], expected[-1], rtol=1e-6, atol=0)
+    assert scalars["lambda_min"] == pytest.approx(expected[0].item(), abs=bound.item())
+    assert scalars["lambda_1/lambda_5"] == pytest.approx(
+        (expected[-1] / expected[-5]).item(), rel=0.02
+    )
+    for value, residual in zip(found["eigenvalues"], found["residuals"], strict=True):
+        assert (expected - value).abs().min() <= residual + 1e-9  # what a residual promises
+    assert found["settings"]["products"] < len(H)
+    assert torch.equal(subject.state, before)
+
+
+def test_eigenvalues_are_those_of_arpack():
+    subject = subject_of(ConvNet)
+    _, H = dense(subject, torch.arange(40))
+    theirs = eigsh(H.numpy(), k=5, which="LA", return_eigenvectors=False)
+    ours = hessian(subject, images=0)["eigenvalues"]
+    assert ours[:3] == pytest.approx(sorted(theirs, reverse=True)[:3], rel=1e-4)
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_the_trace_has_the_error_that_it_states(make):
+    subject = subject_of(make)
+    _, H = dense(subject, torch.arange(40))
+    found = trace(subject, images=0, probes=200)
+    off = found["scalars"]["trace"] - H.trace().item()
+    assert abs(off) < 4 * found["scalars"]["trace_error"]
+    # the variance of z^T H z for random signs is twice the squares beside the diagonal
+    beside = H.square().sum() - H.diag().square().sum()
+    expected = math.sqrt(2 * beside.item() / 200)
+    assert found["scalars"]["trace_error"] == pytest.approx(expected, rel=0.3)
+    z = signs(subject.w, 0, 7)
+    assert set(z.tolist()) == {-1.0, 1.0}
+    assert found["samples"][7] == pytest.approx((z @ H @ z).item(), rel=1e-9)
+
+
+def test_the_density_has_the_moments_of_its_probes():
+    subject = subject_of(ConvNet)
+    _, H = dense(subject, torch.arange(40))
+    found = density(subject, images=0, probes=4, steps=6)
+    for number in range(4):
+        z = signs(subject.w, 0, number)
+        nodes, weights = (
+            torch.tensor(found[key][number], dtype=torch.float64) for key in ("nodes", "weights")
+        )
+        moved = z / z.norm()
+        for power in range(2 * 6):  # Gauss quadrature is exact up to degree 2 steps - 1
+            moment = (z / z.norm()) @ moved
+            assert (weights @ nodes**power).item() == pytest.approx(moment.item(), rel=1e-8)
+            moved = H @ moved
+    same = trace(subject, images=0, probes=4)["scalars"]["trace"]
+    assert found["scalars"]["trace"] == pytest.approx(same, rel=1e-10)
+
+
+def test_the_density_over_many_probes_is_the_spectrum():
+    subject = subject_of(mlp)
+    _, H = dense(subject, torch.arange(40))
+    values = torch.linalg.eigvalsh(H)
+    scalars = density(subject, images=0, probes=100, steps=12)["scalars"]
+    assert scalars["frobenius"] == pytest.approx(H.norm().item(), rel=0.2)
+    negative = values.clamp(max=0).sum().abs() / values.abs().sum()
+    assert scalars["negative_part"] == pytest.approx(negative.item(), abs=0.1)
+
+
+@given(values=st.lists(st.integers(-50, 50), min_size=1, max_size=8), seed=st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_lanczos_finds_every_eigenvalue_of_a_small_matrix_also_multiple_ones(values, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = len(values), len(values)
+    Q, _ = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
+    H = Q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ Q.T
+    start = torch.randn(len(values), generator=generator, dtype=torch.float64)
+    *_, (T, _) = lanczos(partial(torch.mv, H), start)
+    assert torch.linalg.eigvalsh(T).tolist() == pytest.approx(sorted(values), abs=1e-6)
+
+
+def test_the_slope_is_the_gradients_length():
+    subject = subject_of(ConvNet)
+    g, _ = dense(subject, torch.arange(40))
+    found = slope(subject, images=0)
+    assert found["scalars"]["gradient_norm"] == pytest.approx(g.norm().item(), rel=1e-9)
+
+
+def test_a_sample_and_a_client_are_the_rows_that_are_said():
+    halves = torch.arange(40).split(15)
+    subject = subject_of(mlp, clients=halves)
+    _, H = dense(subject, halves[1])
+    found = hessian(subject, on="client:1", images=0)
+    top = torch.linalg.eigvalsh(H)[-1].item()
+    assert found["scalars"]["lambda_1"] == pytest.approx(top, rel=1e-6)
+    assert (found["settings"]["on"], found["settings"]["images"]) == ("client:1", 15)
+    assert slope(subject, images=8)["settings"]["images"] == 8
+    assert slope(subject, images=8) == slope(subject, images=8)
+
+
+@pytest.mark.parametrize(
+    ("measure", "wrong"),
+    [
+        (hessian, {"on": "client:3"}),
+        (hessian, {"on": "nowhere"}),
+        (hessian, {"images": -1}),
+        (hessian, {"eigenvalues": 0}),
+        (hessian, {"eigenvalues": 1000}),
+        (trace, {"probes": 1}),
+        (density, {"steps": 0}),
+    ],
+)
+def test_wrong_options_are_named(measure, wrong):
+    subject = subject_of(mlp, clients=torch.arange(40).split(15))
+    (key,) = wrong
+    with pytest.raises(UsageError, match=f"--{key}"):
+        measure(subject, **wrong)
+
+
+def test_a_diverged_model_is_named():
+    subject = subject_of(mlp)
+    lost = subject.with_state(torch.full_like(subject.state, math.nan))
+    with pytest.raises(UsageError, match="not finite"):
+        hessian(lost)

@@ -1,0 +1,177 @@
+"""The command: real runs, real files, what it writes, what it refuses; models kept along a run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import quick_config
+from safetensors.torch import load_file
+
+from fedsam.flatness import main
+from fedsam.measures import MEASURES, take
+from fedsam.resume import resumed
+from fedsam.running import run
+from fedsam.stopping import Interrupted
+from fedsam.subjects import along, models_of, of_run
+
+SMALL = ["--images", "64"]
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take long in CI
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run with an average and models kept along it."""
+    folder = tmp_path_factory.mktemp("flat") / "run"
+    keys = {"rounds": 6, "swa": True, "swa_start": 3, "swa_cycle": 1, "save_every": 2}
+    return run(quick_config(folder, **keys)).folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def results(folder):
+    return json.loads((folder / "flatness.json").read_text())
+
+
+def stops_after(number):
+    def watch(line):
+        if line["round"] == number:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_models_along_a_run_are_those_that_were_evaluated(trained, tmp_path):
+    assert along(trained) == ["models/000002", "models/000004", "models/000006"]
+    files = {name: (trained / f"{name}.safetensors").read_bytes() for name in models_of(trained)}
+    assert files["models/000006"] == files["model"]  # the average
+    short = run(quick_config(tmp_path / "short", rounds=2)).folder
+    first, second = (
+        load_file(p)
+        for p in (short / "model.safetensors", trained / "models" / "000002.safetensors")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)  # before it, the model
+    assert not (short / "models").exists()
+
+
+def test_an_interrupted_run_keeps_the_same_models_after_going_on(trained, tmp_path):
+    cut = tmp_path / "cut"
+    keys = {"rounds": 6, "swa": True, "swa_start": 3, "swa_cycle": 1, "save_every": 2}
+    with pytest.raises(Interrupted):
+        run(quick_config(cut, **keys), stops_after(5))
+    assert main([str(cut), *SMALL, "--measure", "slope"]) == 0  # unfinished: measured as well
+    config, snapshot = resumed(cut, {})
+    run(config, snapshot=snapshot)
+    names = models_of(trained)
+    assert models_of(cut) == names
+    for name in names:
+        ours, theirs = (f / f"{name}.safetensors" for f in (cut, trained))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_command_as_a_user_runs_it(finished):
+    before = {name: (finished / f"{name}.safetensors").read_bytes() for name in models_of(finished)}
+    words = [str(finished), "--measure", "slope", "--measure", "hessian", "--measure", "density"]
+    call = [sys.executable, "-m", "fedsam.flatness", *words, *SMALL, "--steps", "8"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120, env=ALONE)
+    assert done.returncode == 0, done.stderr
+    for word in ("model: hessian", "lambda_1/lambda_5", "flatness.json, flatness-hessian.png"):
+        assert word in done.stdout
+    found = results(finished)["model"]
+    assert set(found) == {"slope", "hessian", "density"}
+    for ending in ("png", "pdf"):
+        assert (finished / f"flatness-hessian.{ending}").stat().st_size > 3000
+        assert (finished / f"flatness-density.{ending}").stat().st_size > 3000
+    after = {name: (finished / f"{name}.safetensors").read_bytes() for name in models_of(finished)}
+    assert after == before
+    top = found["hessian"]["scalars"]["lambda_1"]
+    again = take(of_run(finished), "hessian", {"images": 64})["scalars"]["lambda_1"]
+    assert again == pytest.approx(top, rel=1e-5)  # other numbers of threads round otherwise
+
+
+def test_what_was_measured_before_is_kept(finished):
+    assert main([str(finished), *SMALL, "--measure", "slope", "--measure", "trace"]) == 0
+    first = results(finished)
+    more = ["--model", "model-trained", "--measure", "slope", "--on", "test", "--images", "0"]
+    assert main([str(finished), *more]) == 0
+    assert main([str(finished), "--measure", "trace", "--probes", "3", *SMALL]) == 0
+    now = results(finished)
+    assert now["model"]["slope"] == first["model"]["slope"]
+    assert now["model"]["trace"]["settings"]["probes"] == 3
+    summary = json.loads((finished / "summary.json").read_text())
+    on_test = now["model-trained"]["slope@test"]["scalars"]["accuracy"]
+    assert on_test != summary["last_accuracy"]  # that is the average's
+    assert main([str(finished), "--measure", "slope", "--on", "test", "--images", "0"]) == 0
+    of_average = results(finished)["model"]["slope@test"]["scalars"]["accuracy"]
+    assert of_average == pytest.approx(summary["last_accuracy"])
+
+
+def test_along_a_run_scalars_are_drawn_over_rounds(finished):
+    assert main([str(finished), "--along", "--measure", "sharpness", *SMALL]) == 0
+    assert sorted(results(finished)) == ["models/000002", "models/000004", "models/000006"]
+    assert (finished / "flatness-along-sharpness.png").stat().st_size > 3000
+
+
+def test_the_mean_over_clients_is_the_mean_of_each(finished):
+    subject = of_run(finished)
+    found = take(subject, "slope", {"on": "clients", "images": 0})
+    each = [take(subject, "slope", {"on": f"client:{k}", "images": 0}) for k in range(20)]
+    expected = sum(one["scalars"]["loss"] for one in each) / 20
+    assert found["scalars"]["loss"] == pytest.approx(expected)
+    assert len(found["clients"]) == 20
+    assert len(take(subject, "slope", {"on": "clients:3"})["clients"]) == 3
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_keeps_the_contract(trained, name):
+    subject = of_run(trained)
+    before = subject.state.clone()
+    few = {"images": 16, "batch": 8, "steps": 2, "probes": 2, "eigenvalues": 2}
+    first, second = take(subject, name, few), take(subject, name, few)
+    assert first == second == json.loads(json.dumps(first))
+    assert all(isinstance(value, int | float) for value in first["scalars"].values())
+    assert first["settings"]["images"] == 16
+    assert torch.equal(subject.state, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--measure", "hesian"], "no 'hesian' (did you mean 'hessian'?)"),
+        (["--imagse", "3"], "--imagse: no such flag (did you mean '--images'?)"),
+        (["--measure", "slope", "--rho", "1"], "--rho: belongs to sharpness"),
+        (["--model", "modle"], "no model 'modle' (did you mean 'model'?)"),
+        (["--along", "--model", "model"], "--along: stands without --model"),
+        (["--on", "client:20"], "the run has clients 0 to 19"),
+        (["--on", "clients:21"], "the run has 20 clients"),
+        (["--device", "abacus"], "--device abacus"),
+    ],
+)
+def test_what_is_wrong_is_named(trained, capsys, words, said):
+    assert main([str(trained), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_and_missing_files_are_named(finished, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    cases = {"no run with a model": tmp_path / "empty", "flatness.json: damaged": finished}
+    (finished / "flatness.json").write_text("{")
+    for said, folder in cases.items():
+        assert main([str(folder), "--measure", "slope"]) == 2
+        assert said in capsys.readouterr().err
+    (finished / "flatness.json").unlink()
+    for path in finished.glob("models/*"):
+        path.unlink()
+    assert main([str(finished), "--along"]) == 2
+    assert "--save-every" in capsys.readouterr().err
+    (finished / "model.safetensors").write_bytes(b"no")
+    assert main([str(finished)]) == 2
+    assert "model.safetensors: cannot be read" in capsys.readouterr().err
