@@ -5,7 +5,8 @@ import math
 import sys
 import time
 from argparse import SUPPRESS
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedsam.files import write_whole
 from fedsam.simulate import Parser
 
 FILE = "flatness.json"
+BETWEEN = "between"  # stands in the file for what is of several models
 Results = dict[str, dict[str, Any]]  # by model, then by measure
 
 
@@ -31,9 +33,11 @@ def flags() -> Parser:
         "--measure",
         action="append",
         metavar="NAME",
-        help="what to measure, again for more: slope, hessian, trace, density, sharpness, "
-        "sharpness-inf, average-sharpness, average-sharpness-inf, and the last four with "
-        "adaptive- in front (default: slope, sharpness, adaptive-sharpness and hessian)",
+        help="what to measure, again for more: fit, slope, hessian, trace, density, sharpness, "
+        "sharpness-inf, average-sharpness, average-sharpness-inf, the last four with adaptive- in "
+        "front, surface-line, surface, cohort, corruptions, weight-noise, quantisation, "
+        "adversarial, clients; of several models connectivity, of three plane (default: fit, "
+        "slope, sharpness, adaptive-sharpness and hessian)",
     )
     out.add_argument(
         "--model",
@@ -54,12 +58,15 @@ def flags() -> Parser:
         "or clients:N (over N of them) (default: train)",
     )
     options.add_argument(
-        "--images", type=int, help="images at most, a seeded sample; 0: all (default: 512)"
+        "--images",
+        type=int,
+        help="images at most, a seeded sample; 0: all (default: 512; of surfaces and planes 500, "
+        "of lines and attacks 1000, of corruptions and noise 2000)",
     )
     options.add_argument("--rho", type=float, help="radius of sharpness (default: by measure)")
     options.add_argument("--batch", type=int, help="m of m-sharpness; 0: all (default: 128)")
     options.add_argument(
-        "--steps", type=int, help="of the ascent (default: 5), of the density (default: 30)"
+        "--steps", type=int, help="of ascent (default: 5), density (30) and attack (10)"
     )
     options.add_argument("--eta", type=float, help="of adaptive sharpness (default: 0)")
     options.add_argument(
@@ -70,6 +77,14 @@ def flags() -> Parser:
     options.add_argument(
         "--probes", type=int, help="random vectors of trace, density, averages (default: 10, 3, 10)"
     )
+    options.add_argument("--points", type=int, help="of a line, or of each axis of a surface")
+    options.add_argument("--reach", type=float, help="of surfaces, filter-normalised (default: 1)")
+    options.add_argument("--directions", type=int, help="of surface-line (default: 3)")
+    options.add_argument("--margin", type=float, help="around a plane's models (default: 0.3)")
+    options.add_argument(
+        "--folder", metavar="DIR", help="CIFAR-10-C's files, for corruptions (default: made here)"
+    )
+    options.add_argument("--draws", type=int, help="of weight-noise (default: 10)")
     return out
 
 
@@ -124,7 +139,9 @@ def go(folders: Sequence[Path], given: dict[str, Any]) -> None:
     place = {key: given.pop(key, "") for key in ("device", "data_root")}
     measures.check(names, given)
     console = Console()
-    for folder in folders:
+    several = [name for name in names if name in measures.COMPARISONS]
+    names = [name for name in names if name not in several]
+    for folder in folders if names else ():
         console.print(str(folder), highlight=False, soft_wrap=True)
         models = _models(folder, wanted, along=along)
         before = read(folder)
@@ -136,6 +153,36 @@ def go(folders: Sequence[Path], given: dict[str, Any]) -> None:
         for name in dict.fromkeys(measures.key(name, given) for name in names):
             console.print(table({model: before[model] for model in models}, name))
         console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
+    if several:
+        compare(folders, wanted or ["model"], several, given, place, console)
+
+
+def compare(
+    folders: Sequence[Path],
+    models: Sequence[str],
+    names: Sequence[str],
+    options: dict[str, Any],
+    place: dict[str, str],
+    console: Any,
+) -> None:
+    """Measure what is between models, all with the first run's data; it lies in its folder."""
+    from fedsam import flatness_figures as figures
+    from fedsam import measures, subjects
+    from fedsam.engines.crew import on_device
+
+    subject_of = subjects.of_runs(folders, models, **place)
+    before = read(folders[0])
+    found = before.setdefault(BETWEEN, {})
+    with on_device(subject_of[0][1].replica.layout.device, "fp32"):
+        for name in names:
+            function, given = measures.COMPARISONS[name], measures.chosen(name, options)
+            with progress(name, console) as tick:
+                found[name] = function(subject_of, **given, tick=tick)
+            with storing(folders[0]):
+                write_whole(folders[0] / FILE, json.dumps(_finite(before), indent=1) + "\n")
+            console.print(table({BETWEEN: found}, name))
+    drawn = figures.draw_all(folders[0], {BETWEEN: found}, along=False)
+    console.print(f"{FILE}, {', '.join(drawn)} in {folders[0]}", highlight=False, soft_wrap=True)
 
 
 def measured(
@@ -147,13 +194,34 @@ def measured(
     console: Any,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield model, measure and result, with a line of progress."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from fedsam import measures, subjects
     from fedsam.engines.crew import on_device
+    from fedsam.measure.cohort_spread import cohort_spread
 
     subject = subjects.of_run(folder, models[0], **place)
     layout = subject.replica.layout
+    with on_device(layout.device, "fp32"):
+        for model in models:
+            subject = subject.with_state(subjects.read(folder, model, layout))
+            for name in names:
+                begin = time.perf_counter()
+                with progress(f"{model}: {name}", console) as tick:
+                    if name == measures.COHORT:
+                        cohort = subjects.cohort_of_run(folder, model, tick, **place)
+                        given = measures.chosen(name, options)
+                        result = cohort_spread(cohort, **given, tick=tick)
+                    else:
+                        result = measures.take(subject, name, options, tick)
+                seconds = time.perf_counter() - begin
+                console.print(f"  {model}: {name}, {seconds:.1f} s", highlight=False)
+                yield model, measures.key(name, options), result
+
+
+@contextmanager
+def progress(what: str, console: Any) -> Iterator[Callable[[int, int], None]]:
+    """Show a line of progress; what it yields is told how much is done, and of how much."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -163,21 +231,9 @@ def measured(
         disable=not console.is_terminal,
         transient=True,
     )
-    with bar, on_device(layout.device, "fp32"):
-        for model in models:
-            subject = subject.with_state(subjects.read(folder, model, layout))
-            for name in names:
-                begin = time.perf_counter()
-                task = bar.add_task(f"{model}: {name}", total=None)
-
-                def tick(done: int, of: int, task: Any = task) -> None:
-                    bar.update(task, completed=done, total=of)
-
-                result = measures.take(subject, name, options, tick)
-                bar.remove_task(task)
-                seconds = time.perf_counter() - begin
-                console.print(f"  {model}: {name}, {seconds:.1f} s", highlight=False)
-                yield model, measures.key(name, options), result
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def read(folder: Path) -> Results:
@@ -199,15 +255,14 @@ def read(folder: Path) -> Results:
 
 
 def table(results: Results, name: str) -> Any:
-    """Return a measure's scalars as rich's table: a row a model."""
+    """Return a measure's scalars as rich's table: a column a model."""
     from rich.table import Table
 
     found = {model: measures[name] for model, measures in results.items() if name in measures}
-    keys = next(iter(found.values()))["scalars"]
-    out = Table(name, *keys, box=None, pad_edge=False)
-    for model, result in found.items():
-        values = [result["scalars"].get(key) for key in keys]
-        out.add_row(model, *("none" if v is None else f"{v:.5g}" for v in values))
+    out = Table(name, *found, box=None, pad_edge=False)
+    for key in next(iter(found.values()))["scalars"]:
+        values = [result["scalars"].get(key) for result in found.values()]
+        out.add_row(key, *("none" if v is None else f"{v:.5g}" for v in values))
     return out
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsam import robustness_figures, surface_figures
 from fedsam.subjects import round_of
 
 Result = Mapping[str, Any]
@@ -81,6 +82,16 @@ DRAW: dict[str, Callable[[Result], Any]] = {
     "sharpness-inf": draw_sharpness,
     "adaptive-sharpness": draw_sharpness,
     "adaptive-sharpness-inf": draw_sharpness,
+    "surface-line": surface_figures.draw_line,
+    "surface": surface_figures.draw_surface,
+    "plane": surface_figures.draw_plane,
+    "connectivity": surface_figures.draw_connectivity,
+    "cohort": surface_figures.draw_cohort,
+    "corruptions": robustness_figures.draw_corruptions,
+    "weight-noise": robustness_figures.draw_weight_noise,
+    "quantisation": robustness_figures.draw_quantisation,
+    "adversarial": robustness_figures.draw_adversarial,
+    "clients": robustness_figures.draw_clients,
 }
 
 
@@ -98,7 +109,7 @@ def draw_all(
             part = "" if model == "model" else f"{model.replace('/', '-')}-"
             for name, result in found.items():
                 draw = DRAW.get(name.partition("@")[0])
-                if draw and "clients" not in result:
+                if draw and not ("@" in name and "clients" in result):
                     figures[f"{part}{name}"] = draw(result)
     written = []
     for name, figure in figures.items():

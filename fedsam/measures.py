@@ -10,16 +10,27 @@ from typing import Any
 import torch
 
 from fedsam.errors import UsageError, flag, nearest
+from fedsam.measure.adversarial import adversarial
+from fedsam.measure.clients import clients
+from fedsam.measure.cohort_spread import cohort_spread
+from fedsam.measure.connectivity import connectivity
+from fedsam.measure.corruptions import corruptions
+from fedsam.measure.fit import fit
 from fedsam.measure.hessian import density, hessian, trace
+from fedsam.measure.plane import plane
+from fedsam.measure.quantisation import quantisation
 from fedsam.measure.selection import Tick, silent
 from fedsam.measure.sharpness import average_sharpness, sharpness
 from fedsam.measure.slope import slope
 from fedsam.measure.subject import Subject
+from fedsam.measure.surface import surface, surface_line
+from fedsam.measure.weight_noise import weight_noise
 from fedsam.randomness import torch_generator
 
 Measure = Callable[..., dict[str, Any]]
 
 MEASURES: dict[str, Measure] = {
+    "fit": fit,
     "slope": slope,
     "hessian": hessian,
     "trace": trace,
@@ -32,8 +43,18 @@ MEASURES: dict[str, Measure] = {
     "average-sharpness-inf": partial(average_sharpness, p="inf"),
     "adaptive-average-sharpness": partial(average_sharpness, adaptive=True),
     "adaptive-average-sharpness-inf": partial(average_sharpness, p="inf", adaptive=True),
+    "surface-line": surface_line,
+    "surface": surface,
+    "corruptions": corruptions,
+    "weight-noise": weight_noise,
+    "quantisation": quantisation,
+    "adversarial": adversarial,
+    "clients": clients,
 }
-QUICK = ("slope", "sharpness", "adaptive-sharpness", "hessian")
+COMPARISONS: dict[str, Measure] = {"plane": plane, "connectivity": connectivity}
+COHORT = "cohort"  # of clients that train: neither of one model nor of several that are there
+EVERY: dict[str, Measure] = {**MEASURES, **COMPARISONS, COHORT: cohort_spread}
+QUICK = ("fit", "slope", "sharpness", "adaptive-sharpness", "hessian")
 
 
 def take(
@@ -54,12 +75,10 @@ def take(
     tick : callable
         Told how much is done, and of how much.
     """
-    function = MEASURES[name]
-    given = {key: value for key, value in options.items() if key in options_of(name)}
+    function, given = MEASURES[name], chosen(name, options)
     found = re.fullmatch(r"clients(?::(\d+))?", str(given.get("on", "")))
     if found is None:
-        ticking = {"tick": tick} if "tick" in options_of(name) else {}
-        return function(subject, **given, **ticking)
+        return function(subject, **given, **ticking(name, tick))
     several = sample_of_clients(subject, found[1])
     results = {}
     for number, client in enumerate(several):
@@ -90,18 +109,28 @@ def sample_of_clients(subject: Subject, count: str | None) -> list[int]:
     return sorted(order[:wanted].tolist())
 
 
+def chosen(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that a measure takes."""
+    return {key: value for key, value in options.items() if key in options_of(name)}
+
+
+def ticking(name: str, tick: Tick) -> dict[str, Tick]:
+    """Return the argument by which a measure tells how far it is, if it does."""
+    return {"tick": tick} if "tick" in inspect.signature(EVERY[name]).parameters else {}
+
+
 def options_of(name: str) -> set[str]:
     """Return what a measure takes beside its subject."""
-    return {*inspect.signature(MEASURES[name]).parameters} - {"subject"}
+    return {*inspect.signature(EVERY[name]).parameters} - {"subject", "subjects", "cohort", "tick"}
 
 
 def check(names: list[str], options: Mapping[str, Any]) -> None:
     """Raise UsageError if there is no such measure, or none of them takes an option."""
     for name in names:
-        if name not in MEASURES:
-            have = ", ".join(MEASURES)
-            raise UsageError(f"--measure: no {name!r}{nearest(name, MEASURES)}; have {have}")
+        if name not in EVERY:
+            have = ", ".join(EVERY)
+            raise UsageError(f"--measure: no {name!r}{nearest(name, EVERY)}; have {have}")
     for key in options:
         if not any(key in options_of(name) for name in names):
-            takers = ", ".join(name for name in MEASURES if key in options_of(name))
+            takers = ", ".join(name for name in EVERY if key in options_of(name))
             raise UsageError(f"{flag(key)}: belongs to {takers}; give --measure")

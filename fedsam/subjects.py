@@ -8,15 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedsam.config import resolve
+from fedsam.config import Config, resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.errors import UsageError, nearest, one_line
 from fedsam.experiment import new_trainer
+from fedsam.measure.cohort_spread import TrainedCohort, train_cohort
+from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
 from fedsam.replica import Replica
+from fedsam.running import sampling
 from fedsam.tasks import Task
 from fedsam.tasks.classification import Classification
+from fedsam.trainer import Trainer
 from fedsam.vector import Layout
 
 ALONG = re.compile(r"models/\d+")
@@ -39,17 +43,66 @@ def of_run(folder: Path, model: str = "model", *, device: str = "", data_root: s
     UsageError
         If there is no such run or model, or its data are others today.
     """
+    _, trainer = opened(folder, device=device, data_root=data_root)
+    return Subject.of(trainer, read(folder, model, trainer.layout))
+
+
+def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Config, Trainer]:
+    """Return a run's config, in full precision, and what its clients need; as for ``of_run``."""
     given = {"device": device, "data_root": data_root}
     here = {key: value for key, value in given.items() if value}
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder}: there is no run: it has no config.yaml")
     config = resolve({}, folder / "config.yaml")
     config = resolve(config.model_dump() | {"precision": "fp32"} | here)
-    trainer, initial = new_trainer(config)
+    trainer, _ = new_trainer(config)
     archive = folder / "partition.npz"
     if not archive.is_file() or not trainer.partition.same_as(Partition.load(archive)):
         raise UsageError(f"{folder}: the data are split in another way than in partition.npz")
-    return Subject.of(trainer, read(folder, model, initial.layout))
+    return config, trainer
+
+
+def cohort_of_run(
+    folder: Path,
+    model: str = "model",
+    tick: Tick = silent,
+    *,
+    device: str = "",
+    data_root: str = "",
+) -> TrainedCohort:
+    """Return the clients of the round that would follow on a model of a run, trained from it.
+
+    Their learning rate is the config's in its last round; what an average changes is not seen.
+    """
+    config, trainer = opened(folder, device=device, data_root=data_root)
+    number = round_of(model) if ALONG.fullmatch(model) else config.rounds
+    clients = sampling(config, trainer)(number + 1)
+    state, lr = read(folder, model, trainer.layout), config.rate(number)
+    return train_cohort(trainer, state, clients, round=number + 1, lr=lr, tick=tick)
+
+
+def of_runs(
+    folders: Sequence[Path], models: Sequence[str], *, device: str = "", data_root: str = ""
+) -> list[tuple[str, Subject]]:
+    """Return the models of several runs by name: their methods, and what else tells them apart."""
+    found = [
+        (name_of(folder, model), of_run(folder, model, device=device, data_root=data_root), folder)
+        for folder in folders
+        for model in models
+    ]
+    names = [name for name, _, _ in found]
+    return [
+        (name if names.count(name) == 1 else f"{name} ({folder.name})", subject)
+        for name, subject, folder in found
+    ]
+
+
+def name_of(folder: Path, model: str) -> str:
+    """Return a model's name in a picture: "fedasam + swa", or "fedasam" for what was averaged."""
+    config = resolve({}, folder / "config.yaml")
+    averaged = config.averaging != "none" and model == "model"
+    part = "" if model in ("model", "model-trained") else f" {model}"
+    return config.algorithm + (f" + {config.averaging}" if averaged else "") + part
 
 
 def of_network(

@@ -12,11 +12,11 @@ from conftest import quick_config
 from safetensors.torch import load_file
 
 from fedsam.flatness import main
-from fedsam.measures import MEASURES, take
+from fedsam.measures import MEASURES, options_of, take
 from fedsam.resume import resumed
 from fedsam.running import run
 from fedsam.stopping import Interrupted
-from fedsam.subjects import along, models_of, of_run
+from fedsam.subjects import along, cohort_of_run, models_of, of_run
 
 SMALL = ["--images", "64"]
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take long in CI
@@ -128,21 +128,54 @@ def test_the_mean_over_clients_is_the_mean_of_each(finished):
     assert len(take(subject, "slope", {"on": "clients:3"})["clients"]) == 3
 
 
-@pytest.mark.parametrize("name", MEASURES)
+def test_a_plane_of_three_models_of_two_runs_and_the_lines_between_them(finished, tmp_path):
+    other = run(quick_config(tmp_path / "other", rounds=2, algorithm="fedasam")).folder
+    small = ["--images", "32", "--points", "3", "--model", "model"]
+    both = [str(finished), str(other)]
+    assert main([*both, *small, "--measure", "connectivity"]) == 0
+    (pair,) = results(finished)["between"]["connectivity"]["pairs"]
+    assert pair["models"] == ["fedavg + swa", "fedasam"]
+    assert not (other / "flatness.json").exists()
+    trained = shutil.copytree(finished, tmp_path / "third")
+    assert main([*both, str(trained), *small, "--measure", "plane"]) == 2  # two are the same
+    (trained / "model-trained.safetensors").replace(trained / "model.safetensors")
+    assert main([*both, str(trained), *small, "--measure", "plane"]) == 0
+    names = [model["name"] for model in results(finished)["between"]["plane"]["models"]]
+    assert names == ["fedavg + swa (run)", "fedasam", "fedavg + swa (third)", "mean"]
+    assert (finished / "flatness-between-plane.png").stat().st_size > 3000
+
+
+def test_the_clients_of_the_next_round_are_those_that_a_longer_run_trains(trained, tmp_path):
+    """Their average is that run's next model, to rounding."""
+    assert main([str(trained), "--measure", "cohort", "--images", "16", "--points", "3"]) == 0
+    assert results(trained)["model"]["cohort"]["scalars"]["update_norm"] > 0
+    folder = run(quick_config(tmp_path / "long", rounds=3, save_every=1)).folder
+    cohort = cohort_of_run(folder, "models/000002")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert cohort.clients == lines[3]["clients"]
+    expected = of_run(folder, "models/000003").state
+    torch.testing.assert_close(cohort.average, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name != "corruptions"])
 def test_every_measure_keeps_the_contract(trained, name):
     subject = of_run(trained)
     before = subject.state.clone()
     few = {"images": 16, "batch": 8, "steps": 2, "probes": 2, "eigenvalues": 2}
+    few |= {"points": 3, "directions": 2, "draws": 2}
     first, second = take(subject, name, few), take(subject, name, few)
     assert first == second == json.loads(json.dumps(first))
     assert all(isinstance(value, int | float) for value in first["scalars"].values())
-    assert first["settings"]["images"] == 16
+    if "images" in options_of(name):
+        assert first["settings"]["images"] in (16, {"train": 16, "test": 16})
     assert torch.equal(subject.state, before)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--measure", "plane"], "a plane goes through 3 models, got 1"),
+        (["--measure", "corruptions"], "corruptions: the published parameters are for 32 x 32"),
         (["--measure", "hesian"], "no 'hesian' (did you mean 'hessian'?)"),
         (["--imagse", "3"], "--imagse: no such flag (did you mean '--images'?)"),
         (["--measure", "slope", "--rho", "1"], "--rho: belongs to sharpness"),

@@ -10,15 +10,14 @@ from fedsam.measure.connectivity import barrier, steps
 from fedsam.measure.drift import drift
 from fedsam.measure.landscape import (
     Named,
-    Tick,
     combined,
     cosine,
     distance,
     evaluate,
     samples,
     settings_of,
-    silent,
 )
+from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
 from fedsam.trainer import Job, Trainer
 from fedsam.vector import weighted_mean

@@ -16,15 +16,14 @@ from typing import Any
 from fedsam.errors import UsageError
 from fedsam.measure.landscape import (
     Named,
-    Tick,
     check_alike,
     combined,
     distance,
     evaluate,
     samples,
     settings_of,
-    silent,
 )
+from fedsam.measure.selection import Tick, silent
 
 
 def barrier(t: Sequence[float], values: Sequence[float]) -> float:

@@ -13,8 +13,10 @@ def fit(subject: Subject) -> dict[str, Any]:
     In eval mode and without augmentation, as all measures look at a model.
     """
     scalars: dict[str, float] = {}
+    images: dict[str, int] = {}
     for name in SETS:
         objective = subject.objective(name)
+        images[name] = len(objective)
         metrics = objective.metrics(objective.w)
         scalars |= {f"{name} {metric}": metrics[metric] for metric in ("accuracy", "loss")}
-    return {"scalars": scalars}
+    return {"scalars": scalars, "settings": {"images": images, "mode": "eval, no augmentation"}}

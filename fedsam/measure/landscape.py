@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from fedsam.errors import UsageError
+from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
 from fedsam.vector import weighted_mean
 
 Named = tuple[str, Subject]
 Rows = Mapping[Literal["train", "test"], Tensor]
-Tick = Callable[[int, int], None]  # points that are done, and all of them
-
-
-def silent(done: int, total: int) -> None:
-    """Tick nobody how far a measure is."""
 
 
 class Limited:

@@ -19,7 +19,6 @@ from torch import Tensor
 from fedsam.errors import UsageError
 from fedsam.measure.landscape import (
     Named,
-    Tick,
     check_alike,
     combined,
     distance,
@@ -27,8 +26,8 @@ from fedsam.measure.landscape import (
     inner,
     samples,
     settings_of,
-    silent,
 )
+from fedsam.measure.selection import Tick, silent
 from fedsam.measure.surface import folded
 
 FLAT = 1e-3  # a triangle this much lower than long is a line

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedsam.errors import UsageError
-from fedsam.measure.landscape import Tick, evaluate, samples, settings_of, silent
+from fedsam.measure.landscape import evaluate, samples, settings_of
+from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
 from fedsam.randomness import torch_generator
 from fedsam.vector import along
