@@ -8,7 +8,12 @@ from typing import NamedTuple
 from fedsam.measure.correlation import FEWEST, Correlation, kendall
 from fedsam.results import Cell, Grid, Run, words
 
-FIT, LIFELONG = "fit", "lifelong"  # measures that are not of sharpness
+FIT, LIFELONG = "fit", "lifelong"
+# measures that are not of sharpness
+OTHERS = (
+    *(FIT, LIFELONG, "cohort"),
+    *("corruptions", "weight-noise", "quantisation", "adversarial", "clients"),
+)
 
 
 class Scalar(NamedTuple):
@@ -108,7 +113,7 @@ def scalars(grid: Grid) -> list[Scalar]:
 
 def sharpness(grid: Grid) -> list[Scalar]:
     """Return the names of those that are measures of sharpness."""
-    return [scalar for scalar in scalars(grid) if scalar.measure not in (FIT, LIFELONG)]
+    return [scalar for scalar in scalars(grid) if scalar.measure not in OTHERS]
 
 
 def taus(grid: Grid) -> list[Tau]:

@@ -69,7 +69,7 @@ class Run:
         """
         file, found = self.path / "flatness.json", {}
         try:
-            read = json.loads(file.read_text())["model"] if file.exists() else {}
+            read = json.loads(file.read_text()).get("model", {}) if file.exists() else {}
             found = {measure: dict(held["scalars"]) for measure, held in read.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{file}: damaged: {error!r}") from error

@@ -61,7 +61,12 @@ def test_only_finite_numbers_of_the_evaluated_model_are_read(runs):
     assert Scalar("hessian", "trace").of(run) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model": {"hessian": 3}}', '{"models": {}}'])
+def test_a_file_of_other_models_alone_has_none_of_this(runs):
+    (runs / "fedavg1" / "flatness.json").write_text('{"between": {"plane": {"scalars": {"a": 1}}}}')
+    assert load_all([runs / "fedavg1"])[0].measures == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {"hessian": 3}}'])
 def test_a_damaged_file_is_named(runs, text):
     (runs / "fedavg0" / "flatness.json").write_text(text)
     with pytest.raises(UsageError, match=r"flatness\.json: damaged"):
