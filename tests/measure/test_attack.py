@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from fedsam.attack import Attack
+from fedsam.data.images import Pixels
 from fedsam.errors import UsageError
 from fedsam.measure.adversarial import adversarial
 from fedsam.measure.attack import fgsm, pgd
@@ -125,3 +127,28 @@ def test_the_measure_attacks_pixels_in_eval_mode():
 def test_what_makes_no_sense_is_refused(given):
     with pytest.raises(UsageError):
         adversarial(little.subject(), **given)
+
+
+def test_the_attack_in_training_is_the_same_ascent():
+    """``fedsam.attack`` works on normalised images and under vmap, l_inf only; else it is this."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(6, 2, 3, 3, generator=generator, dtype=torch.float64) * 255
+    weight = torch.randn(18, 4, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+
+    def losses(x):
+        return F.cross_entropy(
+            torch.tanh(x / 255).flatten(1) @ weight, labels, reduction="none"
+        )
+
+    mean, std = 0.4, 0.25
+    pixels = Pixels(unit=1 / (255 * std), low=-mean / std, high=(1 - mean) / std)
+    worst = Attack(eps=8, step=3, steps=4).worst(
+        (images / 255 - mean) / std,
+        lambda x: losses((x * std + mean) * 255).sum(),
+        torch.zeros_like(images),
+        pixels,
+    )
+    expected = pgd(losses, images, 8, 3, 4)
+    torch.testing.assert_close((worst * std + mean) * 255, expected)
+    assert not torch.equal(expected, images)
