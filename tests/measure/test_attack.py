@@ -137,9 +137,7 @@ def test_the_attack_in_training_is_the_same_ascent():
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
 
     def losses(x):
-        return F.cross_entropy(
-            torch.tanh(x / 255).flatten(1) @ weight, labels, reduction="none"
-        )
+        return F.cross_entropy(torch.tanh(x / 255).flatten(1) @ weight, labels, reduction="none")
 
     mean, std = 0.4, 0.25
     pixels = Pixels(unit=1 / (255 * std), low=-mean / std, high=(1 - mean) / std)
