@@ -16,6 +16,7 @@ from fedsam.simulate import Parser
 
 FILE = "flatness.json"
 BETWEEN = "between"  # stands in the file for what is of several models
+Place = tuple[Path, str]  # a run's folder, and the model in it; "": not said which
 Results = dict[str, dict[str, Any]]  # by model, then by measure
 
 
@@ -28,7 +29,12 @@ def flags() -> Parser:
         allow_abbrev=False,
         argument_default=SUPPRESS,
     )
-    out.add_argument("runs", nargs="+", type=Path, help="folders of runs, or that hold such")
+    out.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        help="folders of runs, or that hold such, or model files (.safetensors) in them",
+    )
     out.add_argument(
         "--measure",
         action="append",
@@ -92,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (disk full), 2 (wrong input) or 130."""
     try:
         given = flags().read(arguments)
-        folders = [folder for path in given.pop("runs") for folder in runs_below(path)]
-        go(folders, given)
+        go([place for path in given.pop("runs") for place in places(path)], given)
     except UsageError as error:
         print(f"fedsam: error: {error}", file=sys.stderr)
         return 2
@@ -106,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def runs_below(path: Path) -> list[Path]:
-    """Return a run's folder, or those below another that hold a model.
+def places(path: Path) -> list[Place]:
+    """Return a run's folder, that of a model's file, or the runs below another with a model.
 
     Raises
     ------
@@ -117,15 +122,20 @@ def runs_below(path: Path) -> list[Path]:
     from fedsam.results import folders_below
     from fedsam.subjects import models_of
 
+    if path.is_file():
+        for folder in path.parents[:2]:
+            if (folder / "config.yaml").is_file() and path.suffix == ".safetensors":
+                return [(folder, str(path.relative_to(folder).with_suffix("")))]
+        raise UsageError(f"{path}: no model's file (.safetensors) in a run's folder")
     if (path / "config.yaml").is_file():
-        return [path]
-    found = [folder for folder in folders_below(path) if models_of(folder)]
-    if not found:
+        return [(path, "")]
+    below = [folder for folder in folders_below(path) if models_of(folder)]
+    if not below:
         raise UsageError(f"{path}: no run with a model in it")
-    return found
+    return [(folder, "") for folder in below]
 
 
-def go(folders: Sequence[Path], given: dict[str, Any]) -> None:
+def go(found: Sequence[Place], given: dict[str, Any]) -> None:
     """Measure runs; show, write and draw the results."""
     from rich.console import Console
 
@@ -141,9 +151,9 @@ def go(folders: Sequence[Path], given: dict[str, Any]) -> None:
     console = Console()
     several = [name for name in names if name in measures.COMPARISONS]
     names = [name for name in names if name not in several]
-    for folder in folders if names else ():
+    for folder, one in found if names else ():
         console.print(str(folder), highlight=False, soft_wrap=True)
-        models = _models(folder, wanted, along=along)
+        models = [one] if one else _models(folder, wanted, along=along)
         before = read(folder)
         for model, name, result in measured(folder, models, names, given, place, console):
             before.setdefault(model, {})[name] = result
@@ -154,12 +164,12 @@ def go(folders: Sequence[Path], given: dict[str, Any]) -> None:
             console.print(table({model: before[model] for model in models}, name))
         console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
     if several:
-        compare(folders, wanted or ["model"], several, given, place, console)
+        each = [(run, m) for run, one in found for m in ([one] if one else wanted or ["model"])]
+        compare(each, several, given, place, console)
 
 
 def compare(
-    folders: Sequence[Path],
-    models: Sequence[str],
+    models: Sequence[Place],
     names: Sequence[str],
     options: dict[str, Any],
     place: dict[str, str],
@@ -170,19 +180,19 @@ def compare(
     from fedsam import measures, subjects
     from fedsam.engines.crew import on_device
 
-    subject_of = subjects.of_runs(folders, models, **place)
-    before = read(folders[0])
+    named, folder = subjects.of_models(models, **place), models[0][0]
+    before = read(folder)
     found = before.setdefault(BETWEEN, {})
-    with on_device(subject_of[0][1].replica.layout.device, "fp32"):
+    with on_device(named[0][1].replica.layout.device, "fp32"):
         for name in names:
             function, given = measures.COMPARISONS[name], measures.chosen(name, options)
             with progress(name, console) as tick:
-                found[name] = function(subject_of, **given, tick=tick)
-            with storing(folders[0]):
-                write_whole(folders[0] / FILE, json.dumps(_finite(before), indent=1) + "\n")
+                found[name] = function(named, **given, tick=tick)
+            with storing(folder):
+                write_whole(folder / FILE, json.dumps(_finite(before), indent=1) + "\n")
             console.print(table({BETWEEN: found}, name))
-    drawn = figures.draw_all(folders[0], {BETWEEN: found}, along=False)
-    console.print(f"{FILE}, {', '.join(drawn)} in {folders[0]}", highlight=False, soft_wrap=True)
+    drawn = figures.draw_all(folder, {BETWEEN: found}, along=False)
+    console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
 
 
 def measured(

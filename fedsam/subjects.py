@@ -81,14 +81,13 @@ def cohort_of_run(
     return train_cohort(trainer, state, clients, round=number + 1, lr=lr, tick=tick)
 
 
-def of_runs(
-    folders: Sequence[Path], models: Sequence[str], *, device: str = "", data_root: str = ""
+def of_models(
+    models: Sequence[tuple[Path, str]], *, device: str = "", data_root: str = ""
 ) -> list[tuple[str, Subject]]:
-    """Return the models of several runs by name: their methods, and what else tells them apart."""
+    """Return models of runs by name: their methods, and their folders where those are the same."""
     found = [
         (name_of(folder, model), of_run(folder, model, device=device, data_root=data_root), folder)
-        for folder in folders
-        for model in models
+        for folder, model in models
     ]
     names = [name for name, _, _ in found]
     return [

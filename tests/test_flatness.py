@@ -140,6 +140,10 @@ def test_a_plane_of_three_models_of_two_runs_and_the_lines_between_them(finished
     assert main([*both, str(trained), *small, "--measure", "plane"]) == 2  # two are the same
     (trained / "model-trained.safetensors").replace(trained / "model.safetensors")
     assert main([*both, str(trained), *small, "--measure", "plane"]) == 0
+    third = str(finished / "model-trained.safetensors")
+    assert main([*both, third, "--images", "16", "--points", "3", "--measure", "connectivity"]) == 0
+    pairs = [pair["models"] for pair in results(finished)["between"]["connectivity"]["pairs"]]
+    assert pairs[1] == ["fedavg + swa", "fedavg"]
     names = [model["name"] for model in results(finished)["between"]["plane"]["models"]]
     assert names == ["fedavg + swa (run)", "fedasam", "fedavg + swa (third)", "mean"]
     assert (finished / "flatness-between-plane.png").stat().st_size > 3000
@@ -195,7 +199,11 @@ def test_what_is_wrong_is_named(trained, capsys, words, said):
 
 def test_damaged_and_missing_files_are_named(finished, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    cases = {"no run with a model": tmp_path / "empty", "flatness.json: damaged": finished}
+    cases = {
+        "no run with a model": tmp_path / "empty",
+        "no model's file (.safetensors) in a run's folder": finished / "metrics.jsonl",
+        "flatness.json: damaged": finished,
+    }
     (finished / "flatness.json").write_text("{")
     for said, folder in cases.items():
         assert main([str(folder), "--measure", "slope"]) == 2
