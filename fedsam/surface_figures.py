@@ -45,7 +45,7 @@ def draw_surface(result: Mapping[str, Any], name: str = "the model") -> Any:
 
 def draw_plane(result: Mapping[str, Any]) -> Any:
     """Return a figure of a ``plane``: train loss and test error, with the models marked."""
-    figure, panels = _panels(2, 4.6)
+    figure, panels = _panels(2, 5.0)
     for axes, (on, what) in zip(panels, (("train", "loss"), ("test", "error")), strict=True):
         _contours(figure, axes, result, on, what)
         _, factor = METRICS[what]
@@ -64,7 +64,7 @@ def draw_plane(result: Mapping[str, Any]) -> Any:
         axes.set(xlabel="x, l2 distance", ylabel="y, l2 distance", aspect="equal")
         axes.legend(
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.14),
+            bbox_to_anchor=(0.5, -0.13),
             ncols=2,
             frameon=False,
             fontsize=9,
@@ -127,7 +127,7 @@ def draw_cohort(result: Mapping[str, Any]) -> Any:
     right.set_yscale("log")  # a client's own loss may fall by a factor of thousands
     right.set_xticks(places, clients, rotation=90 if len(clients) > 6 else 0)
     right.set(title="What a round of training does", xlabel="client", ylabel="loss (nats)")
-    right.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    right.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     _plain(right)
     return figure
 

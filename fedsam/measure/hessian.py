@@ -33,9 +33,10 @@ def hessian(
     """Measure the largest eigenvalues of the Hessian, and the lowest one.
 
     Largest and lowest are algebraic, not by size. Lanczos with full reorthogonalisation goes on
-    until the residual |H v - lambda v| of each of the largest is at most 1 % of it, and that of the
-    lowest 1 % of the largest |lambda|, or for 80 products; there is an eigenvalue of H within the
-    residual of each lambda, and in practice much nearer. Equal eigenvalues may count once.
+    until the residual ``|H v - lambda v|`` of each of the largest is at most 1 % of it, and that of
+    the lowest 1 % of the largest ``|lambda|``, or for 80 products; there is an eigenvalue of H
+    within the residual of each lambda, and in practice much nearer. Equal eigenvalues may count
+    once.
 
     Passes: the products, each of some four times a gradient's time. Memory: a vector (P,) for each
     product.
@@ -137,8 +138,8 @@ def density(
 ) -> dict[str, Any]:
     """Measure how the Hessian's eigenvalues are spread, by stochastic Lanczos quadrature.
 
-    For random signs z, Lanczos from z / |z| gives a tridiagonal T; its eigenvalues are nodes, the
-    squared first entries of its eigenvectors their weights, and the sum of weight x f(node)
+    For random signs z, Lanczos from ``z / |z|`` gives a tridiagonal T; its eigenvalues are nodes,
+    the squared first entries of its eigenvectors their weights, and the sum of weight x f(node)
     estimates tr f(H) / P, for polynomials f of degree up to 2 steps - 1 as exactly as z does.
 
     Passes: probes x steps products. Memory: a vector (P,) for each step.
@@ -160,7 +161,7 @@ def density(
     -------
     dict
         ``scalars``: the trace and the Frobenius norm of H that follow, and the part of the sum of
-        |lambda| that is negative. ``nodes`` and ``weights``: a list for each probe.
+        ``|lambda|`` that is negative. ``nodes`` and ``weights``: a list for each probe.
 
     References
     ----------

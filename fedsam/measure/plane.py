@@ -44,7 +44,7 @@ class Plane:
     trainable : int
         P.
     corners : tuple
-        Three pairs (x, y), in units of |w|.
+        Three pairs (x, y), in units of ``|w|``.
     """
 
     states: tuple[Tensor, Tensor, Tensor]
@@ -119,7 +119,7 @@ def plane(
     Returns
     -------
     dict
-        ``x``, ``y`` in units of |w|, loss and error of train and test as a list for each y, and
+        ``x``, ``y`` in units of ``|w|``, loss and error of train and test as a list for each y, and
         ``models``: name, x, y, loss and error of the three and of their plain mean. The scalars are
         those of the mean, and each one's ``_gap``: the mean's, less the mean of the three models'.
 

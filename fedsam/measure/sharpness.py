@@ -23,7 +23,7 @@ START = 1e-3  # of rho: where the gradient is zero, an ascent needs a first dire
 
 @dataclass(frozen=True)
 class Ball:
-    """The points w + T u with |u|_p <= rho.
+    """The points w + T u with ``|u|_p <= rho``.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Ball:
         return unit(v) if self.p == 2 else v.sign()
 
     def project(self, u: Tensor) -> Tensor:
-        """Return the nearest point to ``u`` with |u|_p <= rho."""
+        """Return the nearest point to ``u`` with ``|u|_p <= rho``."""
         if self.p == 2:
             return u * (self.rho / u.norm()).clamp(max=1)
         return u.clamp(-self.rho, self.rho)
@@ -76,7 +76,7 @@ def sharpness(
         worst     max  L_B(w + T u) - L_B(w)   over |u|_p <= rho
         one_step  the same at u = rho T g / |T g|  (p = 2),  rho sign(T g)  (p = inf)
 
-    with g the gradient at w and T = 1, or if adaptive T = |w| + eta. The maximum is sought by
+    with g the gradient at w and T = 1, or if adaptive ``T = |w| + eta``. The maximum is sought by
     projected gradient ascent in u by steps of length rho, of which one_step is the first; the best
     point on the way counts, so it is a lower bound of the true one. The first gradient is taken at
     a random u of length rho / 1000, so that an ascent finds a way also where the gradient is zero.
@@ -155,7 +155,7 @@ def average_sharpness(
         average   mean of  (L(w + T u) + L(w - T u)) / 2 - L(w)
 
     over u ~ N(0, sigma^2) (p = 2) or uniform in [-sigma, sigma] (p = inf), independent for each
-    parameter; T is 1, or if adaptive |w| + eta. A point and its mirror image together have no
+    parameter; T is 1, or if adaptive ``|w| + eta``. A point and its mirror image together have no
     first-order part: near w, the average is half the variance of u times the trace of T H T.
 
     Passes: 2 probes + 1 losses. The error is the standard error over probes.
