@@ -21,13 +21,13 @@ import torch
 from shapes import random_images
 from torch import Tensor, nn
 
+from fedsam.base.randomness import sample_clients, torch_generator
 from fedsam.config import resolve
 from fedsam.data import datasets
 from fedsam.data.plan import make_plan
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_actors, new_strategy, new_trainer
-from fedsam.randomness import sample_clients, torch_generator
 from fedsam.rounds import Round, play
 from fedsam.trainer import Trainer
 from fedsam.wire import VectorRecord

@@ -11,6 +11,7 @@ import torch
 
 from clients.fedavg import FedAvg
 from clients.minimizers.sgd import SGD
+from fedsam.base.vector import Layout
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
@@ -19,7 +20,6 @@ from fedsam.loader import find
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job, Trainer
 from fedsam.training import Method
-from fedsam.vector import Layout
 
 CLIENT = Partition(torch.arange(500), torch.tensor([0, 500]))
 MODELS = [

@@ -28,9 +28,9 @@ from pfl.internal.ops.selector import get_framework_module
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
+from fedsam.base.randomness import sample_clients, torch_generator
 from fedsam.data.images import Images
 from fedsam.data.plan import Plan, Work, make_plan
-from fedsam.randomness import sample_clients, torch_generator
 
 Batches = list[Tensor]
 

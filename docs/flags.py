@@ -4,8 +4,8 @@ import inspect
 import re
 from collections.abc import Iterator
 
+from fedsam.base.errors import flag
 from fedsam.config import Config
-from fedsam.errors import flag
 
 HEAD = """# Every flag
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsam.base.vector import Layout, weighted_mean
 from fedsam.replica import Replica
-from fedsam.vector import Layout, weighted_mean
 
 MEAN, VAR = "running_mean", "running_var"  # PyTorch's names
 

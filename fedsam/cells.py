@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedsam.base.errors import UsageError, nearest
 from fedsam.checkpoint import names
 from fedsam.config import HOW, Config, resolve
-from fedsam.errors import UsageError, nearest
 from fedsam.loader import ROOT
 from fedsam.results import finished
 from fedsam.shipped import CONFIGS

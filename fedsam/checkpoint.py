@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsam.files import write_whole
+from fedsam.base.system import write_whole
 
 log = logging.getLogger("fedsam")
 FOLDER = "checkpoints"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fedsam import batchnorm
+from fedsam.base.errors import UsageError
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
-from fedsam.errors import UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Job, Trained, Trainer
 from fedsam.training import Local, LocalRound, Method, Vectors

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from fedsam.errors import UsageError, flag, nearest
+from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.shipped import located, preset, read
 
 # what runs that train as one program share: the model, the images, the shape of a mini-batch

@@ -11,8 +11,8 @@ import torch
 from flwr.app import Message
 
 from fedsam import wire
+from fedsam.base.vector import Layout
 from fedsam.training import Method, Vectors, zeros
-from fedsam.vector import Layout
 
 
 class Exchange:

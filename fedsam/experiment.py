@@ -15,6 +15,10 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsam import batchnorm, loader
+from fedsam.base.errors import UsageError, nearest
+from fedsam.base.randomness import global_streams, numpy_generator
+from fedsam.base.system import cores
+from fedsam.base.vector import Layout
 from fedsam.config import Config
 from fedsam.data import datasets, lifelong
 from fedsam.data.datasets import Dataset
@@ -23,14 +27,10 @@ from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
-from fedsam.errors import UsageError, nearest
 from fedsam.gradients import Slots, Vmapped
-from fedsam.machine import cores
 from fedsam.pooling import Pooled
-from fedsam.randomness import global_streams, numpy_generator
 from fedsam.trainer import Trainer
 from fedsam.training import Method
-from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedsam.errors import StorageError, UsageError, storing
-from fedsam.files import write_whole
+from fedsam.base.errors import StorageError, UsageError, storing
+from fedsam.base.system import write_whole
 from fedsam.simulate import Parser
 
 FILE = "flatness.json"

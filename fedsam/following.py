@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from fedsam import wire
+from fedsam.base.errors import StorageError, TrainingError, storing
+from fedsam.base.randomness import torch_generator
+from fedsam.base.system import Interrupted, Stop
 from fedsam.checkpoint import Snapshot
 from fedsam.config import Config
 from fedsam.engines.crew import Crew
-from fedsam.errors import StorageError, TrainingError, storing
 from fedsam.measure import lifelong
 from fedsam.measure.drift import drift
-from fedsam.randomness import torch_generator
 from fedsam.resume import Due, RunState
 from fedsam.rounds import Round
 from fedsam.rundir import RunDir
-from fedsam.stopping import Interrupted, Stop
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from fedsam.base.vector import Layout
 from fedsam.data.images import Batch
 from fedsam.minibatch import Loss
 from fedsam.replica import Replica, evaluating, precision
 from fedsam.trainer import Trainer
-from fedsam.vector import Layout
 
 
 class Slots:

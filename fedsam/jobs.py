@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
+from fedsam.base.errors import TrainingError, UsageError
 from fedsam.cells import Cell
 from fedsam.config import SHARED, Config, dump
-from fedsam.errors import TrainingError, UsageError
 from fedsam.results import ending
 
 Words = dict[str, str]  # by the names of cells that failed: why

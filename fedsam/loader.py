@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsam.errors import UsageError, flag, nearest, one_line
+from fedsam.base.errors import UsageError, flag, nearest, one_line
 
 EXTRAS = {"flwr_datasets": "flwr-datasets"}  # modules that an extra of ours installs
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, app bundle or site-packages

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fedsam.errors import UsageError, flag, nearest
+from fedsam.base.errors import UsageError, flag, nearest
+from fedsam.base.randomness import torch_generator
 from fedsam.measure.adversarial import adversarial
 from fedsam.measure.clients import clients
 from fedsam.measure.cohort_spread import cohort_spread
@@ -25,7 +26,6 @@ from fedsam.measure.slope import slope
 from fedsam.measure.subject import Subject
 from fedsam.measure.surface import surface, surface_line
 from fedsam.measure.weight_noise import weight_noise
-from fedsam.randomness import torch_generator
 
 Measure = Callable[..., dict[str, Any]]
 

@@ -18,8 +18,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedsam.errors import TrainingError
-from fedsam.vector import Layout
+from fedsam.base.errors import TrainingError
+from fedsam.base.vector import Layout
 from fedsam.wire import VectorRecord, tensor_of
 
 Tensors = dict[str, Tensor]

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsam.base.vector import along
 from fedsam.data.images import Batch
 from fedsam.tasks import Task
-from fedsam.vector import along
 
 
 def mean_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:

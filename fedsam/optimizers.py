@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 
 from torch import Tensor
 
-from fedsam.vector import along
+from fedsam.base.vector import along
 
 State = MutableMapping[str, Tensor]
 BETAS = (0.9, 0.999)  # of AdamW, as torch.optim's defaults

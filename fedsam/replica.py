@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from fedsam.vector import Layout
+from fedsam.base.vector import Layout
 
 
 def precision(device: torch.device, bf16: bool) -> AbstractContextManager[object]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.simulate import Parser
 
 

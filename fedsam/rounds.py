@@ -16,10 +16,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsam import wire
+from fedsam.base.errors import TrainingError
+from fedsam.base.randomness import global_streams
 from fedsam.engines.view import CohortGrid
-from fedsam.errors import TrainingError
 from fedsam.exchange import Exchange
-from fedsam.randomness import global_streams
 from fedsam.replies import Limits, element_sum, usable
 from fedsam.wire import VectorRecord
 

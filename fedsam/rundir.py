@@ -14,11 +14,11 @@ from typing import IO, Any
 from torch import Tensor
 
 from fedsam import checkpoint
+from fedsam.base.errors import UsageError
+from fedsam.base.system import write_whole
 from fedsam.checkpoint import Snapshot
 from fedsam.config import Config, dump
 from fedsam.data.partition import Partition
-from fedsam.errors import UsageError
-from fedsam.files import write_whole
 from fedsam.measure import lifelong
 from fedsam.plots import draw_curves, draw_lifelong, draw_partition
 from fedsam.wire import VectorRecord

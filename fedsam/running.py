@@ -8,24 +8,23 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedsam.base.errors import UsageError, storing
+from fedsam.base.randomness import sample_clients
+from fedsam.base.system import Stop, cores
 from fedsam.checkpoint import Snapshot
 from fedsam.config import Config
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, on_device, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
-from fedsam.errors import UsageError, storing
 from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.following import Following
-from fedsam.machine import cores
 from fedsam.phases import Phase, Phases, traced
-from fedsam.randomness import sample_clients
 from fedsam.replies import Limits
 from fedsam.resume import EarlyStop, RunState
 from fedsam.rounds import play
 from fedsam.rundir import RunDir
-from fedsam.stopping import Stop
 from fedsam.tracking import new_trackers, tracking
 from fedsam.trainer import Trainer
 from fedsam.wire import VectorRecord

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fedsam.errors import UsageError, nearest
+from fedsam.base.errors import UsageError, nearest
 from fedsam.loader import ROOT
 
 CONFIGS = ROOT / "configs"

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fedsam.base.errors import UsageError, nearest, one_line
+from fedsam.base.vector import Layout
 from fedsam.config import Config, resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.errors import UsageError, nearest, one_line
 from fedsam.experiment import new_trainer
 from fedsam.measure.cohort_spread import TrainedCohort, train_cohort
 from fedsam.measure.selection import Tick, silent
@@ -21,7 +22,6 @@ from fedsam.running import sampling
 from fedsam.tasks import Task
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Trainer
-from fedsam.vector import Layout
 
 ALONG = re.compile(r"models/\d+")
 

@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 from fedsam import report
+from fedsam.base.errors import UsageError
+from fedsam.base.system import cores
 from fedsam.board import Board
 from fedsam.cells import Cell, cells_of, read
-from fedsam.errors import UsageError
 from fedsam.jobs import Processes, RayTasks, Words, jobs_of
-from fedsam.machine import cores
 from fedsam.results import finished
 from fedsam.simulate import Parser, key_parser
 

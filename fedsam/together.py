@@ -11,17 +11,17 @@ from functools import partial
 from threading import Condition
 from typing import Any
 
+from fedsam.base.errors import TrainingError, UsageError, flag
+from fedsam.base.system import Stop
 from fedsam.checkpoint import Snapshot
 from fedsam.cohort import stacked
 from fedsam.config import SHARED, Config
 from fedsam.engines.cohort import Cohort, Member
 from fedsam.engines.crew import on_device, one_compute_thread
 from fedsam.engines.local import LocalGrid
-from fedsam.errors import TrainingError, UsageError, flag
 from fedsam.experiment import new_gradients, new_trainer
 from fedsam.rundir import RunDir
 from fedsam.running import Outcome, new_crew, play_out, sampling
-from fedsam.stopping import Stop
 from fedsam.trainer import Failed, Job, Trained
 
 

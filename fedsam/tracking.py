@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fedsam import loader
+from fedsam.base.errors import UsageError
 from fedsam.config import Config
-from fedsam.errors import UsageError
 
 log = logging.getLogger("fedsam")
 

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedsam.base.errors import TrainingError, UsageError
+from fedsam.base.randomness import torch_generator
+from fedsam.base.vector import Layout
 from fedsam.data.images import Images
 from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
-from fedsam.errors import TrainingError, UsageError
-from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.training import Method, Vectors, train_client, zeros
-from fedsam.vector import Layout
 
 log = logging.getLogger("fedsam")
 STATISTICS = "statistics"  # in a client's memory: its own values behind w

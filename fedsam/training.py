@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
+from fedsam.base.vector import Layout
 from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
-from fedsam.errors import UsageError
 from fedsam.minibatch import Gradients, Loss, MiniBatch, Plain
 from fedsam.optimizers import State, adamw, sgd
 from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.vector import Layout
 
 Vectors = Mapping[str, Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]

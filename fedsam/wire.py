@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsam.vector import Entry, Layout
+from fedsam.base.vector import Entry, Layout
 
 ARRAYS = "arrays"  # Flower's default keys of the records of a message ...
 CONFIG = "config"

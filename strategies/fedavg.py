@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
 from fedsam import wire
-from fedsam.vector import weighted_mean
+from fedsam.base.vector import weighted_mean
 from fedsam.wire import VectorRecord
 
 

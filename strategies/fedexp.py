@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsam.vector import norm, weighted_mean
+from fedsam.base.vector import norm, weighted_mean
 from strategies.fedavg import FedAvg
 
 

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsam import wire
-from fedsam.vector import unit, weighted_mean
+from fedsam.base.vector import unit, weighted_mean
 from fedsam.wire import VectorRecord
 from strategies.feddyn import FedDyn
 

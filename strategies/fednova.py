@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedsam import wire
-from fedsam.vector import weighted_mean
+from fedsam.base.vector import weighted_mean
 from strategies.fedavg import FedAvg
 
 

@@ -50,8 +50,14 @@ ORDER = [
     ["fedsam.config"],
     ["fedsam.shipped"],
     ["fedsam.loader"],
-    ["fedsam.vector", "fedsam.randomness", "fedsam.errors", "fedsam.files", "fedsam.machine"],
-    ["fedsam.stopping"],
+    [
+        "fedsam.base.vector",
+        "fedsam.base.randomness",
+        "fedsam.base.errors",
+        "fedsam.base.system",
+        "fedsam.base.system",
+    ],
+    ["fedsam.base.system"],
 ]
 FOLDERS = ("fedsam", "clients", "strategies")
 MODULES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedsam.base.errors import UsageError
 from fedsam.config import Config
 from fedsam.data.split_csv import csv
-from fedsam.errors import UsageError
 from fedsam.simulate import main
 
 TRIALS = 60  # in CI; with -m long a thousand

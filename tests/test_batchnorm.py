@@ -16,17 +16,17 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from fedsam import client_app, wire
+from fedsam.base.errors import UsageError
+from fedsam.base.system import Interrupted, Stop
+from fedsam.base.vector import Layout
 from fedsam.batchnorm import layers, places, pooled
 from fedsam.data.images import Images
 from fedsam.data.plan import Work
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
-from fedsam.errors import UsageError
 from fedsam.experiment import new_strategy, new_trainer
 from fedsam.rounds import play
-from fedsam.stopping import Interrupted, Stop
 from fedsam.trainer import STATISTICS, Job
-from fedsam.vector import Layout
 
 NORMED = {"model": "resnet20", "model_options": {"norm": "batch"}, "clients": 6}
 SMALL = {**NORMED, "clients_per_round": 3, "local_steps": 2, "batch_size": 8, "rounds": 2}

@@ -18,16 +18,16 @@ from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam import loader
+from fedsam.base.errors import UsageError
+from fedsam.base.vector import Layout
 from fedsam.cohort import Program, replies, stacked, why_not
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
-from fedsam.errors import UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job, Trainer
 from fedsam.training import Method
-from fedsam.vector import Layout
 
 MINIMIZERS = loader.names("clients.minimizers")
 CLIENTS = loader.names("clients")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
+from fedsam.base.errors import UsageError
 from fedsam.config import Config, dump, from_run_config, resolve, run_config_defaults
-from fedsam.errors import UsageError
 from fedsam.loader import ROOT
 from fedsam.shipped import CONFIGS
 

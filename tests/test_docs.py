@@ -12,11 +12,11 @@ import torch
 
 from clients.minimizers.sam import SAM
 from fedsam import flatness, measures, report, sweep
+from fedsam.base.errors import flag
+from fedsam.base.vector import unit
 from fedsam.config import Config
-from fedsam.errors import flag
 from fedsam.loader import ROOT
 from fedsam.simulate import main, parse, parser
-from fedsam.vector import unit
 
 README = (ROOT / "README.md").read_text()
 EXTEND = (ROOT / "docs" / "extend.md").read_text()

@@ -11,11 +11,11 @@ import torch
 from conftest import quick_config
 from safetensors.torch import load_file
 
+from fedsam.base.system import Interrupted
 from fedsam.flatness import main
 from fedsam.measures import MEASURES, options_of, take
 from fedsam.resume import resumed
 from fedsam.running import run
-from fedsam.stopping import Interrupted
 from fedsam.subjects import along, cohort_of_run, models_of, of_run
 
 SMALL = ["--images", "64"]

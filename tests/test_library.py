@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedsam
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.experiment import load_dataset
 
 

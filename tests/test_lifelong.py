@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.config import resolve
 from fedsam.data.plan import make_plan
-from fedsam.errors import UsageError
 from fedsam.experiment import new_trainer
-from fedsam.randomness import torch_generator
 from fedsam.resume import resumed
 from fedsam.simulate import main
 from fedsam.together import run_together

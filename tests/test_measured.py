@@ -12,8 +12,8 @@ from scipy import stats
 from test_report import write_run
 
 from fedsam import measured, tables
+from fedsam.base.errors import UsageError
 from fedsam.charts import all_charts
-from fedsam.errors import UsageError
 from fedsam.figures import draw
 from fedsam.measured import Scalar
 from fedsam.measured_charts import against_options, against_the_gap

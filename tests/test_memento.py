@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsam import memento
-from fedsam.errors import TrainingError
-from fedsam.vector import Layout
+from fedsam.base.errors import TrainingError
+from fedsam.base.vector import Layout
 from fedsam.wire import VectorRecord
 
 LAYOUT = Layout.of(nn.Linear(2, 3))

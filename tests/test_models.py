@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.models import VisionTransformer
 
+from fedsam.base.errors import UsageError
+from fedsam.base.vector import Layout
 from fedsam.cohort import why_not
 from fedsam.config import resolve
 from fedsam.data.datasets import Dataset
 from fedsam.data.plan import Work
 from fedsam.engines.crew import Crew
-from fedsam.errors import UsageError
 from fedsam.experiment import new_model
 from fedsam.gradients import Slots, Vmapped
 from fedsam.loader import find
@@ -27,7 +28,6 @@ from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.models.mlp import MLP
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job
-from fedsam.vector import Layout
 
 
 def parameters(module):

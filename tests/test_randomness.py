@@ -8,7 +8,7 @@ import torch
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from fedsam.randomness import (
+from fedsam.base.randomness import (
     global_streams,
     key,
     numpy_generator,

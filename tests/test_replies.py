@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedsam import wire
-from fedsam.errors import TrainingError
+from fedsam.base.errors import TrainingError
+from fedsam.base.vector import Layout
 from fedsam.replies import Limits, usable
 from fedsam.running import run
-from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 
 LAYOUT = Layout.of(nn.Linear(3, 2))

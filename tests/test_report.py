@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fedsam import tables
+from fedsam.base.errors import UsageError
 from fedsam.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
 from fedsam.config import dump, resolve
-from fedsam.errors import UsageError
 from fedsam.figures import draw
 from fedsam.report import main
 from fedsam.results import Grid, load_all

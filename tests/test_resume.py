@@ -15,12 +15,12 @@ import pytest
 from conftest import quick_config
 
 from fedsam import checkpoint
+from fedsam.base.errors import StorageError, UsageError
+from fedsam.base.system import Interrupted
 from fedsam.config import resolve
-from fedsam.errors import StorageError, UsageError
 from fedsam.resume import Due, resumed
 from fedsam.running import run
 from fedsam.simulate import main
-from fedsam.stopping import Interrupted
 from fedsam.together import run_together
 
 FLOWER = "flwr.serverapp.strategy:"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedsam.errors import TrainingError
-from fedsam.randomness import sample_clients
+from fedsam.base.errors import TrainingError
+from fedsam.base.randomness import sample_clients
 
 
 def model(outcome):

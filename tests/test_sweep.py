@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedsam.base.errors import UsageError
 from fedsam.board import Board, last_line
 from fedsam.cells import Sweep, cells_of, read
-from fedsam.errors import UsageError
 from fedsam.jobs import jobs_of
 from fedsam.shipped import CONFIGS
 from fedsam.sweep import main, words_of

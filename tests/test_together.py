@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.cohort import Cohort
-from fedsam.errors import TrainingError, UsageError
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.running import run
 from fedsam.together import run_together

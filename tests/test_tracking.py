@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import command, quick_config
 
-from fedsam.errors import TrainingError, UsageError
+from fedsam.base.errors import TrainingError, UsageError
 from fedsam.running import run
 from fedsam.together import run_together
 from fedsam.tracking import hyperparameters

@@ -15,9 +15,9 @@ from clients.minimizers.asam import ASAM
 from clients.minimizers.lookbehind import Lookbehind
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
+from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
 from fedsam.training import Method, train_client

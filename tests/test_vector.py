@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsam.base.vector import Layout, norm, unit, weighted_mean
 from fedsam.replica import Replica
-from fedsam.vector import Layout, norm, unit, weighted_mean
 
 
 class Odd(nn.Module):

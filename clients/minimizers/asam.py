@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from fedsam.base.vector import TINY, norm
 from fedsam.training import Descend, Grad, Local
-from fedsam.vector import TINY, norm
 
 
 class ASAM:

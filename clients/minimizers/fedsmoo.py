@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsam.base.vector import unit
 from fedsam.training import Descend, Grad, Local, Vectors
-from fedsam.vector import unit
 
 
 class FedSMOO:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from fedsam.base.vector import unit
 from fedsam.training import Descend, Grad, Local
-from fedsam.vector import unit
 
 
 class FriendlySAM:

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from clients.minimizers.asam import ASAM
 from clients.minimizers.sam import SAM
+from fedsam.base.vector import TINY
 from fedsam.training import Descend, Grad, Local
-from fedsam.vector import TINY
 
 
 class Lookbehind:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from fedsam.base.vector import choose, dot, norm, unit
 from fedsam.training import Descend, Grad, Local
-from fedsam.vector import choose, dot, norm, unit
 
 
 class LookSAM:

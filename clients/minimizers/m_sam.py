@@ -5,8 +5,8 @@ from operator import add
 
 from torch import Tensor
 
+from fedsam.base.vector import unit
 from fedsam.training import Descend, Grad, Local
-from fedsam.vector import unit
 
 
 class MSAM:

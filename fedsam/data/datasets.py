@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError, nearest
+from fedsam.base.errors import UsageError, nearest
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
 IDX = (  # the files of MNIST and those in its format, with their dimensions

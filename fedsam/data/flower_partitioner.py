@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam import loader
+from fedsam.base.errors import UsageError, flag, one_line
 from fedsam.data.partition import Partition, cut, even_sizes
-from fedsam.errors import UsageError, flag, one_line
 
 WRONG_OPTION = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 

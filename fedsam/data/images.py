@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsam.base.randomness import uniform
 from fedsam.data.plan import Choices, Plan
-from fedsam.randomness import uniform
 
 
 @dataclass(frozen=True)

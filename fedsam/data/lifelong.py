@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.data.partition import Partition
-from fedsam.errors import UsageError
-from fedsam.randomness import torch_generator
 from fedsam.tasks import Task
 
 HEADS = ("single", "multi")

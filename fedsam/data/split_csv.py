@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
 from fedsam.data.partition import Partition, cut
-from fedsam.errors import UsageError
 
 
 def csv(

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from fedsam.base.errors import TrainingError, UsageError
 from fedsam.cohort import Program, replies, why_not
 from fedsam.data.plan import Plan
 from fedsam.engines.crew import Crew
-from fedsam.errors import TrainingError, UsageError
 from fedsam.gradients import Slots, Vmapped
 from fedsam.trainer import Failed, Job, Trained, Trainer
 from fedsam.training import Method

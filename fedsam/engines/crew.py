@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fedsam import batchnorm
+from fedsam.base.system import Stop
 from fedsam.data.images import Images
 from fedsam.replica import Replica
-from fedsam.stopping import Stop
 from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
 
 Item = TypeVar("Item")

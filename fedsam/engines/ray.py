@@ -22,8 +22,8 @@ import torch
 from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
+from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.crew import keep_freed_memory
-from fedsam.errors import TrainingError, UsageError
 from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
 from fedsam.training import Vectors
 

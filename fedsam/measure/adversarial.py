@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.measure.attack import Losses, fgsm, pgd
 from fedsam.measure.evaluation import accuracy_in, some_rows
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
 
 STEP = 2.5  # of eps / steps: Madry et al.'s choice, which can reach and walk along the border
 CHUNK = 250  # images at a time

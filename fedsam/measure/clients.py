@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.errors import UsageError
 from fedsam.measure.evaluation import accuracy_in
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
 
 CHUNK = 500  # images at a time
 WORST = 0.1  # share of the clients

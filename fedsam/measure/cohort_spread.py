@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedsam.base.vector import weighted_mean
 from fedsam.measure.connectivity import barrier, steps
 from fedsam.measure.drift import drift
 from fedsam.measure.landscape import (
@@ -20,7 +21,6 @@ from fedsam.measure.landscape import (
 from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
 from fedsam.trainer import Job, Trainer
-from fedsam.vector import weighted_mean
 
 
 @dataclass(frozen=True)

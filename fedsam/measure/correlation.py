@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsam.errors import UsageError
-from fedsam.randomness import numpy_generator
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import numpy_generator
 
 FEWEST = 3  # runs
 RESAMPLES = 2000

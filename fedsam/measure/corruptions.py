@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import numpy_generator
 from fedsam.measure.evaluation import accuracy, some_rows
 from fedsam.measure.made_corruptions import MADE, SIDE, SOURCE, corrupt
 from fedsam.measure.published_corruptions import (
@@ -20,7 +21,6 @@ from fedsam.measure.published_corruptions import (
     read_published,
 )
 from fedsam.measure.subject import Subject
-from fedsam.randomness import numpy_generator
 
 CHUNK = 1000  # images made at a time
 Pictures = Callable[[str, int], Tensor]

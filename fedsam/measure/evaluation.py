@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
 from fedsam.data.images import Images
-from fedsam.errors import UsageError
 from fedsam.measure.objective import Objective
 from fedsam.measure.subject import Subject
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.measure.lanczos import lanczos
 from fedsam.measure.selection import IMAGES, Tick, look, settings, silent
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
 
 STEPS = 80  # of Lanczos at most
 TOLERANCE = 0.01  # residual, as a part of the eigenvalue

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
-from fedsam.randomness import torch_generator
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor) -> Iterator[tuple[Tensor, float]]:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.vector import weighted_mean
 from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
-from fedsam.vector import weighted_mean
 
 Named = tuple[str, Subject]
 Rows = Mapping[Literal["train", "test"], Tensor]

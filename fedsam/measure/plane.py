@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.landscape import (
     Named,
     check_alike,

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.vector import Layout
 from fedsam.measure.evaluation import accuracy_in, some_rows
 from fedsam.measure.subject import Subject
-from fedsam.vector import Layout
 
 
 def quantised(weight: Tensor, bits: int, *, by_channel: bool) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.measure.objective import Objective
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
 
 IMAGES = 512  # by default: a product with the Hessian of the paper's CNN takes seconds on a CPU
 CHUNK = {"cpu": 128}  # images at a time: on a CPU what lies in the caches is faster; elsewhere 1000

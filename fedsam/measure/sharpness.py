@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
+from fedsam.base.vector import unit
 from fedsam.measure.objective import Objective
 from fedsam.measure.selection import IMAGES, Tick, batches, look, settings, silent
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
-from fedsam.vector import unit
 
 P = Literal[2, "inf"]
 # by (p, adaptive)

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.measure.objective import Objective
-from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks import Task
 from fedsam.trainer import Trainer

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
+from fedsam.base.vector import along
 from fedsam.measure.landscape import evaluate, samples, settings_of
 from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
-from fedsam.vector import along
 
 NORMALISED = "each filter as long as the model's; biases and norm layers' parameters zero"
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.measure.evaluation import accuracy_in, some_rows
 from fedsam.measure.subject import Subject
-from fedsam.randomness import torch_generator
 
 
 def weight_noise(

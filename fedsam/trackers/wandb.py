@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsam.base.errors import TrainingError
 from fedsam.config import Config
-from fedsam.errors import TrainingError
 from fedsam.tracking import finals, needing, numbers, pictures
 
 

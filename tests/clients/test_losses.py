@@ -24,19 +24,19 @@ from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from fedsam.attack import Attack
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator, uniform
+from fedsam.base.vector import TINY
 from fedsam.cohort import Program, why_not
 from fedsam.config import resolve
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
-from fedsam.errors import UsageError
 from fedsam.experiment import new_method
 from fedsam.minibatch import Plain
-from fedsam.randomness import torch_generator, uniform
 from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job
 from fedsam.training import Method, rounds_before, train_client
-from fedsam.vector import TINY
 
 PIXELS = torch.randint(
     0, 256, (9, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)

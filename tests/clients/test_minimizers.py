@@ -17,13 +17,13 @@ from clients.minimizers.asam import ASAM
 from clients.minimizers.lookbehind import Lookbehind, adaptive_alpha
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
+from fedsam.base.randomness import torch_generator
+from fedsam.base.vector import Entry, Layout, unit
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
 from fedsam.training import Descent, Local, Method, train_client
-from fedsam.vector import Entry, Layout, unit
 
 
 def mlp():

@@ -20,16 +20,16 @@ from clients.minimizers.multistep_sam import MultistepSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.minimizers.vasso import VaSSO
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
+from fedsam.base.vector import weighted_mean
 from fedsam.config import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.errors import UsageError
 from fedsam.experiment import new_method
-from fedsam.randomness import torch_generator
 from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
 from fedsam.training import Method, train_client
-from fedsam.vector import weighted_mean
 
 PIXELS = torch.randint(0, 256, (20, 2, 4, 4), generator=torch.Generator().manual_seed(3))
 LABELS = torch.arange(20) % 3

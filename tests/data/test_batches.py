@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as F
 
+from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images, cut_out
 from fedsam.data.plan import Work, make_plan
-from fedsam.randomness import torch_generator
 
 SHAPE = (32, 32)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedsam.base.errors import UsageError
 from fedsam.data.datasets import DEBIAN, check, load
-from fedsam.errors import UsageError
 
 fashion = pytest.mark.skipif(
     not (DEBIAN / "fashion-mnist").is_dir(),

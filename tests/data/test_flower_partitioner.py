@@ -10,11 +10,11 @@ from datasets import Dataset
 from flwr_datasets import FederatedDataset
 from flwr_datasets import partitioner as theirs
 
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import numpy_generator
 from fedsam.config import resolve
 from fedsam.data import datasets
-from fedsam.errors import UsageError
 from fedsam.experiment import split
-from fedsam.randomness import numpy_generator
 
 # every class of images is one label; flwr-datasets warns where it leaves images out or tries again
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
+from fedsam.base.randomness import torch_generator
 from fedsam.config import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
 from fedsam.experiment import new_trainer
-from fedsam.randomness import torch_generator
 
 HEIGHT, WIDTH = 6, 9
 STATISTICS = {1: ((0.3,), (0.2,)), 3: ((0.3, 0.5, 0.6), (0.2, 0.25, 0.3))}

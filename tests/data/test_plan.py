@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsam.base.randomness import torch_generator
 from fedsam.data.plan import Work, make_plan
-from fedsam.randomness import torch_generator
 
 FULL = Work(8, 2.0, crop=4, flip=True, cutout=8, mixup=1.0)
 

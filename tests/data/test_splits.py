@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import numpy_generator
 from fedsam.data.partition import Partition
 from fedsam.data.splits import METHODS, csv, dirichlet, dirichlet_per_class, iid, quantity, shards
-from fedsam.errors import UsageError
-from fedsam.randomness import numpy_generator
 
 CIFAR10 = torch.arange(50_000) % 10
 CIFAR100 = torch.arange(50_000) % 100

@@ -10,10 +10,10 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedsam import wire
+from fedsam.base.errors import TrainingError
 from fedsam.engines.crew import Crew
 from fedsam.engines.flower import roll_call
 from fedsam.engines.local import LocalGrid
-from fedsam.errors import TrainingError
 from fedsam.experiment import new_strategy, new_trainer
 from fedsam.rounds import play
 

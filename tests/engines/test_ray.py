@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import command, free_port, quick_config
 
+from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.crew import Crew
-from fedsam.errors import TrainingError, UsageError
 from fedsam.experiment import new_actors, new_trainer
 from fedsam.trainer import Job
 

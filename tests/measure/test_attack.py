@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedsam.attack import Attack
+from fedsam.base.errors import UsageError
 from fedsam.data.images import Pixels
-from fedsam.errors import UsageError
 from fedsam.measure.adversarial import adversarial
 from fedsam.measure.attack import fgsm, pgd
 

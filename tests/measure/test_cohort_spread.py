@@ -8,10 +8,10 @@ import torch
 from conftest import quick_config
 from safetensors.torch import load_file
 
+from fedsam.base.randomness import sample_clients
 from fedsam.experiment import new_trainer
 from fedsam.measure.cohort_spread import cohort_spread, train_cohort
 from fedsam.measure.plane import plane
-from fedsam.randomness import sample_clients
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import by_hand, formula, network, pictures
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.connectivity import barrier, connectivity
 
 

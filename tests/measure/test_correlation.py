@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.experiment import new_trainer
 from fedsam.measure.correlation import kendall
 from fedsam.measure.fit import fit

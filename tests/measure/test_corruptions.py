@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, zoom
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
+from fedsam.base.randomness import numpy_generator
 from fedsam.measure.corruptions import corruptions
 from fedsam.measure.made_corruptions import (
     MADE,
@@ -17,7 +18,6 @@ from fedsam.measure.made_corruptions import (
     plasma,
 )
 from fedsam.measure.published_corruptions import BENCHMARK, EXTRA, read_published
-from fedsam.randomness import numpy_generator
 
 N = 12
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsam.base.errors import UsageError
 from fedsam.data.partition import Partition
-from fedsam.errors import UsageError
 from fedsam.measure.clients import by_client, clients, local_tests, spread
 
 

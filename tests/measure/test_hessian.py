@@ -11,7 +11,7 @@ from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.func import functional_call
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.hessian import density, hessian, signs, trace
 from fedsam.measure.lanczos import lanczos
 from fedsam.measure.slope import slope

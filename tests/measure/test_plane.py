@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import by_hand, formula, network
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.plane import Plane, plane
 
 COORDINATES = st.floats(-3, 3)

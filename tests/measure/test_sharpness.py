@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.selection import batches, look
 from fedsam.measure.sharpness import average_sharpness, sharpness
 from fedsam.subjects import of_network

@@ -6,7 +6,7 @@ import pytest
 import torch
 from worlds import by_hand, formula, network
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.landscape import Limited, evaluate, samples
 from fedsam.measure.surface import direction, offsets, surface, surface_line
 

@@ -6,7 +6,7 @@ import little
 import pytest
 import torch
 
-from fedsam.errors import UsageError
+from fedsam.base.errors import UsageError
 from fedsam.measure.weight_noise import standard_normal, weight_noise
 
 

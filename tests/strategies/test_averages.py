@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsam import wire
+from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
-from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 from strategies.averages.ema import EMA

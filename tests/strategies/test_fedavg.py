@@ -8,10 +8,10 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
 
 from fedsam import wire
+from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
 from fedsam.rounds import usable
-from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 from strategies.fedavg import FedAvg
 

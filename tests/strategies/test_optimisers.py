@@ -10,10 +10,10 @@ from flwr.serverapp import strategy as flower
 from torch import nn
 
 from fedsam import wire
+from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
 from fedsam.loader import build
-from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam

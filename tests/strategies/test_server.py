@@ -19,9 +19,9 @@ from flwr.serverapp.strategy import FedAvgM
 from torch import nn
 
 from fedsam import wire
+from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
-from fedsam.vector import Layout
 from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 from strategies.averages.ema import EMA

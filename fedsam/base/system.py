@@ -1,4 +1,4 @@
-"""How a run is asked to stop: once, and it ends in good order; twice, and it ends now."""
+"""What the operating system offers: whole files, cores, and signals that ask a run to stop."""
 
 import os
 import signal
@@ -71,3 +71,31 @@ def listening() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that a kill or a power cut leaves the old one, or the new one, or none.
+
+    The content is written beside it, forced to the disk, and renamed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    beside = path.parent / f".{path.name}.part"
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # of the new name
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""What everything stands on: vectors, keyed randomness, errors, and what the system offers."""
