@@ -23,7 +23,7 @@ import torch
 from local import random_images
 from torch.func import grad_and_value, vmap
 
-from fedsam.config import Config, resolve
+from fedsam.config.schema import Config, resolve
 from fedsam.data import datasets
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, cores, on_device

@@ -44,7 +44,7 @@ from local import Bare, Ours
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from fedsam.config import Config, resolve
+from fedsam.config.schema import Config, resolve
 from fedsam.engines.crew import cores
 from fedsam.experiment import load_dataset, new_trainer
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from contest import Contestant, environment, ratio, serve, take_turns
 
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data.splits import METHODS
 from fedsam.engines.crew import cores
 from fedsam.experiment import load_dataset, split

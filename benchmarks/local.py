@@ -22,7 +22,7 @@ from shapes import random_images
 from torch import Tensor, nn
 
 from fedsam.base.randomness import sample_clients, torch_generator
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data import datasets
 from fedsam.data.plan import make_plan
 from fedsam.engines.crew import Crew

@@ -12,11 +12,11 @@ import torch
 from clients.fedavg import FedAvg
 from clients.minimizers.sgd import SGD
 from fedsam.base.vector import Layout
+from fedsam.config.plugins import find
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
 from fedsam.engines.crew import keep_freed_memory
-from fedsam.loader import find
 from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job, Trainer
 from fedsam.training import Method

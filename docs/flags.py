@@ -1,15 +1,15 @@
-"""Prints docs/flags.md from the fields of fedsam.config.Config: ``python docs/flags.py``."""
+"""Prints docs/flags.md from the fields of fedsam.config.schema.Config: ``python docs/flags.py``."""
 
 import inspect
 import re
 from collections.abc import Iterator
 
 from fedsam.base.errors import flag
-from fedsam.config import Config
+from fedsam.config.schema import Config
 
 HEAD = """# Every flag
 
-Made by `python docs/flags.py` from the fields of `fedsam.config.Config`; a test compares. A flag
+Made by `python docs/flags.py` from the fields of `fedsam.config.schema.Config`; a test compares. A flag
 is also a key of a run's YAML file and of `fedsam.simulate(...)` from Python, with underscores
 (`clients_per_round`), and of Flower's run config (`clients-per-round`). A boolean flag has a
 counterpart: `--no-swa`.

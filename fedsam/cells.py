@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
 from fedsam.checkpoint import names
-from fedsam.config import HOW, Config, resolve
-from fedsam.loader import ROOT
+from fedsam.config.plugins import ROOT
+from fedsam.config.presets import CONFIGS
+from fedsam.config.schema import HOW, Config, resolve
 from fedsam.results import finished
-from fedsam.shipped import CONFIGS
 
 
 class When(BaseModel):

@@ -6,7 +6,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsam import wire
-from fedsam.config import Config, from_run_config
+from fedsam.config.schema import Config, from_run_config
 from fedsam.engines.crew import keep_freed_memory, one_compute_thread
 from fedsam.engines.flower import partition_answer
 from fedsam.experiment import new_trainer

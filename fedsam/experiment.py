@@ -14,12 +14,13 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedsam import batchnorm, loader
+from fedsam import batchnorm
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.system import cores
 from fedsam.base.vector import Layout
-from fedsam.config import Config
+from fedsam.config import plugins
+from fedsam.config.schema import Config
 from fedsam.data import datasets, lifelong
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
@@ -46,7 +47,7 @@ def load_dataset(config: Config) -> Dataset:
     """Return the data set, one of ours or the user's."""
     if ":" not in config.dataset:
         return datasets.load(config.dataset, Path(config.data_root))
-    make = loader.imported("dataset", config.dataset)
+    make = plugins.imported("dataset", config.dataset)
     dataset = make(Path(config.data_root)) if _takes_arguments(make) else make()
     datasets.check(dataset)
     return dataset
@@ -55,7 +56,7 @@ def load_dataset(config: Config) -> Dataset:
 def split(config: Config, dataset: Dataset) -> Partition:
     """Return which training images are whose."""
     if ":" in config.partition:
-        method = loader.imported("partition", config.partition)
+        method = plugins.imported("partition", config.partition)
     elif config.partition in METHODS:
         method = METHODS[config.partition]
     else:
@@ -68,7 +69,7 @@ def split(config: Config, dataset: Dataset) -> Partition:
     if hasattr(method, "load_partition"):
         made = partitioned(method, options, labels, clients, generator, alpha=config.alpha)
     else:
-        made = loader.build(
+        made = plugins.build(
             "partition",
             method,
             options,
@@ -104,7 +105,7 @@ def choose_device(config: Config) -> torch.device:
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
-    make = loader.find("model", name, "fedsam.models")
+    make = plugins.find("model", name, "fedsam.models")
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
     given = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
     options = config.model_options
@@ -112,7 +113,7 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
         channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
         options = {"num_classes": classes, **channels, **options}
     with global_streams(config.seed, "initialisation"):
-        model = loader.build("model", make, options, **given)
+        model = plugins.build("model", make, options, **given)
     if not batchnorm.layers(model):
         if config.bn != "values":
             raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
@@ -123,27 +124,27 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
 
 def new_method(config: Config) -> Method:
     """Return the clients' side of the algorithm."""
-    minimizer = loader.find("minimizer", config.minimizer, "clients.minimizers")
-    client = loader.find("client", config.client, "clients")
-    loss = loader.find("loss", config.loss, "clients.losses")
+    minimizer = plugins.find("minimizer", config.minimizer, "clients.minimizers")
+    client = plugins.find("client", config.client, "clients")
+    loss = plugins.find("loss", config.loss, "clients.losses")
     values = {"rho": config.rho, "eta": config.eta, "rounds": config.rounds}
     return Method(
-        loader.build("minimizer", minimizer, config.minimizer_options, **values),
-        loader.build("client", client, config.client_options, **values),
+        plugins.build("minimizer", minimizer, config.minimizer_options, **values),
+        plugins.build("client", client, config.client_options, **values),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         optimizer=config.optimizer,
         decay_in_loss=config.decay_in_loss,
         first_pass_statistics=config.bn_first_pass,
-        loss=loader.build("loss", loss, config.loss_options, rounds=config.rounds),
+        loss=plugins.build("loss", loss, config.loss_options, rounds=config.rounds),
     )
 
 
 def new_strategy(config: Config) -> Strategy:
     """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
-    cls = loader.find("strategy", config.strategy, "strategies")
+    cls = plugins.find("strategy", config.strategy, "strategies")
     fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
-    strategy = loader.build(
+    strategy = plugins.build(
         "strategy",
         cls,
         config.strategy_options,
@@ -158,9 +159,9 @@ def new_strategy(config: Config) -> Strategy:
         strategy = Pooled(strategy)
     if config.averaging == "none":
         return strategy
-    rule = loader.find("average", config.averaging, "strategies.averages")
+    rule = plugins.find("average", config.averaging, "strategies.averages")
     values = {"start": config.averages_from, "cycle": config.swa_cycle, "lr": config.swa_lr}
-    return Averaged(strategy, loader.build("average", rule, config.average_options, **values))
+    return Averaged(strategy, plugins.build("average", rule, config.average_options, **values))
 
 
 def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
@@ -184,7 +185,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     work = _work(config, dataset, keys=getattr(method.loss, "draws", False))
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
-    task = loader.build("task", loader.find("task", config.task, "fedsam.tasks"), {})
+    task = plugins.build("task", plugins.find("task", config.task, "fedsam.tasks"), {})
     if sequence and sequence.heads == "multi":
         task = lifelong.Heads(task, sequence.task_of.to(device))
 
@@ -274,7 +275,7 @@ def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelon
     """Return which classes are learnt when, where that is asked for."""
     if not config.lifelong:
         return None
-    made: lifelong.Lifelong = loader.build(
+    made: lifelong.Lifelong = plugins.build(
         "lifelong",
         lifelong.lifelong,
         config.lifelong_options,

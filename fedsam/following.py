@@ -12,7 +12,7 @@ from fedsam.base.errors import StorageError, TrainingError, storing
 from fedsam.base.randomness import torch_generator
 from fedsam.base.system import Interrupted, Stop
 from fedsam.checkpoint import Snapshot
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.engines.crew import Crew
 from fedsam.measure import lifelong
 from fedsam.measure.drift import drift

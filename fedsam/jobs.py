@@ -8,7 +8,7 @@ from functools import partial
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.cells import Cell
-from fedsam.config import SHARED, Config, dump
+from fedsam.config.schema import SHARED, Config, dump
 from fedsam.results import ending
 
 Words = dict[str, str]  # by the names of cells that failed: why

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedsam import measured
 from fedsam.charts import all_charts, partitions
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.panels import Chart, Panel, Series
 from fedsam.pictures import pictures
 from fedsam.plots import SHOWN

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from torch.profiler import ProfilerActivity
 
 from fedsam.cohort import Program
-from fedsam.config import TRACED
+from fedsam.config.schema import TRACED
 from fedsam.data.images import Images
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid

@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.phases import WAITING, Phase
 from fedsam.running import Outcome
 

@@ -11,7 +11,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from fedsam.base.errors import UsageError
-from fedsam.config import HOW, Config, resolve
+from fedsam.config.schema import HOW, Config, resolve
 
 COLUMNS = ("dataset", "alpha", "clients_per_round")  # a table's columns, where they differ
 # what may differ between runs of one cell; the last three are the method's name

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsam import memento
 from fedsam.base.errors import UsageError, flag
 from fedsam.checkpoint import Snapshot, load
-from fedsam.config import HOW, Config, resolve
+from fedsam.config.schema import HOW, Config, resolve
 from fedsam.exchange import Exchange
 from fedsam.training import Vectors
 from fedsam.wire import VectorRecord

@@ -17,7 +17,7 @@ from fedsam import checkpoint
 from fedsam.base.errors import UsageError
 from fedsam.base.system import write_whole
 from fedsam.checkpoint import Snapshot
-from fedsam.config import Config, dump
+from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.measure import lifelong
 from fedsam.plots import draw_curves, draw_lifelong, draw_partition

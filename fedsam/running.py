@@ -12,7 +12,7 @@ from fedsam.base.errors import UsageError, storing
 from fedsam.base.randomness import sample_clients
 from fedsam.base.system import Stop, cores
 from fedsam.checkpoint import Snapshot
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, on_device, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call

@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsam.config import from_run_config
+from fedsam.config.schema import from_run_config
 from fedsam.running import run
 
 app = ServerApp()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedsam.base.errors import TrainingError, UsageError, flag, nearest
 from fedsam.base.system import Interrupted, listening
-from fedsam.config import Config, resolve
+from fedsam.config.schema import Config, resolve
 
 if TYPE_CHECKING:
     from fedsam.checkpoint import Snapshot

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedsam.base.errors import UsageError, nearest, one_line
 from fedsam.base.vector import Layout
-from fedsam.config import Config, resolve
+from fedsam.config.schema import Config, resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.experiment import new_trainer

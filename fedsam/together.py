@@ -15,7 +15,7 @@ from fedsam.base.errors import TrainingError, UsageError, flag
 from fedsam.base.system import Stop
 from fedsam.checkpoint import Snapshot
 from fedsam.cohort import stacked
-from fedsam.config import SHARED, Config
+from fedsam.config.schema import SHARED, Config
 from fedsam.engines.cohort import Cohort, Member
 from fedsam.engines.crew import on_device, one_compute_thread
 from fedsam.engines.local import LocalGrid

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from fedsam import loader
 from fedsam.base.errors import UsageError
-from fedsam.config import Config
+from fedsam.config import plugins
+from fedsam.config.schema import Config
 
 log = logging.getLogger("fedsam")
 
@@ -59,7 +59,7 @@ def new_trackers(track: str) -> list[Tracker]:
     """
     trackers = []
     for name in track.split(",") if track else []:
-        make: Any = loader.find("track", name.strip(), "fedsam.trackers")
+        make: Any = plugins.find("track", name.strip(), "fedsam.trackers")
         try:
             inspect.signature(make).bind()
         except TypeError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsam.config import Config, resolve
+from fedsam.config.schema import Config, resolve
 from fedsam.running import Outcome, run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsam.loader import ROOT
+from fedsam.config.plugins import ROOT
 
 # downward: a module may import what stands in a later row, or in its own
 ORDER = [
@@ -47,9 +47,9 @@ ORDER = [
     ["fedsam.replica", "fedsam.optimizers", "fedsam.minibatch", "fedsam.attack"],
     ["fedsam.data"],
     ["fedsam.models", "fedsam.tasks"],
-    ["fedsam.config"],
-    ["fedsam.shipped"],
-    ["fedsam.loader"],
+    ["fedsam.config.schema"],
+    ["fedsam.config.presets"],
+    ["fedsam.config.plugins"],
     [
         "fedsam.base.vector",
         "fedsam.base.randomness",

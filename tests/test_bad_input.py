@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsam.base.errors import UsageError
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.data.split_csv import csv
 from fedsam.simulate import main
 
@@ -128,7 +128,7 @@ YAML = st.recursive(
 @given(YAML.map(yaml.safe_dump) | st.text(max_size=40) | st.binary(max_size=40))
 def test_any_yaml_file_is_refused_in_one_line_or_a_config(tmp_path_factory, content):
     from fedsam.cells import read
-    from fedsam.config import resolve
+    from fedsam.config.schema import resolve
 
     file = tmp_path_factory.mktemp("yaml") / "file.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))

@@ -17,10 +17,10 @@ from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
-from fedsam import loader
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.cohort import Program, replies, stacked, why_not
+from fedsam.config import plugins
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
@@ -29,8 +29,8 @@ from fedsam.tasks.classification import Classification
 from fedsam.trainer import Job, Trainer
 from fedsam.training import Method
 
-MINIMIZERS = loader.names("clients.minimizers")
-CLIENTS = loader.names("clients")
+MINIMIZERS = plugins.names("clients.minimizers")
+CLIENTS = plugins.names("clients")
 SOME = combined(MINIMIZERS, CLIENTS, plain=("sgd", "fedavg"), more=25)
 # so that each shows what it is in two rounds of mini-batches of 4
 OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "m_sam": {"m": 3}}
@@ -129,10 +129,10 @@ def assert_same(together, alone):
 def test_batched_equals_one_by_one(gradients, minimizer, client, device):
     """Every method in the folders, momentum, all augmentations, ragged clients; two rounds."""
     values = {"rho": 0.1, "eta": 0.2, "rounds": 2}
-    cls = loader.find("minimizer", minimizer, "clients.minimizers")
+    cls = plugins.find("minimizer", minimizer, "clients.minimizers")
     method = Method(
-        loader.build("minimizer", cls, OPTIONS.get(minimizer, {}), **values),
-        loader.build("client", loader.find("client", client, "clients"), {}, **values),
+        plugins.build("minimizer", cls, OPTIONS.get(minimizer, {}), **values),
+        plugins.build("client", plugins.find("client", client, "clients"), {}, **values),
         momentum=0.9,
         weight_decay=0.01,
     )

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from fedsam.base.errors import UsageError
-from fedsam.config import Config, dump, from_run_config, resolve, run_config_defaults
-from fedsam.loader import ROOT
-from fedsam.shipped import CONFIGS
+from fedsam.config.plugins import ROOT
+from fedsam.config.presets import CONFIGS
+from fedsam.config.schema import Config, dump, from_run_config, resolve, run_config_defaults
 
 SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps")
 

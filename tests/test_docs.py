@@ -14,8 +14,8 @@ from clients.minimizers.sam import SAM
 from fedsam import flatness, measures, report, sweep
 from fedsam.base.errors import flag
 from fedsam.base.vector import unit
-from fedsam.config import Config
-from fedsam.loader import ROOT
+from fedsam.config.plugins import ROOT
+from fedsam.config.schema import Config
 from fedsam.simulate import main, parse, parser
 
 README = (ROOT / "README.md").read_text()

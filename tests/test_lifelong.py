@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data.plan import make_plan
 from fedsam.experiment import new_trainer
 from fedsam.resume import resumed

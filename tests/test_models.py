@@ -16,13 +16,13 @@ from torchvision.models import VisionTransformer
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.cohort import why_not
-from fedsam.config import resolve
+from fedsam.config.plugins import find
+from fedsam.config.schema import resolve
 from fedsam.data.datasets import Dataset
 from fedsam.data.plan import Work
 from fedsam.engines.crew import Crew
 from fedsam.experiment import new_model
 from fedsam.gradients import Slots, Vmapped
-from fedsam.loader import find
 from fedsam.models.cnn import CNN
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.models.mlp import MLP

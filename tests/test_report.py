@@ -13,7 +13,7 @@ from PIL import Image
 from fedsam import tables
 from fedsam.base.errors import UsageError
 from fedsam.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
-from fedsam.config import dump, resolve
+from fedsam.config.schema import dump, resolve
 from fedsam.figures import draw
 from fedsam.report import main
 from fedsam.results import Grid, load_all

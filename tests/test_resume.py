@@ -17,7 +17,7 @@ from conftest import quick_config
 from fedsam import checkpoint
 from fedsam.base.errors import StorageError, UsageError
 from fedsam.base.system import Interrupted
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.resume import Due, resumed
 from fedsam.running import run
 from fedsam.simulate import main

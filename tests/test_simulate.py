@@ -13,7 +13,7 @@ import yaml
 from conftest import command
 from safetensors import safe_open
 
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.simulate import main
 
 QUICK = ["--rounds", "6", "--clients", "20", "--clients-per-round", "5", "--eval-every", "2"]

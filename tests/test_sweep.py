@@ -17,8 +17,8 @@ import yaml
 from fedsam.base.errors import UsageError
 from fedsam.board import Board, last_line
 from fedsam.cells import Sweep, cells_of, read
+from fedsam.config.presets import CONFIGS
 from fedsam.jobs import jobs_of
-from fedsam.shipped import CONFIGS
 from fedsam.sweep import main, words_of
 
 SMALL = {"rounds": 2, "clients": 20, "clients_per_round": 5, "device": "cpu", "eval_every": 1}

@@ -4,7 +4,7 @@ import inspect
 
 from torch import Tensor
 
-from fedsam import loader
+from fedsam.config import plugins
 from fedsam.training import Descend, Grad, Local, Minimizer, Remembering, rounds_before
 
 
@@ -44,12 +44,12 @@ class Late:
         **options: object,
     ) -> None:
         self.start = rounds_before(start, rounds)
-        classes = [loader.find("minimizer", name, "clients.minimizers") for name in (first, then)]
+        classes = [plugins.find("minimizer", name, "clients.minimizers") for name in (first, then)]
         known = {name for cls in classes for name in inspect.signature(cls).parameters}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"neither {first} nor {then} has an option {unknown[0]!r}")
         values = {"rho": rho, "eta": eta, "rounds": rounds, **options}
-        self.first, self.then = [loader.build("minimizer", cls, {}, **values) for cls in classes]
+        self.first, self.then = [plugins.build("minimizer", cls, {}, **values) for cls in classes]
         for name, minimizer in ((first, self.first), (then, self.then)):
             if isinstance(minimizer, Remembering):
                 raise ValueError(f"{name} remembers vectors from round to round: choose another")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsam import loader
 from fedsam.base.errors import UsageError, flag, one_line
+from fedsam.config import plugins
 from fedsam.data.partition import Partition, cut, even_sizes
 
 WRONG_OPTION = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
@@ -59,7 +59,7 @@ def partitioned(
 
     where = flag("partition_options" if options else "partition")
     seed = options.get("seed", int(generator.integers(2**32)))
-    partitioner = loader.build(
+    partitioner = plugins.build(
         "partition",
         cls,
         options,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam.base.errors import TrainingError
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.tracking import finals, hyperparameters, needing, numbers, pictures
 
 PAUSE = 1.0  # seconds between writes: one takes a database 4 ms, as long as a small round

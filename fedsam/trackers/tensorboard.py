@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.tracking import finals, hyperparameters, needing, numbers, pictures
 
 FLUSH = 10  # seconds until what was logged is seen, and may be lost in a kill

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam.base.errors import TrainingError
-from fedsam.config import Config
+from fedsam.config.schema import Config
 from fedsam.tracking import finals, needing, numbers, pictures
 
 

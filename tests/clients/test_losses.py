@@ -28,7 +28,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator, uniform
 from fedsam.base.vector import TINY
 from fedsam.cohort import Program, why_not
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
 from fedsam.experiment import new_method

@@ -23,7 +23,7 @@ from clients.minimizers.vasso import VaSSO
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import weighted_mean
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
 from fedsam.experiment import new_method

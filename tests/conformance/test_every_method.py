@@ -7,9 +7,9 @@ import torch
 from conftest import combined, quick_config
 from safetensors.torch import load_file
 
-from fedsam.loader import find, names
+from fedsam.config.plugins import find, names
+from fedsam.config.presets import CONFIGS
 from fedsam.running import run
-from fedsam.shipped import CONFIGS
 
 MINIMIZERS = names("clients.minimizers")
 CLIENTS = names("clients")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data.lifelong import Heads, lifelong
 from fedsam.data.partition import Partition
 from fedsam.tasks.classification import Classification

@@ -12,7 +12,7 @@ from flwr_datasets import partitioner as theirs
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data import datasets
 from fedsam.experiment import split
 

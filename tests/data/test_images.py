@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import functional as F
 
 from fedsam.base.randomness import torch_generator
-from fedsam.config import resolve
+from fedsam.config.schema import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
 from fedsam.experiment import new_trainer

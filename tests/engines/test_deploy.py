@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsam.loader import ROOT
+from fedsam.config.plugins import ROOT
 
 SCRIPTS = ROOT / "docs" / "deploy"
 BIN = Path(sys.executable).parent

@@ -13,7 +13,7 @@ import torch
 from conftest import free_port
 from safetensors.torch import load_file
 
-from fedsam.loader import ROOT
+from fedsam.config.plugins import ROOT
 
 FLWR = Path(sys.executable).with_name("flwr")
 MODELS = ("model.safetensors", "model-trained.safetensors")

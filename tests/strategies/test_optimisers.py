@@ -11,9 +11,9 @@ from torch import nn
 
 from fedsam import wire
 from fedsam.base.vector import Layout
+from fedsam.config.plugins import build
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
-from fedsam.loader import build
 from fedsam.wire import VectorRecord
 from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam

@@ -14,7 +14,7 @@ from typing import Any
 from fedsam.base.errors import UsageError, flag, nearest, one_line
 
 EXTRAS = {"flwr_datasets": "flwr-datasets"}  # modules that an extra of ours installs
-ROOT = Path(__file__).resolve().parent.parent  # of the checkout, app bundle or site-packages
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, app bundle or site-packages
 
 
 def names(package: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from fedsam.base.errors import UsageError, nearest
-from fedsam.loader import ROOT
+from fedsam.config.plugins import ROOT
 
 CONFIGS = ROOT / "configs"
 

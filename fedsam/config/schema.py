@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedsam.base.errors import UsageError, flag, nearest
-from fedsam.shipped import located, preset, read
+from fedsam.config.presets import located, preset, read
 
 # what runs that train as one program share: the model, the images, the shape of a mini-batch
 SHARED = (
