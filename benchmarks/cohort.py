@@ -30,11 +30,11 @@ from fedsam.engines.crew import Crew, cores, on_device
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_gradients, new_strategy, new_trainer
 from fedsam.gradients import Slots, Vmapped
+from fedsam.messages import VectorRecord
 from fedsam.rounds import play
 from fedsam.running import new_crew, sampling
 from fedsam.together import run_together
 from fedsam.trainer import Trainer
-from fedsam.wire import VectorRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 FASHION = Path("/usr/share/datasets")  # where Debian's package puts Fashion-MNIST

@@ -28,9 +28,9 @@ from fedsam.data.plan import make_plan
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_actors, new_strategy, new_trainer
+from fedsam.messages import VectorRecord
 from fedsam.rounds import Round, play
 from fedsam.trainer import Trainer
-from fedsam.wire import VectorRecord
 
 LR, RHO, ETA = 0.01, 0.1, 0.2
 

@@ -5,11 +5,22 @@ from functools import lru_cache
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsam import wire
 from fedsam.config.schema import Config, from_run_config
 from fedsam.engines.crew import keep_freed_memory, one_compute_thread
 from fedsam.engines.flower import partition_answer
 from fedsam.experiment import new_trainer
+from fedsam.messages import (
+    MEMORY,
+    PARTITION,
+    VectorRecord,
+    plain_content,
+    plain_record,
+    state_of,
+    train_instruction,
+    train_reply,
+    vectors_of,
+    vectors_record,
+)
 from fedsam.replica import Replica
 from fedsam.trainer import Job, Trainer
 
@@ -27,7 +38,7 @@ def resident(text: str) -> tuple[Trainer, Replica]:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Answer the roll call."""
-    return partition_answer(message, int(context.node_config[wire.PARTITION]))
+    return partition_answer(message, int(context.node_config[PARTITION]))
 
 
 @app.train()
@@ -35,14 +46,14 @@ def train(message: Message, context: Context) -> Message:
     """Train this node's partition for one round."""
     with one_compute_thread():
         trainer, replica = resident(from_run_config(context.run_config).model_dump_json())
-        arrays, round, lr = wire.instruction(message.content)
-        state = wire.state_of(arrays, trainer.layout)
-        client = int(context.node_config[wire.PARTITION])
-        memory = wire.vectors_of(context.state, trainer.layout, wire.MEMORY)
-        sent = wire.vectors_of(message.content, trainer.layout)
+        arrays, round, lr = train_instruction(message.content)
+        state = state_of(arrays, trainer.layout)
+        client = int(context.node_config[PARTITION])
+        memory = vectors_of(context.state, trainer.layout, MEMORY)
+        sent = vectors_of(message.content, trainer.layout)
         done = trainer.train_client(replica, Job(client, state, round, lr, memory, sent))
     if done.memory:  # Flower keeps a context's state for the node's next round
-        context.state[wire.MEMORY] = wire.plain(wire.vectors_record(done.memory))
-    record = wire.VectorRecord(trainer.layout, done.state)
-    content = wire.trained(record, done.examples, done.steps, done.loss, done.reply)
-    return Message(wire.all_plain(content), reply_to=message)
+        context.state[MEMORY] = plain_record(vectors_record(done.memory))
+    record = VectorRecord(trainer.layout, done.state)
+    content = train_reply(record, done.examples, done.steps, done.loss, done.reply)
+    return Message(plain_content(content), reply_to=message)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from flwr.app import Message
 
-from fedsam import wire
 from fedsam.base.vector import Layout
+from fedsam.messages import EXCHANGED, vectors_of, vectors_record
 from fedsam.training import Method, Vectors, zeros
 
 
@@ -43,9 +43,9 @@ class Exchange:
     def attach(self, messages: Sequence[Message]) -> None:
         """Put the vectors into the messages of a round."""
         if self.vectors:
-            record = wire.vectors_record(self.vectors)
+            record = vectors_record(self.vectors)
             for message in messages:
-                message.content[wire.EXCHANGED] = record
+                message.content[EXCHANGED] = record
 
     def fold(self, replies: Sequence[Message]) -> None:
         """Take the clients' vectors out of their replies, and make the server's next ones.
@@ -57,12 +57,12 @@ class Exchange:
         """
         if not self.vectors:
             return
-        given = [wire.vectors_of(reply.content, self.layout) for reply in replies]
+        given = [vectors_of(reply.content, self.layout) for reply in replies]
         for reply, vectors in zip(replies, given, strict=True):
             if set(vectors) != set(self.vectors):
                 raise ValueError(
                     f"expected the vectors {sorted(self.vectors)} in the reply, "
                     f"got {sorted(vectors)}"
                 )
-            del reply.content[wire.EXCHANGED]
+            del reply.content[EXCHANGED]
         self.vectors = self.method.fold(self.vectors, given, len(replies) / self.clients)

@@ -29,10 +29,10 @@ from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
 from fedsam.gradients import Slots, Vmapped
+from fedsam.messages import VectorRecord
 from fedsam.pooling import Pooled
 from fedsam.trainer import Trainer
 from fedsam.training import Method
-from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fedsam import wire
 from fedsam.base.errors import StorageError, TrainingError, storing
 from fedsam.base.randomness import torch_generator
 from fedsam.base.system import Interrupted, Stop
@@ -16,10 +15,10 @@ from fedsam.config.schema import Config
 from fedsam.engines.crew import Crew
 from fedsam.measure import lifelong
 from fedsam.measure.drift import drift
+from fedsam.messages import VectorRecord, model_of, state_of
 from fedsam.resume import Due, RunState
 from fedsam.rounds import Round
 from fedsam.rundir import RunDir
-from fedsam.wire import VectorRecord
 from strategies.averages import Averaged
 
 
@@ -144,7 +143,7 @@ def line_of(turn: Round) -> dict[str, Any]:
 def drift_of(turn: Round) -> dict[str, float]:
     """Return the lengths of a round's updates."""
     layout = turn.arrays.layout
-    sent = [wire.model_of(reply.content) for reply in turn.replies]
-    states = [turn.before.state, *(wire.state_of(r, layout) for r in sent), turn.arrays.state]
+    sent = [model_of(reply.content) for reply in turn.replies]
+    states = [turn.before.state, *(state_of(r, layout) for r in sent), turn.arrays.state]
     before, *clients, after = [state[: layout.trainable] for state in states]
     return drift(before, clients, after)

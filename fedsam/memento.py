@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsam.base.errors import TrainingError
 from fedsam.base.vector import Layout
-from fedsam.wire import VectorRecord, tensor_of
+from fedsam.messages import VectorRecord, tensor_of
 
 Tensors = dict[str, Tensor]
 DEEP = 8  # objects in objects: deeper, one of them holds itself

@@ -6,9 +6,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsam import wire
 from fedsam.batchnorm import pooled
-from fedsam.wire import VectorRecord
+from fedsam.messages import VectorRecord, layout_of, model_of, state_of, states_and_weights
 
 
 class Pooled(Strategy):
@@ -40,9 +39,9 @@ class Pooled(Strategy):
         contents = [reply.content for reply in replies if not reply.has_error()]
         if arrays is None or not contents:
             return arrays, metrics
-        layout = wire.layout_of(wire.model_of(contents[0]))
-        states, n = wire.updates(contents, layout)
-        state = pooled(wire.state_of(arrays, layout), states, n, layout)
+        layout = layout_of(model_of(contents[0]))
+        states, n = states_and_weights(contents, layout)
+        state = pooled(state_of(arrays, layout), states, n, layout)
         return VectorRecord(layout, state), metrics
 
     def configure_evaluate(

@@ -9,8 +9,18 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from fedsam import wire
-from fedsam.wire import VectorRecord
+from fedsam.messages import (
+    EXAMPLES,
+    EXCHANGED,
+    VectorRecord,
+    check_vectors,
+    checked_state,
+    model_of,
+    number_in,
+    only_record,
+    state_of,
+    tensor_of,
+)
 
 log = logging.getLogger("fedsam")
 
@@ -89,14 +99,14 @@ def why_unusable(
         return "left out: it answered twice"
     try:
         records = reply.content.array_records
-        key = wire.only([key for key in records if key != wire.EXCHANGED])
-        state = wire.checked_state(records[key], before.layout)
+        key = only_record([key for key in records if key != EXCHANGED])
+        state = checked_state(records[key], before.layout)
         if not isinstance(records[key], VectorRecord):
             reply.content[key] = VectorRecord(before.layout, state)
-        wire.check_vectors(reply.content, before.layout, exchanged)
-        examples = wire.number(wire.only(reply.content.metric_records), wire.EXAMPLES)
+        check_vectors(reply.content, before.layout, exchanged)
+        examples = number_in(only_record(reply.content.metric_records), EXAMPLES)
         if not (math.isfinite(examples) and examples > 0):
-            raise ValueError(f"{wire.EXAMPLES} is {examples}")
+            raise ValueError(f"{EXAMPLES} is {examples}")
     except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
         return f"left out: {' '.join(str(error).split())}"
     return ""
@@ -140,14 +150,14 @@ def within(
 def update(reply: Message, before: VectorRecord) -> Tensor:
     """Return w_k - w, (P,)."""
     P = before.layout.trainable
-    return wire.state_of(wire.model_of(reply.content), before.layout)[:P] - before.state[:P]
+    return state_of(model_of(reply.content), before.layout)[:P] - before.state[:P]
 
 
 def clip(reply: Message, before: VectorRecord, factor: float) -> None:
     """Let a reply hold w + factor (w_k - w)."""
     layout, P = before.layout, before.layout.trainable
-    key = wire.only([key for key in reply.content.array_records if key != wire.EXCHANGED])
-    state = wire.state_of(reply.content.array_records[key], layout).clone()
+    key = only_record([key for key in reply.content.array_records if key != EXCHANGED])
+    state = state_of(reply.content.array_records[key], layout).clone()
     state[:P] = before.state[:P] + factor * update(reply, before)
     reply.content[key] = VectorRecord(layout, state)
 
@@ -159,4 +169,4 @@ def element_sum(record: ArrayRecord) -> Tensor:
     """
     if isinstance(record, VectorRecord):
         return record.state.sum()
-    return torch.stack([wire.tensor_of(array).double().sum() for array in record.values()]).sum()
+    return torch.stack([tensor_of(array).double().sum() for array in record.values()]).sum()

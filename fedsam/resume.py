@@ -14,8 +14,8 @@ from fedsam.base.errors import UsageError, flag
 from fedsam.checkpoint import Snapshot, load
 from fedsam.config.schema import HOW, Config, resolve
 from fedsam.exchange import Exchange
+from fedsam.messages import VectorRecord
 from fedsam.training import Vectors
-from fedsam.wire import VectorRecord
 
 # keys of which a run may go on with other values
 FREE = HOW | {"rounds", "swa_start", "target_accuracy", "patience"}

@@ -15,13 +15,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsam import wire
 from fedsam.base.errors import TrainingError
 from fedsam.base.randomness import global_streams
+from fedsam.base.vector import Layout
 from fedsam.engines.view import CohortGrid
 from fedsam.exchange import Exchange
+from fedsam.messages import LEARNING_RATE, VectorRecord, state_of
 from fedsam.replies import Limits, element_sum, usable
-from fedsam.wire import VectorRecord
 
 log = logging.getLogger("fedsam")
 ATTEMPTS = 3  # cohorts that are tried in a round
@@ -146,7 +146,7 @@ def _asked(
 ) -> list[Message]:
     """Return the usable replies of one cohort."""
     cohort = CohortGrid(grid, list(nodes))
-    config = ConfigRecord({wire.LEARNING_RATE: lr})
+    config = ConfigRecord({LEARNING_RATE: lr})
     with global_streams(seed, "strategy", number, 0):  # not for longer: runs share them
         messages = list(strategy.configure_train(number, arrays, config, cohort))
     if exchange is not None:
@@ -172,11 +172,11 @@ def _too_few(number: int, replies: int, wanted: int) -> TrainingError:
     )
 
 
-def _sound(new: ArrayRecord | None, layout: wire.Layout, number: int) -> VectorRecord:
+def _sound(new: ArrayRecord | None, layout: Layout, number: int) -> VectorRecord:
     """Return what the strategy made, if it is a model."""
     if new is None:
         raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
-    arrays = VectorRecord(layout, wire.state_of(new, layout))
+    arrays = VectorRecord(layout, state_of(new, layout))
     if not bool(torch.isfinite(element_sum(arrays))):
         raise TrainingError(
             f"round {number}: the strategy's average is not finite; the model of the round "

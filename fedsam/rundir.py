@@ -20,8 +20,8 @@ from fedsam.checkpoint import Snapshot
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.measure import lifelong
+from fedsam.messages import VectorRecord
 from fedsam.plots import draw_curves, draw_lifelong, draw_partition
-from fedsam.wire import VectorRecord
 
 LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
 

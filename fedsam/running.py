@@ -20,6 +20,7 @@ from fedsam.engines.local import LocalGrid
 from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.following import Following
+from fedsam.messages import VectorRecord
 from fedsam.phases import Phase, Phases, traced
 from fedsam.replies import Limits
 from fedsam.resume import EarlyStop, RunState
@@ -27,7 +28,6 @@ from fedsam.rounds import play
 from fedsam.rundir import RunDir
 from fedsam.tracking import new_trackers, tracking
 from fedsam.trainer import Trainer
-from fedsam.wire import VectorRecord
 
 Watch = Callable[[dict[str, Any]], None]
 

@@ -7,8 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsam import wire
-from fedsam.wire import VectorRecord
+from fedsam.messages import VectorRecord, layout_of, state_of
 from strategies.fedavg import FedAvg
 
 
@@ -41,8 +40,8 @@ class FedACG(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the lookahead to the nodes."""
-        layout = wire.layout_of(arrays)
-        w, P = wire.state_of(arrays, layout), layout.trainable
+        layout = layout_of(arrays)
+        w, P = state_of(arrays, layout), layout.trainable
         ahead = w.clone()
         if self.last is not None:
             ahead[:P] += self.server_momentum * (w[:P] - self.last[:P])

@@ -7,9 +7,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
-from fedsam import wire
 from fedsam.base.vector import weighted_mean
-from fedsam.wire import VectorRecord
+from fedsam.messages import VectorRecord, layout_of, state_of, states_and_weights
 
 
 class FedAvg(FlowerFedAvg):
@@ -26,8 +25,8 @@ class FedAvg(FlowerFedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the global model to the nodes, and remember it."""
-        self.layout = wire.layout_of(arrays)
-        self.state = wire.state_of(arrays, self.layout)
+        self.layout = layout_of(arrays)
+        self.state = state_of(arrays, self.layout)
         self.round = server_round
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -38,7 +37,7 @@ class FedAvg(FlowerFedAvg):
         contents = [reply.content for reply in replies if not reply.has_error()]
         if not contents:
             return None, None
-        W, n = wire.updates(contents, self.layout, self.weighted_by_key)
+        W, n = states_and_weights(contents, self.layout, self.weighted_by_key)
         new = VectorRecord(self.layout, self.aggregate(self.state, W, n))
         return new, self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 

@@ -7,9 +7,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsam import wire
 from fedsam.base.vector import unit, weighted_mean
-from fedsam.wire import VectorRecord
+from fedsam.messages import VectorRecord, layout_of, state_of
 from strategies.feddyn import FedDyn
 
 
@@ -57,8 +56,8 @@ class FedGloSS(FedDyn):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the perturbed model to the nodes."""
-        layout = wire.layout_of(arrays)
-        w, P = wire.state_of(arrays, layout).clone(), layout.trainable
+        layout = layout_of(arrays)
+        w, P = state_of(arrays, layout).clone(), layout.trainable
         done = min(1.0, (server_round - 1) / self.warmup) if self.warmup else 1.0
         rho = self.rho_0 + done * (self.rho - self.rho_0)
         self.e = 0 * w[:P] if self.g is None else rho * unit(self.g)

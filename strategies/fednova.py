@@ -6,8 +6,8 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
-from fedsam import wire
 from fedsam.base.vector import weighted_mean
+from fedsam.messages import STEPS, states_and_weights
 from strategies.fedavg import FedAvg
 
 
@@ -40,7 +40,7 @@ class FedNova(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new global model and the weighted mean of the train metrics."""
         good = [reply for reply in replies if not reply.has_error()]
-        self.steps = wire.updates([reply.content for reply in good], self.layout, wire.STEPS)[1]
+        self.steps = states_and_weights([reply.content for reply in good], self.layout, STEPS)[1]
         return super().aggregate_train(server_round, good)
 
     def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:

@@ -36,7 +36,7 @@ ORDER = [
     ["fedsam.rounds"],
     ["fedsam.engines", "fedsam.exchange", "fedsam.replies"],
     ["strategies", "fedsam.memento", "fedsam.pooling"],
-    ["fedsam.wire"],
+    ["fedsam.messages"],
     ["fedsam.cohort"],
     ["fedsam.gradients"],
     ["fedsam.measure"],

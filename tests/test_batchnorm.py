@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_config
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -15,7 +15,7 @@ from test_cohort import trainer_of
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from fedsam import client_app, wire
+from fedsam import client_app
 from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted, Stop
 from fedsam.base.vector import Layout
@@ -25,6 +25,18 @@ from fedsam.data.plan import Work
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_strategy, new_trainer
+from fedsam.messages import (
+    ARRAYS,
+    CONFIG,
+    LEARNING_RATE,
+    MEMORY,
+    PARTITION,
+    ROUND,
+    only_record,
+    plain_record,
+    state_of,
+    vectors_of,
+)
 from fedsam.rounds import play
 from fedsam.trainer import STATISTICS, Job
 
@@ -183,7 +195,7 @@ def test_a_round_with_pooled_statistics(tmp_path, strategy):
             keys = {"rounds": [1], "sample": lambda *_: [0, 2, 5], "seed": 0, "lr": lambda _: 0.1}
             turns += play(mine, LocalGrid(crew), initial, node_of=range(6), **keys)
     P, (means, variances) = initial.layout.trainable, places(initial.layout)
-    clients = [wire.only(reply.content.array_records).state for reply in turns[0].replies]
+    clients = [only_record(reply.content.array_records).state for reply in turns[0].replies]
     n = trainer.partition.sizes[[0, 2, 5]].double().numpy()
     mean, var = [np.stack([c[where].double() for c in clients]) for where in (means, variances)]
     whole = n @ mean / n.sum()
@@ -223,12 +235,12 @@ def test_a_client_is_evaluated_with_its_own_statistics(tmp_path):
     trainer, initial = local_trainer(tmp_path)
     with closing(Crew(trainer, 1)) as crew:
         grid = LocalGrid(crew)
-        config = wire.ConfigRecord({wire.ROUND: 1, wire.LEARNING_RATE: 0.1})
-        content = RecordDict({wire.ARRAYS: initial, wire.CONFIG: config})
-        question = RecordDict({wire.ARRAYS: initial})
+        config = ConfigRecord({ROUND: 1, LEARNING_RATE: 0.1})
+        content = RecordDict({ARRAYS: initial, CONFIG: config})
+        question = RecordDict({ARRAYS: initial})
         list(grid.send_and_receive([Message(content, 2, MessageType.TRAIN)]))
         asked = [Message(question, client, MessageType.EVALUATE) for client in (2, 3)]
-        answers = [wire.only(a.content.metric_records) for a in grid.send_and_receive(asked)]
+        answers = [only_record(a.content.metric_records) for a in grid.send_and_receive(asked)]
         own = trainer.own_state(initial.state, grid.memories[2])
         for client, state, answer in zip((2, 3), (own, initial.state), answers, strict=True):
             rows = trainer.partition[client]
@@ -246,7 +258,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     run_config |= {"clients": 6, "clients-per-round": 3, "local-steps": 2, "batch-size": 8}
     run_config |= {"rounds": 2, "eval-every": 2, "alpha": 1.0, "device": "cpu"}
     run_config |= {"bn": "local", "update-bn": 40}
-    context = Context(1, 7, {wire.PARTITION: 2}, RecordDict(), run_config)
+    context = Context(1, 7, {PARTITION: 2}, RecordDict(), run_config)
     memory, remote = None, {}
     for round in (1, 2):
         done = trainer.train_client(here, Job(2, initial.state, round, 0.1, memory))
@@ -254,12 +266,12 @@ def test_local_statistics_on_the_other_engines(tmp_path):
         state, *_, remote, _ = worker.train((initial.state.numpy(), {}), remote, 2, round, 0.1)
         assert np.array_equal(state, done.state.numpy())
         assert np.array_equal(remote[STATISTICS], memory[STATISTICS].numpy())
-        settings = wire.ConfigRecord({wire.ROUND: round, wire.LEARNING_RATE: 0.1})
-        content = RecordDict({wire.ARRAYS: wire.plain(initial), wire.CONFIG: settings})
+        settings = ConfigRecord({ROUND: round, LEARNING_RATE: 0.1})
+        content = RecordDict({ARRAYS: plain_record(initial), CONFIG: settings})
         reply = client_app.app(Message(content, 7, MessageType.TRAIN), context)
-        record = wire.only(reply.content.array_records)
-        assert torch.equal(wire.state_of(record, trainer.layout), done.state)
-        kept = wire.vectors_of(context.state, trainer.layout, wire.MEMORY)
+        record = only_record(reply.content.array_records)
+        assert torch.equal(state_of(record, trainer.layout), done.state)
+        kept = vectors_of(context.state, trainer.layout, MEMORY)
         assert torch.equal(kept[STATISTICS], memory[STATISTICS])
     client_app.resident.cache_clear()
     assert arrays(memory).keys() == {STATISTICS}

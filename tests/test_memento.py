@@ -15,7 +15,7 @@ from torch import nn
 from fedsam import memento
 from fedsam.base.errors import TrainingError
 from fedsam.base.vector import Layout
-from fedsam.wire import VectorRecord
+from fedsam.messages import VectorRecord
 
 LAYOUT = Layout.of(nn.Linear(2, 3))
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

@@ -12,12 +12,20 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from safetensors.torch import load_file
 from torch import nn
 
-from fedsam import wire
 from fedsam.base.errors import TrainingError
 from fedsam.base.vector import Layout
+from fedsam.messages import (
+    ARRAYS,
+    EXCHANGED,
+    METRICS,
+    VectorRecord,
+    model_of,
+    plain_record,
+    state_of,
+    vectors_record,
+)
 from fedsam.replies import Limits, usable
 from fedsam.running import run
-from fedsam.wire import VectorRecord
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
 BEFORE = VectorRecord(LAYOUT, torch.arange(8.0))
@@ -30,7 +38,7 @@ def lines(folder):
 
 def content(model, examples=5, **more):
     metrics = MetricRecord({"num-examples": examples, "steps": 1, "loss": 0.5})
-    return RecordDict({wire.ARRAYS: model, wire.METRICS: metrics} | more)
+    return RecordDict({ARRAYS: model, METRICS: metrics} | more)
 
 
 def vector(offset):
@@ -38,7 +46,7 @@ def vector(offset):
 
 
 def plain(offset=1.0, **arrays):
-    return ArrayRecord({**wire.plain(vector(offset)), **arrays})
+    return ArrayRecord({**plain_record(vector(offset)), **arrays})
 
 
 def answer(node, body):
@@ -78,15 +86,15 @@ HOSTILE = {
     "infinite in plain bytes": plain(float("inf")),
 }
 BODIES = {name: content(model) for name, model in HOSTILE.items()} | {
-    "no model": RecordDict({wire.METRICS: MetricRecord({"num-examples": 1})}),
-    "no metrics": RecordDict({wire.ARRAYS: vector(1.0)}),
+    "no model": RecordDict({METRICS: MetricRecord({"num-examples": 1})}),
+    "no metrics": RecordDict({ARRAYS: vector(1.0)}),
     "two models": content(vector(1.0), other=vector(1.0)),
     "nothing": RecordDict(),
     "no examples": content(vector(1.0), examples=0),
     "negative examples": content(vector(1.0), examples=-4),
     "endless examples": content(vector(1.0), examples=float("inf")),
     "vectors nobody asked for": content(
-        vector(1.0), **{wire.EXCHANGED: wire.vectors_record({"c": torch.zeros(8)})}
+        vector(1.0), **{EXCHANGED: vectors_record({"c": torch.zeros(8)})}
     ),
 }
 
@@ -100,7 +108,7 @@ def test_a_hostile_reply_is_left_out_and_said_so(name, caplog):
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("round 7: client 1 left out: ")
     assert "\n" not in said
-    states = [wire.state_of(wire.model_of(reply.content), LAYOUT) for reply in kept]
+    states = [state_of(model_of(reply.content), LAYOUT) for reply in kept]
     assert torch.equal(states[0], torch.arange(8.0) + 1)
     assert torch.equal(states[1], torch.arange(8.0) + 3)
 
@@ -136,7 +144,7 @@ def test_long_updates_are_left_out_or_clipped(caplog):
     assert [NODES[r.metadata.src_node_id] for r in kept] == [0, 1]
     assert "round 1: client 2 left out: its update is 283 long" in caplog.text
     kept = usable(replies(), NODES, BEFORE, 1, limits=Limits(clip_norm=1.5 * root))
-    states = [wire.state_of(wire.model_of(reply.content), LAYOUT) for reply in kept]
+    states = [state_of(model_of(reply.content), LAYOUT) for reply in kept]
     lengths = [float((state - BEFORE.state).norm()) for state in states]
     assert lengths == pytest.approx([root, 1.5 * root, 1.5 * root])
     assert torch.allclose(states[2] - BEFORE.state, torch.full((8,), 1.5))

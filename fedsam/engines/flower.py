@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsam import wire
 from fedsam.base.errors import TrainingError
 from fedsam.engines.view import GridView
+from fedsam.messages import CONFIG, PARTITION, number_in, only_record, plain_content
 
 POLL = 0.5  # seconds between looks for nodes that have not connected yet
 
@@ -32,7 +32,7 @@ def serialised(messages: Iterable[Message]) -> list[Message]:
     made: dict[int, ArrayRecord] = {}
     out = []
     for message in messages:
-        message.content = wire.all_plain(message.content, made)
+        message.content = plain_content(message.content, made)
         out.append(message)
     return out
 
@@ -71,7 +71,7 @@ def roll_call(grid: Grid, clients: int, timeout: float = 600.0) -> dict[int, int
     for reply in grid.send_and_receive(questions, timeout=timeout):
         if reply.has_error():
             continue
-        partition = int(wire.number(wire.only(reply.content.config_records), wire.PARTITION))
+        partition = int(number_in(only_record(reply.content.config_records), PARTITION))
         if partition in found:
             raise TrainingError(f"two nodes hold partition {partition}")
         found[partition] = reply.metadata.src_node_id
@@ -83,5 +83,5 @@ def roll_call(grid: Grid, clients: int, timeout: float = 600.0) -> dict[int, int
 
 def partition_answer(message: Message, partition: int) -> Message:
     """Return a node's answer to the roll call."""
-    content = RecordDict({wire.CONFIG: ConfigRecord({wire.PARTITION: partition})})
+    content = RecordDict({CONFIG: ConfigRecord({PARTITION: partition})})
     return Message(content, reply_to=message)

@@ -12,12 +12,19 @@ import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsam import wire
 from fedsam.engines import compat
 from fedsam.engines.crew import Crew
+from fedsam.messages import (
+    VectorRecord,
+    evaluate_reply,
+    only_record,
+    state_of,
+    train_instruction,
+    train_reply,
+    vectors_of,
+)
 from fedsam.trainer import Failed, Job, Trained
 from fedsam.training import Vectors
-from fedsam.wire import VectorRecord
 
 
 class Hands(Protocol):
@@ -102,17 +109,17 @@ class LocalGrid(Grid):
         """Train the addressed clients and return the contents of their replies."""
         layout, jobs = self.trainer.layout, []
         for message in messages:
-            arrays, round, lr = wire.instruction(message.content)
-            state = wire.state_of(arrays, layout)
+            arrays, round, lr = train_instruction(message.content)
+            state = state_of(arrays, layout)
             client = message.metadata.dst_node_id
-            sent = wire.vectors_of(message.content, layout)
+            sent = vectors_of(message.content, layout)
             jobs.append(Job(client, state, round, lr, self.memories.get(client), sent))
         trained = self.hands.train(jobs)
         self._remember(jobs, trained)
         return [
             Error(0, t.reason)
             if isinstance(t, Failed)
-            else wire.trained(VectorRecord(layout, t.state), t.examples, t.steps, t.loss, t.reply)
+            else train_reply(VectorRecord(layout, t.state), t.examples, t.steps, t.loss, t.reply)
             for t in trained
         ]
 
@@ -136,10 +143,10 @@ class LocalGrid(Grid):
         if message.metadata.message_type != MessageType.EVALUATE:
             kind = message.metadata.message_type
             return Message(Error(0, f"a fedsam client does not answer {kind!r}"), reply_to=message)
-        arrays = wire.only(message.content.array_records)
-        state = wire.state_of(arrays, self.trainer.layout)
+        arrays = only_record(message.content.array_records)
+        state = state_of(arrays, self.trainer.layout)
         client = message.metadata.dst_node_id
         state = self.trainer.own_state(state, self.memories.get(client))
         rows = self.trainer.partition[client]
         metrics = self.crew.evaluate(state, self.trainer.train, rows)
-        return Message(wire.evaluated(metrics, len(rows)), reply_to=message)
+        return Message(evaluate_reply(metrics, len(rows)), reply_to=message)

@@ -11,8 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedsam import wire
-from fedsam.wire import VectorRecord
+from fedsam.messages import LEARNING_RATE, VectorRecord, layout_of, state_of
 
 RecordType = TypeVar("RecordType", bound=ArrayRecord)
 
@@ -60,18 +59,18 @@ class Averaged(Strategy):
         """Return the average in place of the global model ``arrays``, once there is one."""
         if self.state is None:
             return arrays
-        return VectorRecord(wire.layout_of(arrays), self.state)
+        return VectorRecord(layout_of(arrays), self.state)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy send its messages, with the round's learning rate."""
         if server_round == self.rule.start + 1:
-            self.state = wire.state_of(arrays, wire.layout_of(arrays)).clone()
+            self.state = state_of(arrays, layout_of(arrays)).clone()
         config = ConfigRecord(dict(config))
-        if wire.LEARNING_RATE in config:
-            lr = float(config[wire.LEARNING_RATE])  # type: ignore[arg-type]
-            config[wire.LEARNING_RATE] = self.rule.rate(server_round, lr)
+        if LEARNING_RATE in config:
+            lr = float(config[LEARNING_RATE])  # type: ignore[arg-type]
+            config[LEARNING_RATE] = self.rule.rate(server_round, lr)
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -80,7 +79,7 @@ class Averaged(Strategy):
         """Return the strategy's model; put a copy of it into the average when it is time."""
         arrays, metrics = self.strategy.aggregate_train(server_round, replies)
         if arrays is not None and self.state is not None and self.rule.collects(server_round):
-            w = wire.state_of(arrays, wire.layout_of(arrays))
+            w = state_of(arrays, layout_of(arrays))
             self.state = self.rule.average(self.state, self.members, w)
             self.members += 1
         return arrays, metrics

@@ -31,9 +31,9 @@ from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.exchange import Exchange
 from fedsam.gradients import Slots
+from fedsam.messages import VectorRecord
 from fedsam.rounds import play
 from fedsam.training import Method
-from fedsam.wire import VectorRecord
 from strategies.adabest import AdaBest as AdaBestServer
 from strategies.fedacg import FedACG
 from strategies.fedavg import FedAvg as FedAvgServer

@@ -8,16 +8,15 @@ from clients.fedavg import FedAvg
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
-from fedsam import wire
 from fedsam.data.plan import Work
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.exchange import Exchange
 from fedsam.gradients import Slots, Vmapped
+from fedsam.messages import VectorRecord, train_reply, vectors_of
 from fedsam.rounds import play
 from fedsam.training import Method
-from fedsam.wire import VectorRecord
 from strategies.fedavg import FedAvg as FedAvgServer
 from tests.test_cohort import convolutions, start_of, trainer_of
 
@@ -153,7 +152,7 @@ def test_a_reply_without_its_vectors_is_refused():
     exchange = Exchange(trainer.method, trainer.layout, 5)
 
     class Reply:
-        content = wire.trained(VectorRecord(trainer.layout, start_of(trainer)), 1, 1, 0.0)
+        content = train_reply(VectorRecord(trainer.layout, start_of(trainer)), 1, 1, 0.0)
 
     with pytest.raises(ValueError, match=r"expected the vectors \['c'\] in the reply, got \[\]"):
         exchange.fold([Reply])
@@ -162,6 +161,6 @@ def test_a_reply_without_its_vectors_is_refused():
 def test_vectors_of_another_length_are_refused():
     trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4))
     record = VectorRecord(trainer.layout, start_of(trainer))
-    content = wire.trained(record, 1, 1, 0.0, {"c": torch.zeros(3)})
+    content = train_reply(record, 1, 1, 0.0, {"c": torch.zeros(3)})
     with pytest.raises(ValueError, match="'c' has shape"):
-        wire.vectors_of(content, trainer.layout)
+        vectors_of(content, trainer.layout)

@@ -9,12 +9,12 @@ from conftest import quick_config
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedsam import wire
 from fedsam.base.errors import TrainingError
 from fedsam.engines.crew import Crew
 from fedsam.engines.flower import roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_strategy, new_trainer
+from fedsam.messages import ARRAYS, CONFIG, EXAMPLES, LEARNING_RATE, ROUND, only_record
 from fedsam.rounds import play
 
 
@@ -28,13 +28,13 @@ def local(tmp_path):
 
 
 def train_message(node, record, round=1):
-    config = ConfigRecord({wire.ROUND: round, wire.LEARNING_RATE: 0.1})
-    content = RecordDict({wire.ARRAYS: record, wire.CONFIG: config})
+    config = ConfigRecord({ROUND: round, LEARNING_RATE: 0.1})
+    content = RecordDict({ARRAYS: record, CONFIG: config})
     return Message(content, node, MessageType.TRAIN)
 
 
 def state(reply):
-    return wire.only(reply.content.array_records).state
+    return only_record(reply.content.array_records).state
 
 
 def test_nodes_are_partitions_and_replies_come_by_client(local):
@@ -44,7 +44,7 @@ def test_nodes_are_partitions_and_replies_come_by_client(local):
     replies = list(grid.send_and_receive([train_message(k, initial) for k in (7, 2, 11)]))
     assert [reply.metadata.src_node_id for reply in replies] == [2, 7, 11]
     sizes = [int(grid.trainer.partition.sizes[k]) for k in (2, 7, 11)]
-    counts = [wire.only(reply.content.metric_records)[wire.EXAMPLES] for reply in replies]
+    counts = [only_record(reply.content.metric_records)[EXAMPLES] for reply in replies]
     assert counts == sizes
     assert torch.equal(initial.state, before)
     assert len({state(reply).data_ptr() for reply in replies}) == 3
@@ -70,11 +70,11 @@ def test_pushed_messages_are_pulled_once(local):
 
 def test_evaluate_messages_are_answered_on_the_clients_own_images(local):
     grid, initial, _ = local
-    content = RecordDict({wire.ARRAYS: initial, wire.CONFIG: ConfigRecord()})
+    content = RecordDict({ARRAYS: initial, CONFIG: ConfigRecord()})
     (reply,) = grid.send_and_receive([Message(content, 6, MessageType.EVALUATE)])
-    metrics = wire.only(reply.content.metric_records)
+    metrics = only_record(reply.content.metric_records)
     rows = grid.trainer.partition[6]
-    assert metrics[wire.EXAMPLES] == len(rows)
+    assert metrics[EXAMPLES] == len(rows)
     module = grid.trainer.new_module().eval()
     module.load_state_dict(initial.layout.read(initial.state))
     batch = grid.trainer.train.rows(rows)
@@ -106,7 +106,7 @@ def test_flowers_own_loop_runs_on_the_local_engine(local):
     grid, initial, _ = local
     strategy = FedAvg(fraction_train=0.25, fraction_evaluate=0.5, min_available_nodes=20)
     result = strategy.start(
-        grid, initial, num_rounds=2, train_config=ConfigRecord({wire.LEARNING_RATE: 0.1})
+        grid, initial, num_rounds=2, train_config=ConfigRecord({LEARNING_RATE: 0.1})
     )
     assert set(result.train_metrics_clientapp) == {1, 2}
     assert 0 <= result.evaluate_metrics_clientapp[2]["accuracy"] <= 1

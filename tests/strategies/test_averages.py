@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsam import wire
 from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
-from fedsam.wire import VectorRecord
+from fedsam.messages import LEARNING_RATE, VectorRecord, only_record, state_of, train_reply
 from strategies.averages import Averaged
 from strategies.averages.ema import EMA
 from strategies.averages.swa import SWA
@@ -40,7 +39,7 @@ class Walk(FedAvg):
 
 def reply(node, vector):
     question = Message(RecordDict(), node, MessageType.TRAIN)
-    return Message(wire.trained(VectorRecord(LAYOUT, vector), 1, 1, 0.0), reply_to=question)
+    return Message(train_reply(VectorRecord(LAYOUT, vector), 1, 1, 0.0), reply_to=question)
 
 
 def walk(rule, models, start=None, spoil=False):
@@ -48,9 +47,9 @@ def walk(rule, models, start=None, spoil=False):
     strategy, rates = Averaged(Walk(models), rule), []
     arrays = VectorRecord(LAYOUT, torch.zeros(LAYOUT.size) if start is None else start)
     for r in range(1, len(models) + 1):
-        config = ConfigRecord({wire.LEARNING_RATE: 0.01})
+        config = ConfigRecord({LEARNING_RATE: 0.01})
         messages = list(strategy.configure_train(r, arrays, config, NODES))
-        rates.append(messages[0].content["config"][wire.LEARNING_RATE])
+        rates.append(messages[0].content["config"][LEARNING_RATE])
         sent = arrays
         arrays, _ = strategy.aggregate_train(r, [reply(0, models[r - 1])])
         if spoil:
@@ -175,7 +174,7 @@ def test_clients_evaluate_the_average_from_its_start_on():
         list(strategy.configure_train(r, arrays, ConfigRecord(), NODES))
         arrays, _ = strategy.aggregate_train(r, [reply(0, models[0])])
         messages = list(strategy.configure_evaluate(r, arrays, ConfigRecord(), NODES))
-        seen.append(float(wire.only(messages[0].content.array_records).state[0]))
+        seen.append(float(only_record(messages[0].content.array_records).state[0]))
     assert seen == pytest.approx([1, 2, 3, 3.5, 4])
 
 
@@ -193,11 +192,11 @@ def test_flowers_fedavgm_walks_the_same_path_inside_an_average(rule):
     def path(strategy):
         arrays, out = VectorRecord(LAYOUT, torch.ones(LAYOUT.size)), []
         for r in range(1, 5):
-            config = ConfigRecord({wire.LEARNING_RATE: 0.01})
+            config = ConfigRecord({LEARNING_RATE: 0.01})
             list(strategy.configure_train(r, arrays, config, NODES))
             clients = models_of(2, seed=r)
             new, _ = strategy.aggregate_train(r, [reply(k, v) for k, v in enumerate(clients)])
-            arrays = VectorRecord(LAYOUT, wire.state_of(new, LAYOUT))
+            arrays = VectorRecord(LAYOUT, state_of(new, LAYOUT))
             out.append(arrays.state)
         return out
 

@@ -7,12 +7,11 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
 
-from fedsam import wire
 from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
+from fedsam.messages import LEARNING_RATE, VectorRecord, train_reply
 from fedsam.rounds import usable
-from fedsam.wire import VectorRecord
 from strategies.fedavg import FedAvg
 
 compat.identify_process()
@@ -25,7 +24,7 @@ FOUR = {"min_train_nodes": 4, "min_available_nodes": 4, "fraction_evaluate": 0.0
 def started(strategy, nodes=4):
     """Return the strategy after it has sent a model of zeros."""
     record = VectorRecord(LAYOUT, torch.zeros(LAYOUT.size))
-    config = ConfigRecord({wire.LEARNING_RATE: 0.1})
+    config = ConfigRecord({LEARNING_RATE: 0.1})
     list(strategy.configure_train(1, record, config, CohortGrid(None, range(nodes))))
     return strategy
 
@@ -33,7 +32,7 @@ def started(strategy, nodes=4):
 def reply(node):
     question = Message(RecordDict(), node, MessageType.TRAIN)
     record = VectorRecord(LAYOUT, W[node])  # a row of the cohort's matrix
-    return Message(wire.trained(record, EXAMPLES[node], STEPS[node], 0.5), reply_to=question)
+    return Message(train_reply(record, EXAMPLES[node], STEPS[node], 0.5), reply_to=question)
 
 
 def replies():

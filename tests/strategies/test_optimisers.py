@@ -9,12 +9,11 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import strategy as flower
 from torch import nn
 
-from fedsam import wire
 from fedsam.base.vector import Layout
 from fedsam.config.plugins import build
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
-from fedsam.wire import VectorRecord
+from fedsam.messages import LEARNING_RATE, VectorRecord, state_of, train_reply
 from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
@@ -39,17 +38,17 @@ def rounds(strategy, layout=PLAIN, count=4, clients=CLIENTS):
     """Return the strategy's models over rounds in which each client answers with its own noise."""
     w, models = state(layout, 99), []
     for r in range(1, count + 1):
-        config = ConfigRecord({wire.LEARNING_RATE: 0.1})
+        config = ConfigRecord({LEARNING_RATE: 0.1})
         record = VectorRecord(layout, w)
         list(strategy.configure_train(r, record, config, CohortGrid(None, range(clients))))
         replies = []
         for k in range(clients):
             question = Message(RecordDict(), k, MessageType.TRAIN)
             moved = VectorRecord(layout, w + 0.1 * state(layout, r, k))
-            content = wire.trained(moved, EXAMPLES[k], STEPS[k], 0.5)
+            content = train_reply(moved, EXAMPLES[k], STEPS[k], 0.5)
             replies.append(Message(content, reply_to=question))
         new, _ = strategy.aggregate_train(r, replies)
-        w = wire.state_of(new, layout)
+        w = state_of(new, layout)
         models.append(w)
     return models
 

@@ -18,11 +18,17 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedAvgM
 from torch import nn
 
-from fedsam import wire
 from fedsam.base.vector import Layout
 from fedsam.engines import compat
 from fedsam.engines.view import CohortGrid
-from fedsam.wire import VectorRecord
+from fedsam.messages import (
+    LEARNING_RATE,
+    VectorRecord,
+    only_record,
+    plain_record,
+    state_of,
+    train_reply,
+)
 from strategies.averages import Averaged
 from strategies.averages.ema import EMA
 from strategies.averages.swa import SWA
@@ -53,11 +59,11 @@ def state(seed):
 def reply(node, vector, examples, record=None):
     question = Message(RecordDict(), node, MessageType.TRAIN)
     arrays = record if record is not None else VectorRecord(LAYOUT, vector)
-    return Message(wire.trained(arrays, examples, 3, float(node)), reply_to=question)
+    return Message(train_reply(arrays, examples, 3, float(node)), reply_to=question)
 
 
 def config(lr=0.1):
-    return ConfigRecord({wire.LEARNING_RATE: lr})
+    return ConfigRecord({LEARNING_RATE: lr})
 
 
 def aggregate(strategy, vectors, examples, round=1, start=None):
@@ -150,8 +156,8 @@ def walk(rule, rounds, observe=lambda r, a, s: None):
     for r in range(1, rounds + 1):
         mine = config(0.01)
         messages = list(strategy.configure_train(r, arrays, mine, Nodes()))
-        assert dict(mine) == {wire.LEARNING_RATE: 0.01}  # the caller's record is left alone
-        rates[r] = messages[0].content["config"][wire.LEARNING_RATE]
+        assert dict(mine) == {LEARNING_RATE: 0.01}  # the caller's record is left alone
+        rates[r] = messages[0].content["config"][LEARNING_RATE]
         arrays, _ = strategy.aggregate_train(r, [reply(0, VECTORS[0], 1)])
         assert arrays.state.eq(r).all()
         observe(r, arrays, strategy)
@@ -252,7 +258,7 @@ def test_an_average_around_flowers_strategy_leaves_its_path_alone():
         for r in (1, 2, 3):
             list(strategy.configure_train(r, arrays, config(), Nodes()))
             new, _ = strategy.aggregate_train(r, [reply(0, state(r), 1), reply(1, state(r + 9), 3)])
-            arrays = VectorRecord(LAYOUT, wire.state_of(new, LAYOUT))
+            arrays = VectorRecord(LAYOUT, state_of(new, LAYOUT))
             out.append(arrays.state)
         return torch.stack(out)
 
@@ -267,9 +273,9 @@ def test_flowers_own_loop_evaluates_the_average():
         def send_and_receive(self, messages, *, timeout=None):
             out = []
             for message in messages:
-                vector = wire.only(message.content.array_records).state + 1
+                vector = only_record(message.content.array_records).state + 1
                 out.append(
-                    Message(wire.trained(VectorRecord(LAYOUT, vector), 1, 1, 0.0), reply_to=message)
+                    Message(train_reply(VectorRecord(LAYOUT, vector), 1, 1, 0.0), reply_to=message)
                 )
             return out
 
@@ -305,16 +311,16 @@ def test_a_record_is_an_ordinary_array_record():
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == LAYOUT.read(record.state)[name].dtype
         assert torch.equal(tensor, LAYOUT.read(record.state)[name])
-    plain = wire.plain(record)
+    plain = plain_record(record)
     assert type(plain["0.weight"]).__name__ == "Array"
-    assert torch.equal(wire.state_of(plain, LAYOUT), record.state)
+    assert torch.equal(state_of(plain, LAYOUT), record.state)
     assert record["0.weight"].data == plain["0.weight"].data
 
 
 def test_a_record_of_another_model_is_refused():
     other = ArrayRecord({"weight": torch.ones(2)})
     with pytest.raises(ValueError, match="differ in"):
-        wire.state_of(other, LAYOUT)
+        state_of(other, LAYOUT)
     shapes = {n: torch.zeros((*t.shape, 1)) for n, t in LAYOUT.read(state(1)).items()}
     with pytest.raises(ValueError, match="has shape"):
-        wire.state_of(ArrayRecord(shapes), LAYOUT)
+        state_of(ArrayRecord(shapes), LAYOUT)

@@ -190,21 +190,21 @@ def vectors_of(content: RecordDict, layout: Layout, key: str = EXCHANGED) -> dic
 def model_of(content: RecordDict) -> ArrayRecord:
     """Return the one record of a message that holds a model."""
     records = content.array_records
-    return only({key: record for key, record in records.items() if key != EXCHANGED})
+    return only_record({key: record for key, record in records.items() if key != EXCHANGED})
 
 
-def plain(record: ArrayRecord) -> ArrayRecord:
+def plain_record(record: ArrayRecord) -> ArrayRecord:
     """Return the record in Flower's own classes, serialised: what leaves this process."""
     return ArrayRecord({name: Array(array.numpy()) for name, array in record.items()})
 
 
-def all_plain(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> RecordDict:
+def plain_content(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> RecordDict:
     """Return a message's content with plain records; ``made`` holds those made before, by id."""
     made = {} if made is None else made
     out = RecordDict()
     for key, record in content.items():
         if isinstance(record, ArrayRecord) and id(record) not in made:
-            made[id(record)] = plain(record)
+            made[id(record)] = plain_record(record)
         out[key] = made.get(id(record), record)
     return out
 
@@ -232,7 +232,7 @@ def layout_of(record: ArrayRecord) -> Layout:
     return Layout(entries, trainable, arrays[floating[0]].dtype)
 
 
-def only(records: Mapping[str, Record] | Sequence[Record]) -> Record:
+def only_record(records: Mapping[str, Record] | Sequence[Record]) -> Record:
     """Return the one record of its kind in a message, under whatever key a strategy gave it.
 
     Raises
@@ -245,7 +245,7 @@ def only(records: Mapping[str, Record] | Sequence[Record]) -> Record:
     return next(iter(records.values() if isinstance(records, Mapping) else records))
 
 
-def number(record: ConfigRecord | MetricRecord, key: str) -> float:
+def number_in(record: ConfigRecord | MetricRecord, key: str) -> float:
     """Return a number out of a record.
 
     Raises
@@ -259,13 +259,13 @@ def number(record: ConfigRecord | MetricRecord, key: str) -> float:
     return value
 
 
-def instruction(content: RecordDict) -> tuple[ArrayRecord, int, float]:
+def train_instruction(content: RecordDict) -> tuple[ArrayRecord, int, float]:
     """Return global arrays, round (from 1) and learning rate of a train message."""
-    config = only(content.config_records)
-    return model_of(content), int(number(config, ROUND)), number(config, LEARNING_RATE)
+    config = only_record(content.config_records)
+    return model_of(content), int(number_in(config, ROUND)), number_in(config, LEARNING_RATE)
 
 
-def trained(
+def train_reply(
     arrays: ArrayRecord,
     examples: int,
     steps: int,
@@ -280,14 +280,14 @@ def trained(
     return content
 
 
-def evaluated(metrics: dict[str, float], examples: int) -> RecordDict:
+def evaluate_reply(metrics: dict[str, float], examples: int) -> RecordDict:
     """Return the content of a client's reply to an evaluate message."""
     return RecordDict({METRICS: MetricRecord({EXAMPLES: examples, **metrics})})
 
 
-def updates(
+def states_and_weights(
     replies: Sequence[RecordDict], layout: Layout, weight: str = EXAMPLES
 ) -> tuple[list[Tensor], list[float]]:
     """Return the states, K times (S,), and weights of the replies to a train message."""
-    states = [state_of(only(reply.array_records), layout) for reply in replies]
-    return states, [number(only(reply.metric_records), weight) for reply in replies]
+    states = [state_of(only_record(reply.array_records), layout) for reply in replies]
+    return states, [number_in(only_record(reply.metric_records), weight) for reply in replies]
