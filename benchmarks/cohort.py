@@ -29,12 +29,12 @@ from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, cores, on_device
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_gradients, new_strategy, new_trainer
-from fedsam.gradients import Slots, Vmapped
 from fedsam.messages import VectorRecord
 from fedsam.rounds import play
 from fedsam.running import new_crew, sampling
 from fedsam.together import run_together
-from fedsam.trainer import Trainer
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 FASHION = Path("/usr/share/datasets")  # where Debian's package puts Fashion-MNIST

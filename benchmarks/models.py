@@ -18,8 +18,8 @@ from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
 from fedsam.engines.crew import keep_freed_memory
 from fedsam.tasks.classification import Classification
-from fedsam.trainer import Job, Trainer
-from fedsam.training import Method
+from fedsam.training.client import Job, Trainer
+from fedsam.training.method import Method
 
 CLIENT = Partition(torch.arange(500), torch.tensor([0, 500]))
 MODELS = [
@@ -41,9 +41,9 @@ def seconds(name: str, options: dict[str, str]) -> tuple[int, float]:
     taken = []
     for work in (Work(64, local_steps=1), *2 * [Work(64, crop=4, flip=True)]):
         trainer = Trainer(images, images, CLIENT, lambda: module, layout, method, task, work, 0)
-        replica = trainer.new_replica()
+        network = trainer.new_network()
         begin = time.process_time()
-        trainer.train_client(replica, Job(0, replica.state.clone(), 1, 0.01))
+        trainer.train_client(network, Job(0, network.state.clone(), 1, 0.01))
         taken.append(time.process_time() - begin)
     return layout.trainable, min(taken[1:])
 

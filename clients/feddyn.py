@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedsam.training import Local, Vectors
+from fedsam.training.method import Local, Vectors
 
 
 class FedDyn:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsam.training import Local, Vectors
+from fedsam.training.method import Local, Vectors
 
 
 class FedMoSWA:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedsam.training import Local
+from fedsam.training.method import Local
 
 
 class FedSWA:

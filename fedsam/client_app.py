@@ -21,18 +21,18 @@ from fedsam.messages import (
     vectors_of,
     vectors_record,
 )
-from fedsam.replica import Replica
-from fedsam.trainer import Job, Trainer
+from fedsam.training.client import Job, Trainer
+from fedsam.training.flat_module import FlatModule
 
 app = ClientApp()
 
 
 @lru_cache(maxsize=1)  # data and model stay with the process; the text is the whole config
-def resident(text: str) -> tuple[Trainer, Replica]:
+def resident(text: str) -> tuple[Trainer, FlatModule]:
     """Return the trainer of a config in JSON, and a model."""
     keep_freed_memory()
     trainer, _ = new_trainer(Config.model_validate_json(text))
-    return trainer, trainer.new_replica()
+    return trainer, trainer.new_network()
 
 
 @app.query()
@@ -45,13 +45,13 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train this node's partition for one round."""
     with one_compute_thread():
-        trainer, replica = resident(from_run_config(context.run_config).model_dump_json())
+        trainer, network = resident(from_run_config(context.run_config).model_dump_json())
         arrays, round, lr = train_instruction(message.content)
         state = state_of(arrays, trainer.layout)
         client = int(context.node_config[PARTITION])
         memory = vectors_of(context.state, trainer.layout, MEMORY)
         sent = vectors_of(message.content, trainer.layout)
-        done = trainer.train_client(replica, Job(client, state, round, lr, memory, sent))
+        done = trainer.train_client(network, Job(client, state, round, lr, memory, sent))
     if done.memory:  # Flower keeps a context's state for the node's next round
         context.state[MEMORY] = plain_record(vectors_record(done.memory))
     record = VectorRecord(trainer.layout, done.state)

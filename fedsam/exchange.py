@@ -12,7 +12,7 @@ from flwr.app import Message
 
 from fedsam.base.vector import Layout
 from fedsam.messages import EXCHANGED, vectors_of, vectors_record
-from fedsam.training import Method, Vectors, zeros
+from fedsam.training.method import Method, Vectors, zeros
 
 
 class Exchange:

@@ -14,7 +14,6 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedsam import batchnorm
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.system import cores
@@ -28,11 +27,12 @@ from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
-from fedsam.gradients import Slots, Vmapped
 from fedsam.messages import VectorRecord
 from fedsam.pooling import Pooled
-from fedsam.trainer import Trainer
-from fedsam.training import Method
+from fedsam.training import batchnorm
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Trainer
+from fedsam.training.method import Method
 from strategies.averages import Averaged
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def compare(
     named, folder = subjects.of_models(models, **place), models[0][0]
     before = read(folder)
     found = before.setdefault(BETWEEN, {})
-    with on_device(named[0][1].replica.layout.device, "fp32"):
+    with on_device(named[0][1].network.layout.device, "fp32"):
         for name in names:
             function, given = measures.COMPARISONS[name], measures.chosen(name, options)
             with progress(name, console) as tick:
@@ -209,7 +209,7 @@ def measured(
     from fedsam.measure.cohort_spread import cohort_spread
 
     subject = subjects.of_run(folder, models[0], **place)
-    layout = subject.replica.layout
+    layout = subject.network.layout
     with on_device(layout.device, "fp32"):
         for model in models:
             subject = subject.with_state(subjects.read(folder, model, layout))

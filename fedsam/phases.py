@@ -16,17 +16,17 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch.profiler import ProfilerActivity
 
-from fedsam.cohort import Program
 from fedsam.config.schema import TRACED
 from fedsam.data.images import Images
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
-from fedsam.gradients import Slots, Vmapped
-from fedsam.replica import Replica
 from fedsam.rounds import Round
 from fedsam.rundir import RunDir
-from fedsam.trainer import Trainer
-from fedsam.training import Method
+from fedsam.training.batched import Program
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Trainer
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.method import Method
 
 WAITING = "(waiting for the crew's threads)"
 
@@ -54,7 +54,7 @@ class Phases:
         seams: list[tuple[type, str, str]] = [
             (Trainer, "plan", "draw plans"),
             (Images, "take", "gather and augment"),
-            (Replica, "gradient", "forward and backward"),
+            (FlatModule, "gradient", "forward and backward"),
             (Slots, "__call__", "forward and backward"),
             (Vmapped, "__call__", "forward and backward"),
             (Method, "step", "minimiser, client and SGD"),

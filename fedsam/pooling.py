@@ -6,8 +6,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsam.batchnorm import pooled
 from fedsam.messages import VectorRecord, layout_of, model_of, state_of, states_and_weights
+from fedsam.training.batchnorm import pooled
 
 
 class Pooled(Strategy):

@@ -15,7 +15,7 @@ from fedsam.checkpoint import Snapshot, load
 from fedsam.config.schema import HOW, Config, resolve
 from fedsam.exchange import Exchange
 from fedsam.messages import VectorRecord
-from fedsam.training import Vectors
+from fedsam.training.method import Vectors
 
 # keys of which a run may go on with other values
 FREE = HOW | {"rounds", "swa_start", "target_accuracy", "patience"}

@@ -27,7 +27,7 @@ from fedsam.resume import EarlyStop, RunState
 from fedsam.rounds import play
 from fedsam.rundir import RunDir
 from fedsam.tracking import new_trackers, tracking
-from fedsam.trainer import Trainer
+from fedsam.training.client import Trainer
 
 Watch = Callable[[dict[str, Any]], None]
 

@@ -17,11 +17,11 @@ from fedsam.experiment import new_trainer
 from fedsam.measure.cohort_spread import TrainedCohort, train_cohort
 from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
-from fedsam.replica import Replica
 from fedsam.running import sampling
 from fedsam.tasks import Task
 from fedsam.tasks.classification import Classification
-from fedsam.trainer import Trainer
+from fedsam.training.client import Trainer
+from fedsam.training.flat_module import FlatModule
 
 ALONG = re.compile(r"models/\d+")
 
@@ -132,8 +132,8 @@ def of_network(
     seed : int
         From which everything random in a measure follows.
     """
-    replica = Replica(copy.deepcopy(module))
-    layout = replica.layout
+    network = FlatModule(copy.deepcopy(module))
+    layout = network.layout
 
     def images(pixels: Tensor, targets: Tensor) -> Images:
         return Images(pixels, targets, mean, std, dtype=layout.dtype, device=layout.device)
@@ -141,8 +141,8 @@ def of_network(
     held = list(clients) or [torch.arange(len(train[1]))]
     sizes = torch.tensor([0, *map(len, held)])
     return Subject(
-        replica,
-        replica.state.clone(),
+        network,
+        network.state.clone(),
         images(*train),
         images(*(test or train)),
         task or Classification(),

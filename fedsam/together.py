@@ -14,7 +14,6 @@ from typing import Any
 from fedsam.base.errors import TrainingError, UsageError, flag
 from fedsam.base.system import Stop
 from fedsam.checkpoint import Snapshot
-from fedsam.cohort import stacked
 from fedsam.config.schema import SHARED, Config
 from fedsam.engines.cohort import Cohort, Member
 from fedsam.engines.crew import on_device, one_compute_thread
@@ -22,7 +21,8 @@ from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_gradients, new_trainer
 from fedsam.rundir import RunDir
 from fedsam.running import Outcome, new_crew, play_out, sampling
-from fedsam.trainer import Failed, Job, Trained
+from fedsam.training.batched import stacked
+from fedsam.training.client import Failed, Job, Trained
 
 
 def run_together(

@@ -19,7 +19,6 @@ from fedsam import client_app
 from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted, Stop
 from fedsam.base.vector import Layout
-from fedsam.batchnorm import layers, places, pooled
 from fedsam.data.images import Images
 from fedsam.data.plan import Work
 from fedsam.engines.crew import Crew
@@ -38,7 +37,8 @@ from fedsam.messages import (
     vectors_of,
 )
 from fedsam.rounds import play
-from fedsam.trainer import STATISTICS, Job
+from fedsam.training.batchnorm import layers, places, pooled
+from fedsam.training.client import STATISTICS, Job
 
 NORMED = {"model": "resnet20", "model_options": {"norm": "batch"}, "clients": 6}
 SMALL = {**NORMED, "clients_per_round": 3, "local_steps": 2, "batch_size": 8, "rounds": 2}
@@ -120,7 +120,7 @@ def test_update_bn_is_that_of_pytorch(module):
     """On three mini-batches, of 335, 334 and 334 images; dropout, which draws, is left out."""
     images, trainer = images_of(1003), trainer_of(module=module)
     rows = torch.randperm(1003, generator=torch.Generator().manual_seed(1))
-    start = trainer.new_replica().state + 0.1
+    start = trainer.new_network().state + 0.1
     made = []
     for threads in (1, 2):
         with closing(Crew(trainer, threads)) as crew:
@@ -144,7 +144,7 @@ def test_update_bn_ends_also_where_the_run_was_asked_to_stop():
     trainer, stop = trainer_of(module=net), Stop()
     with closing(Crew(trainer, 1, stop)) as crew:
         stop.signal = 15
-        state = crew.update_bn(trainer.new_replica().state, trainer.test, torch.arange(60))
+        state = crew.update_bn(trainer.new_network().state, trainer.test, torch.arange(60))
         assert state.isfinite().all()
         with pytest.raises(Interrupted):
             crew.evaluate(state, trainer.test)
@@ -154,12 +154,12 @@ def test_a_client_goes_on_from_its_own_statistics_and_returns_the_global_ones():
     """Two rounds of PyTorch's own BatchNorm, whose statistics nobody else touches."""
     trainer = trainer_of(module=without_dropout, work=Work(4, local_steps=3))
     trainer = replace(trainer, local_statistics=True)
-    P, start = trainer.layout.trainable, trainer.new_replica().state
+    P, start = trainer.layout.trainable, trainer.new_network().state
     theirs = without_dropout()
     memory = None
     for round in (1, 2):
         sent = start + 0.01 * round  # the server's of this round, statistics too
-        done = trainer.train_client(trainer.new_replica(), Job(4, sent, round, 0.1, memory))
+        done = trainer.train_client(trainer.new_network(), Job(4, sent, round, 0.1, memory))
         given = trainer.layout.read(sent)
         own = [e.name for e in trainer.layout.entries if e.offset >= P] if round == 2 else []
         kept = {name: theirs.state_dict()[name] for name in own}
@@ -253,7 +253,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     from fedsam.engines.ray import Worker, arrays
 
     trainer, initial = local_trainer(tmp_path)
-    worker, here = Worker(lambda: trainer), trainer.new_replica()
+    worker, here = Worker(lambda: trainer), trainer.new_network()
     run_config = {"out": "", "model": SMALL["model"], "model-options": "{norm: batch}"}
     run_config |= {"clients": 6, "clients-per-round": 3, "local-steps": 2, "batch-size": 8}
     run_config |= {"rounds": 2, "eval-every": 2, "alpha": 1.0, "device": "cpu"}

@@ -19,15 +19,15 @@ from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
-from fedsam.cohort import Program, replies, stacked, why_not
 from fedsam.config import plugins
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
-from fedsam.gradients import Slots, Vmapped
 from fedsam.tasks.classification import Classification
-from fedsam.trainer import Job, Trainer
-from fedsam.training import Method
+from fedsam.training.batched import Program, replies, stacked, why_not
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Job, Trainer
+from fedsam.training.method import Method
 
 MINIMIZERS = plugins.names("clients.minimizers")
 CLIENTS = plugins.names("clients")
@@ -82,7 +82,7 @@ def trainer_of(method=PLAIN, *, module=convolutions, work=EVERYTHING, device="cp
 
 def start_of(trainer, seed=5):
     """A state off the initial one, so that anchors and weights differ from the module's own."""
-    state = trainer.new_replica().state.cpu()
+    state = trainer.new_network().state.cpu()
     noise = torch.randn(
         len(state), dtype=state.dtype, generator=torch.Generator().manual_seed(seed)
     )
@@ -104,7 +104,7 @@ def vectors_of(trainer, seed):
 
 
 def one_by_one(trainers, jobs):
-    return [t.train_client(t.new_replica(), job) for t, job in zip(trainers, jobs, strict=True)]
+    return [t.train_client(t.new_network(), job) for t, job in zip(trainers, jobs, strict=True)]
 
 
 def as_cohort(trainers, jobs, gradients, program=None):

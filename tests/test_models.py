@@ -15,19 +15,19 @@ from torchvision.models import VisionTransformer
 
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
-from fedsam.cohort import why_not
 from fedsam.config.plugins import find
 from fedsam.config.schema import resolve
 from fedsam.data.datasets import Dataset
 from fedsam.data.plan import Work
 from fedsam.engines.crew import Crew
 from fedsam.experiment import new_model
-from fedsam.gradients import Slots, Vmapped
 from fedsam.models.cnn import CNN
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.models.mlp import MLP
 from fedsam.tasks.classification import Classification
-from fedsam.trainer import Job
+from fedsam.training.batched import why_not
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Job
 
 
 def parameters(module):

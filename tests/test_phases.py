@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedsam.phases import WAITING, Phases
-from fedsam.replica import Replica
-from fedsam.trainer import Trainer
-from fedsam.training import Method
+from fedsam.training.client import Trainer
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.method import Method
 from strategies.fedavg import FedAvg
 
 
@@ -32,11 +32,11 @@ def test_a_phase_is_without_those_inside_it():
 
 
 def test_methods_are_put_back_even_by_an_error():
-    before = Replica.gradient, Trainer.plan, Method.step, FedAvg.aggregate_train
+    before = FlatModule.gradient, Trainer.plan, Method.step, FedAvg.aggregate_train
     strategy = FedAvg(fraction_evaluate=0.0)
     with pytest.raises(KeyError), Phases().watching(strategy):
         {}["an error while it watches"]
-    assert (Replica.gradient, Trainer.plan, Method.step, FedAvg.aggregate_train) == before
+    assert (FlatModule.gradient, Trainer.plan, Method.step, FedAvg.aggregate_train) == before
 
 
 @pytest.mark.parametrize("cohort", ["off", "slots"])

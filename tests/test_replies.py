@@ -212,7 +212,7 @@ def test_limits_that_no_update_reaches_change_no_byte(tmp_path):
 
 
 def test_a_cohort_that_does_not_fit_is_halved(tmp_path, monkeypatch, caplog):
-    from fedsam.cohort import Program
+    from fedsam.training.batched import Program
 
     begin = Program.begin
 

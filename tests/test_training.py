@@ -18,9 +18,10 @@ from clients.minimizers.sgd import SGD
 from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
-from fedsam.training import Method, train_client
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.loop import train_client
+from fedsam.training.method import Method
 
 PIXELS = torch.randint(0, 256, (9, 1, 4, 4), generator=torch.Generator().manual_seed(3))
 LABELS = torch.arange(9) % 3
@@ -61,11 +62,11 @@ def images():
     return Images(PIXELS.to(torch.uint8), LABELS, (0.4,), (0.25,), dtype=torch.float64)
 
 
-def go(replica, state, minimizer, plan=None, client=None, *, lr=0.3, round=1, **base):
+def go(network, state, minimizer, plan=None, client=None, *, lr=0.3, round=1, **base):
     method = Method(minimizer, client or FedAvg(), **base)
     plan = plan_of(Work(4)) if plan is None else plan
     done = train_client(
-        replica, state, plan, images(), Classification(), method, round=round, lr=lr
+        network, state, plan, images(), Classification(), method, round=round, lr=lr
     )
     return done.state, done.loss
 
@@ -94,42 +95,42 @@ def assert_state_is(layout, state, model, only=None):
 def test_batchnorm_trains_as_in_pytorch(name):
     minimizer, train = TWINS[name]
     module = normalised()
-    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
-    replica.module.eval()  # whatever it was used for before
+    network, model = FlatModule(copy.deepcopy(module)), copy.deepcopy(module)
+    network.module.eval()  # whatever it was used for before
     plan = plan_of(Work(4))
     assert plan.sizes == [4, 4, 1]
-    state, _ = go(replica, replica.state.clone(), minimizer, plan, momentum=0.9)
+    state, _ = go(network, network.state.clone(), minimizer, plan, momentum=0.9)
     train(model, batches(plan), lr=0.3, momentum=0.9)
     if name == "lookbehind":  # k + 1 passes in place of 2 k: the same w, other statistics
-        assert_state_is(replica.layout, state, model, only=dict(model.named_parameters()))
-        assert replica.layout.read(state)["1.num_batches_tracked"] == 3 * (3 + 1)
+        assert_state_is(network.layout, state, model, only=dict(model.named_parameters()))
+        assert network.layout.read(state)["1.num_batches_tracked"] == 3 * (3 + 1)
     else:  # statistics are updated in every pass
-        assert_state_is(replica.layout, state, model)
+        assert_state_is(network.layout, state, model)
 
 
 @twins
 def test_each_round_starts_a_new_optimiser_and_a_new_anchor(name):
     minimizer, train = TWINS[name]
     module = plain()
-    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
-    state = replica.state.clone()
+    network, model = FlatModule(copy.deepcopy(module)), copy.deepcopy(module)
+    state = network.state.clone()
     base = {"momentum": 0.9, "weight_decay": 0.05}
     for round in (1, 2, 3):
         plan = plan_of(Work(4, 2.0), round)
-        state, _ = go(replica, state, minimizer, plan, FedProx(0.3), round=round, **base)
+        state, _ = go(network, state, minimizer, plan, FedProx(0.3), round=round, **base)
         train(model, batches(plan), lr=0.3, mu=0.3, **base)
-    assert_state_is(replica.layout, state, model)
+    assert_state_is(network.layout, state, model)
 
 
 @twins
 def test_mixup_trains_on_both_labels_in_every_pass(name):
     minimizer, train = TWINS[name]
     module = plain()
-    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
+    network, model = FlatModule(copy.deepcopy(module)), copy.deepcopy(module)
     plan = plan_of(Work(4, 2.0, mixup=0.7))
-    state, _ = go(replica, replica.state.clone(), minimizer, plan)
+    state, _ = go(network, network.state.clone(), minimizer, plan)
     train(model, batches(plan), lr=0.3)
-    assert_state_is(replica.layout, state, model)
+    assert_state_is(network.layout, state, model)
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.7])
@@ -142,21 +143,21 @@ def test_the_loss_is_the_mean_over_steps_before_each_and_unperturbed(name, mixup
     for x, y in batches(plan):
         losses.append(nn.functional.cross_entropy(model(x), y).item())
         train(model, [(x, y)], lr=0.3)
-    replica = Replica(module)
-    _, loss = go(replica, replica.state.clone(), minimizer, plan)
+    network = FlatModule(module)
+    _, loss = go(network, network.state.clone(), minimizer, plan)
     assert loss == pytest.approx(sum(losses) / 3, rel=1e-12)
 
 
 @twins
-def test_what_the_replica_did_before_does_not_matter(name):
+def test_what_the_network_did_before_does_not_matter(name):
     minimizer, _ = TWINS[name]
-    replica = Replica(normalised())
-    state = replica.state.clone()
-    first, _ = go(replica, state, minimizer, momentum=0.9)
+    network = FlatModule(normalised())
+    state = network.state.clone()
+    first, _ = go(network, state, minimizer, momentum=0.9)
     kept = first.clone()
-    go(replica, 2 * state + 1, minimizer, plan_of(Work(2, 3.0)), FedProx(0.5), momentum=0.9)
-    replica.module.eval()
-    again, _ = go(replica, state, minimizer, momentum=0.9)
+    go(network, 2 * state + 1, minimizer, plan_of(Work(2, 3.0)), FedProx(0.5), momentum=0.9)
+    network.module.eval()
+    again, _ = go(network, state, minimizer, momentum=0.9)
     assert torch.equal(first, kept)  # another client's training does not reach it
     assert torch.equal(again, kept)
 
@@ -164,31 +165,31 @@ def test_what_the_replica_did_before_does_not_matter(name):
 @twins
 def test_state_plan_and_images_keep_their_bytes(name):
     minimizer, _ = TWINS[name]
-    replica = Replica(normalised())
-    state, data = replica.state.clone(), images()
+    network = FlatModule(normalised())
+    state, data = network.state.clone(), images()
     plan = plan_of(Work(4, 2.0, flip=True, cutout=2, mixup=1.0))
     given = [state, data.padded, data.targets, data.offset, data.factor]
     given += [plan.indices, plan.flips, plan.holes, plan.partners]
     before = [tensor.clone() for tensor in given]
     method = Method(minimizer, FedProx(0.1), 0.9, 0.1)
-    train_client(replica, state, plan, data, Classification(), method, round=1, lr=0.3)
+    train_client(network, state, plan, data, Classification(), method, round=1, lr=0.3)
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
 
 
 @pytest.mark.parametrize("base", [{}, {"momentum": 0.9, "weight_decay": 0.1}], ids=str)
 @twins
 def test_a_zero_rate_is_the_identity(name, base):
-    replica = Replica(plain())
-    state = replica.state.clone()
-    trained, loss = go(replica, state, TWINS[name][0], client=FedProx(0.1), lr=0.0, **base)
+    network = FlatModule(plain())
+    state = network.state.clone()
+    trained, loss = go(network, state, TWINS[name][0], client=FedProx(0.1), lr=0.0, **base)
     assert torch.equal(trained, state)
     assert loss > 0
 
 
 def test_no_steps_leave_the_state_and_say_that_there_is_no_loss():
-    replica = Replica(plain())
-    state = replica.state.clone()
-    trained, loss = go(replica, state, SGD(), plan_of(Work(4, 0.0)))
+    network = FlatModule(plain())
+    state = network.state.clone()
+    trained, loss = go(network, state, SGD(), plan_of(Work(4, 0.0)))
     assert torch.equal(trained, state)
     assert math.isnan(loss)
 
@@ -205,22 +206,22 @@ class Watcher:
 
 
 def test_a_client_is_told_the_round_the_rate_and_the_global_model():
-    replica, watcher = Replica(plain()), Watcher()
-    state = replica.state.clone()
-    go(replica, state, SAM(0.2), client=watcher, round=17, lr=0.25)
+    network, watcher = FlatModule(plain()), Watcher()
+    state = network.state.clone()
+    go(network, state, SAM(0.2), client=watcher, round=17, lr=0.25)
     assert [(r, lr) for _, _, r, lr in watcher.seen] == [(17, 0.25)] * 3
     assert all(torch.equal(anchor, state) for _, anchor, _, _ in watcher.seen)
     points = [w for w, *_ in watcher.seen]
     assert torch.equal(points[0], state)
     # it is asked at the weights themselves, not at the perturbed ones
-    single, _ = go(replica, state, SAM(0.2), plan_of(Work(4, local_steps=1)), lr=0.25)
+    single, _ = go(network, state, SAM(0.2), plan_of(Work(4, local_steps=1)), lr=0.25)
     assert torch.equal(points[1], single)
 
 
 def test_fp32_stays_fp32_and_near_fp64():
     module = plain()
-    double = Replica(copy.deepcopy(module))
-    single = Replica(copy.deepcopy(module).float())
+    double = FlatModule(copy.deepcopy(module))
+    single = FlatModule(copy.deepcopy(module).float())
     data = Images(PIXELS.to(torch.uint8), LABELS, (0.4,), (0.25,))
     for minimizer, _ in TWINS.values():
         method = Method(minimizer, FedAvg(), 0.9, 0.01)

@@ -1,4 +1,4 @@
-"""Flat vectors, layouts and replicas: what lies where, and gradients that are autograd's."""
+"""Flat vectors, layouts and networks: what lies where, and gradients that are autograd's."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsam.base.vector import Layout, norm, unit, weighted_mean
-from fedsam.replica import Replica
+from fedsam.training.flat_module import FlatModule
 
 
 class Odd(nn.Module):
@@ -196,16 +196,16 @@ X = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(6) % 4
 
 
-def loss_at_x(replica):
-    return loss_of(Y)(replica.forward(X))
+def loss_at_x(network):
+    return loss_of(Y)(network.forward(X))
 
 
-def test_a_replicas_gradient_is_autograds_and_a_new_tensor_each_time(module):
+def test_a_flat_modules_gradient_is_autograds_and_a_new_tensor_each_time(module):
     untouched = copy.deepcopy(module)
-    replica = Replica(module)
-    layout = replica.layout
-    w = replica.w.clone()
-    loss, first = replica.gradient(w, loss_at_x)
+    network = FlatModule(module)
+    layout = network.layout
+    w = network.w.clone()
+    loss, first = network.gradient(w, loss_at_x)
     expected = loss_of(Y)(untouched(X))
     expected.backward()
     torch.testing.assert_close(loss, expected.detach())
@@ -214,36 +214,36 @@ def test_a_replicas_gradient_is_autograds_and_a_new_tensor_each_time(module):
         grad = torch.zeros(entry.shape) if grad is None else grad  # the unused one
         torch.testing.assert_close(entry.view(first), grad, rtol=1e-4, atol=1e-6)
     kept = first.clone()
-    _, second = replica.gradient(w + 1, loss_at_x)
+    _, second = network.gradient(w + 1, loss_at_x)
     assert torch.equal(first, kept)
     assert not torch.equal(first, second)
 
 
-def test_a_replica_may_be_anything_before_it_is_loaded(module):
-    replica, other = Replica(copy.deepcopy(module)), Replica(copy.deepcopy(module))
-    state = replica.state.clone()
+def test_a_flat_module_may_be_anything_before_it_is_loaded(module):
+    network, other = FlatModule(copy.deepcopy(module)), FlatModule(copy.deepcopy(module))
+    state = network.state.clone()
     other.state.fill_(3.0)
     other.load(state)
-    _, a = replica.gradient(state[: replica.layout.trainable], loss_at_x)
-    _, b = other.gradient(state[: replica.layout.trainable], loss_at_x)
+    _, a = network.gradient(state[: network.layout.trainable], loss_at_x)
+    _, b = other.gradient(state[: network.layout.trainable], loss_at_x)
     assert torch.equal(a, b)
 
 
 def test_batchnorm_statistics_travel_with_the_state(module):
     untouched = copy.deepcopy(module)
-    replica = Replica(module)
-    replica.load(replica.state.clone())
-    replica.module.train()
-    replica.gradient(replica.w.clone(), loss_at_x)
+    network = FlatModule(module)
+    network.load(network.state.clone())
+    network.module.train()
+    network.gradient(network.w.clone(), loss_at_x)
     untouched.train()(X)
-    after = replica.layout.read(torch.cat([replica.w, replica.carried()]))
+    after = network.layout.read(torch.cat([network.w, network.carried()]))
     for name in ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked", "frozen"):
         torch.testing.assert_close(after[name], untouched.state_dict()[name])
     assert after["bn.num_batches_tracked"] == 1
 
 
 def test_bf16_keeps_the_weights_and_the_gradient_in_fp32(module):
-    fp32, bf16 = Replica(copy.deepcopy(module)), Replica(copy.deepcopy(module), bf16=True)
+    fp32, bf16 = FlatModule(copy.deepcopy(module)), FlatModule(copy.deepcopy(module), bf16=True)
     _, a = fp32.gradient(fp32.w.clone(), loss_at_x)
     _, b = bf16.gradient(bf16.w.clone(), loss_at_x)
     assert b.dtype == torch.float32

@@ -6,8 +6,8 @@ from torch import nn
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.measure.subject import Subject
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
+from fedsam.training.flat_module import FlatModule
 
 
 class Point(nn.Module):
@@ -48,7 +48,7 @@ def subject(module, state, task=None):
     """Return the subject of a module in float64."""
     halves = Partition(torch.arange(24), torch.tensor([0, 12, 24]))
     of = task or Classification()
-    return Subject(Replica(module.double()), state, pictures(), pictures(18), of, halves, 7)
+    return Subject(FlatModule(module.double()), state, pictures(), pictures(18), of, halves, 7)
 
 
 def formula(f, *points):
@@ -74,8 +74,8 @@ def network(seed=0, norm=True):
     """Return the subject of a Net with random values; its statistics are positive."""
     made = subject(Net(norm), torch.empty(0))
     generator = torch.Generator().manual_seed(seed)
-    state = torch.randn(made.replica.layout.size, generator=generator, dtype=torch.float64)
-    trainable = made.replica.layout.trainable
+    state = torch.randn(made.network.layout.size, generator=generator, dtype=torch.float64)
+    trainable = made.network.layout.trainable
     state[trainable:] = state[trainable:].abs()
     return made.with_state(state)
 
@@ -83,7 +83,7 @@ def network(seed=0, norm=True):
 def by_hand(made, state, on="train", rows=None):
     """Return loss and error of a Net's state by plain PyTorch, all images at once."""
     images = made.train if on == "train" else made.test
-    layout, module = made.replica.layout, type(made.replica.module)
+    layout, module = made.network.layout, type(made.network.module)
     net = module(norm=layout.size > layout.trainable).double()
     net.load_state_dict(layout.read(state))
     every = torch.arange(len(images)) if rows is None else rows

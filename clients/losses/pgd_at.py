@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from fedsam.attack import Attack
 from fedsam.data.images import Batch
-from fedsam.minibatch import Loss, Model, Plain, mean_loss
 from fedsam.tasks import Task
-from fedsam.training import rounds_before
+from fedsam.training.attack import Attack
+from fedsam.training.gradient import Loss, Model, Plain, mean_loss
+from fedsam.training.method import rounds_before
 
 
 class PGDAT:
@@ -15,7 +15,7 @@ class PGDAT:
         x' = argmax l(w, x')    over |x' - x| <= eps in each pixel, x' in [0, 1]
         L(w) = mean l(w, x')
 
-    The maximum is sought by ``fedsam.attack.Attack`` from a random point of the cube, which the
+    The maximum is sought by ``training.attack.Attack`` from a random point of the cube, which the
     plan chooses for each image. w is that of the pass: SAM's second pass is attacked anew at
     w + e, from the same point. Where mixup is on, the mixed loss is attacked at the mixed images.
     The attack sees the network in eval mode (BatchNorm's running statistics, which it leaves

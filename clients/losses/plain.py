@@ -3,6 +3,6 @@
 The local loop has it by default, so it is at home there.
 """
 
-from fedsam.minibatch import Plain
+from fedsam.training.gradient import Plain
 
 __all__ = ["Plain"]

@@ -3,11 +3,11 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsam.attack import Attack
 from fedsam.data.images import Batch
-from fedsam.minibatch import Loss, Model, Plain, mean_loss, mean_of
 from fedsam.tasks import Task
-from fedsam.training import rounds_before
+from fedsam.training.attack import Attack
+from fedsam.training.gradient import Loss, Model, Plain, mean_loss, mean_of
+from fedsam.training.method import rounds_before
 
 SPREAD = 0.255  # of the first point around x: 0.001 of a pixel's range, as in the authors' code
 
@@ -19,7 +19,7 @@ class TRADES:
         L(w) = mean l(w, x) + beta mean KL(p(w, x) || p(w, x'))
 
     p is the softmax over the outputs' second dimension: a loss for classifiers. The maximum is
-    sought by ``fedsam.attack.Attack`` from x + 0.001 n, n ~ N(0, 1), which the plan chooses for
+    sought by ``training.attack.Attack`` from x + 0.001 n, n ~ N(0, 1), which the plan chooses for
     each image. w is that of the pass: SAM's second pass is attacked anew at w + e, from the same
     point. The attack sees the network in eval mode (the version of the authors' code that was read
     leaves it in training mode); x and x' then pass through it in training mode, one after the

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedsam.base.vector import TINY, norm
-from fedsam.training import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local
 
 
 class ASAM:

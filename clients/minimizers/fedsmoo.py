@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training import Descend, Grad, Local, Vectors
+from fedsam.training.method import Descend, Grad, Local, Vectors
 
 
 class FedSMOO:

@@ -5,7 +5,7 @@ import inspect
 from torch import Tensor
 
 from fedsam.config import plugins
-from fedsam.training import Descend, Grad, Local, Minimizer, Remembering, rounds_before
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Remembering, rounds_before
 
 
 class Late:

@@ -5,7 +5,7 @@ from torch import Tensor
 from clients.minimizers.asam import ASAM
 from clients.minimizers.sam import SAM
 from fedsam.base.vector import TINY
-from fedsam.training import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local
 
 
 class Lookbehind:

@@ -6,7 +6,7 @@ from operator import add
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local
 
 
 class MSAM:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from clients.minimizers.lookbehind import ascent_of
-from fedsam.training import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local
 
 
 class MultistepSAM:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local
 
 
 class SAM:

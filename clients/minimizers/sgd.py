@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedsam.training import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local
 
 
 class SGD:

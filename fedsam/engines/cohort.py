@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.cohort import Program, replies, why_not
 from fedsam.data.plan import Plan
 from fedsam.engines.crew import Crew
-from fedsam.gradients import Slots, Vmapped
-from fedsam.trainer import Failed, Job, Trained, Trainer
-from fedsam.training import Method
+from fedsam.training.batched import Program, replies, why_not
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Failed, Job, Trained, Trainer
+from fedsam.training.method import Method
 
 log = logging.getLogger("fedsam")
 

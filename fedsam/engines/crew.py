@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedsam import batchnorm
 from fedsam.base.system import Stop
 from fedsam.data.images import Images
-from fedsam.replica import Replica
-from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
+from fedsam.training import batchnorm
+from fedsam.training.client import Failed, Job, Trained, Trainer, attempt, longest_first
+from fedsam.training.flat_module import FlatModule
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,7 +63,7 @@ def keep_freed_memory() -> None:
 
 
 class Crew:
-    """Threads with one compute thread each, and as many replicas of the model.
+    """Threads with one compute thread each, and as many networks of the model.
 
     Parameters
     ----------
@@ -79,21 +79,21 @@ class Crew:
         keep_freed_memory()
         self.trainer = trainer
         self._stop = stop or Stop()
-        self._replicas: SimpleQueue[Replica] = SimpleQueue()
+        self._networks: SimpleQueue[FlatModule] = SimpleQueue()
         for _ in range(threads):
-            self._replicas.put(trainer.new_replica())
+            self._networks.put(trainer.new_network())
         self._pool = ThreadPoolExecutor(
             threads, "fedsam", initializer=torch.set_num_threads, initargs=(1,)
         )
 
     def map(
         self,
-        work: Callable[[Replica, Item], Result],
+        work: Callable[[FlatModule, Item], Result],
         items: Sequence[Item],
         *,
         to_the_end: bool = False,
     ) -> list[Result]:
-        """Return ``work(replica, item)`` for each item; they are started in the given order.
+        """Return ``work(network, item)`` for each item; they are started in the given order.
 
         ``to_the_end``: also where the run was asked to stop.
         """
@@ -101,11 +101,11 @@ class Crew:
         def run(item: Item) -> Result:
             if not to_the_end:
                 self._stop.check()
-            replica = self._replicas.get()
+            network = self._networks.get()
             try:
-                return work(replica, item)
+                return work(network, item)
             finally:
-                self._replicas.put(replica)
+                self._networks.put(network)
 
         return list(self._pool.map(run, items))
 
@@ -118,7 +118,7 @@ class Crew:
         """
         mine = trainers or [self.trainer] * len(jobs)
         order = longest_first([t.steps(job.client) for t, job in zip(mine, jobs, strict=True)])
-        done = self.map(lambda replica, n: attempt(mine[n], replica, jobs[n]), order)
+        done = self.map(lambda network, n: attempt(mine[n], network, jobs[n]), order)
         by_number = dict(zip(order, done, strict=True))
         return [by_number[number] for number in range(len(jobs))]
 
@@ -128,8 +128,8 @@ class Crew:
         """Return the task's metrics of a model (S,) on some images (all if ``rows`` is None)."""
         rows = torch.arange(len(images)) if rows is None else rows
 
-        def work(replica: Replica, batch: Tensor) -> Tensor:
-            return self.trainer.statistics(replica, state, images, batch)
+        def work(network: FlatModule, batch: Tensor) -> Tensor:
+            return self.trainer.statistics(network, state, images, batch)
 
         parts = self.map(work, rows.split(EVALUATION_BATCH))
         return self.trainer.task.metrics(torch.stack(parts).sum(0))
@@ -141,9 +141,9 @@ class Crew:
         """
         layout = self.trainer.layout
 
-        def work(replica: Replica, batch: Tensor) -> Tensor:
+        def work(network: FlatModule, batch: Tensor) -> Tensor:
             pixels = images.rows(batch.to(layout.device)).images
-            return batchnorm.of_batch(replica, state, pixels)
+            return batchnorm.of_batch(network, state, pixels)
 
         # of one size, as each counts the same
         batches = rows.tensor_split(math.ceil(len(rows) / EVALUATION_BATCH))

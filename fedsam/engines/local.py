@@ -23,8 +23,8 @@ from fedsam.messages import (
     train_reply,
     vectors_of,
 )
-from fedsam.trainer import Failed, Job, Trained
-from fedsam.training import Vectors
+from fedsam.training.client import Failed, Job, Trained
+from fedsam.training.method import Vectors
 
 
 class Hands(Protocol):

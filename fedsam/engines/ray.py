@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.crew import keep_freed_memory
-from fedsam.trainer import Failed, Job, Trained, Trainer, attempt, longest_first
-from fedsam.training import Vectors
+from fedsam.training.client import Failed, Job, Trained, Trainer, attempt, longest_first
+from fedsam.training.method import Vectors
 
 log = logging.getLogger("fedsam")
 DEATHS = 100  # actors that may die in one round before something else must be wrong
@@ -44,7 +44,7 @@ class Worker:
         torch.set_num_threads(1)
         keep_freed_memory()
         self.trainer = make()
-        self.replica = self.trainer.new_replica()
+        self.network = self.trainer.new_network()
         self.state = torch.empty(0)
         self.sent: Vectors = {}
 
@@ -54,7 +54,7 @@ class Worker:
             state, sent = broadcast
             self.state, self.sent = self._tensor(state), self._tensors(sent)
         job = Job(client, self.state, round, lr, self._tensors(memory), self.sent)
-        done = attempt(self.trainer, self.replica, job)
+        done = attempt(self.trainer, self.network, job)
         if isinstance(done, Failed):
             return done.reason
         vectors = arrays(done.memory), arrays(done.reply)

@@ -85,17 +85,17 @@ def adversarial(
 
 def accuracy_under(subject: Subject, attack: Attack, eps: float, rows: Tensor) -> float:
     """Return the accuracy over some test images, each attacked first."""
-    replica, task, test = subject.replica, subject.task, subject.test
-    replica.load(subject.state)
-    replica.module.eval()
+    network, task, test = subject.network, subject.task, subject.test
+    network.load(subject.state)
+    network.module.eval()
     generator = torch_generator(subject.seed, "attack")
     totals = []
     for chunk in rows.to(test.targets.device).split(CHUNK):
         targets = test.targets[chunk]
-        pixels = test.raw[chunk].permute(0, 3, 1, 2).to(replica.layout.dtype)
+        pixels = test.raw[chunk].permute(0, 3, 1, 2).to(network.layout.dtype)
 
         def output(x: Tensor) -> Tensor:
-            return replica.forward((x - test.offset) * test.factor)
+            return network.forward((x - test.offset) * test.factor)
 
         def losses(x: Tensor, targets: Tensor = targets) -> Tensor:
             return task.loss(output(x), targets)

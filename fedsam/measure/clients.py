@@ -81,13 +81,13 @@ def statistics_of_each(subject: Subject, images: Images, needed: Tensor) -> Tens
 
     Of images that are not ``needed``, zeros.
     """
-    subject.replica.load(subject.state)
-    subject.replica.module.eval()
+    subject.network.load(subject.state)
+    subject.network.module.eval()
     once = needed.unique()
     parts = []
     for rows in once.to(images.targets.device).split(CHUNK):
         batch = images.rows(rows)
-        output = subject.replica.forward(batch.images)
+        output = subject.network.forward(batch.images)
         each = torch.vmap(subject.task.statistics)(output[:, None], batch.targets[:, None])
         parts.append(each.double().cpu())
     known = torch.cat(parts)

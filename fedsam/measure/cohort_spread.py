@@ -20,7 +20,7 @@ from fedsam.measure.landscape import (
 )
 from fedsam.measure.selection import Tick, silent
 from fedsam.measure.subject import Subject
-from fedsam.trainer import Job, Trainer
+from fedsam.training.client import Job, Trainer
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def train_cohort(
     -----
     A client that remembers vectors (SCAFFOLD, FedDyn) starts as in its first round.
     """
-    replica = trainer.new_replica()
+    network = trainer.new_network()
     ended = []
     for done, client in enumerate(clients, 1):
-        ended.append(trainer.train_client(replica, Job(client, state, round, lr)))
+        ended.append(trainer.train_client(network, Job(client, state, round, lr)))
         tick(done, len(clients))
     states = [done.state for done in ended]
     average = weighted_mean(states, [done.examples for done in ended])
@@ -127,7 +127,7 @@ def cohort_spread(
     """
     subject, clients, states = cohort.subject, cohort.clients, cohort.states
     t, rows = steps(points), samples(subject, images)
-    trainable = subject.replica.layout.trainable
+    trainable = subject.network.layout.trainable
     owned = [subject.partition[client] for client in clients]
     lines = len(clients) * points
     total = lines + 2 * len(clients)

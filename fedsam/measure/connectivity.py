@@ -73,7 +73,7 @@ def connectivity(
     """
     check_alike(subjects)
     t, subject = steps(points), subjects[0][1]
-    rows, trainable = samples(subject, images), subject.replica.layout.trainable
+    rows, trainable = samples(subject, images), subject.network.layout.trainable
     couples = list(combinations(subjects, 2))
     states = (
         combined((one.state, two.state), (1 - s, s), trainable)

@@ -21,7 +21,7 @@ def accuracy_in(metrics: Mapping[str, float]) -> float:
 
 def accuracy(subject: Subject, images: Images, rows: Tensor | None = None) -> float:
     """Return the model's accuracy over some rows of a data set; by default all."""
-    objective = Objective(subject.replica, subject.state, subject.task, images, rows)
+    objective = Objective(subject.network, subject.state, subject.task, images, rows)
     return accuracy_in(objective.metrics(objective.w))
 
 

@@ -123,7 +123,7 @@ def check_alike(subjects: Sequence[Named], wanted: int | None = None) -> None:
         raise UsageError(f"a comparison needs two models or more, got {len(subjects)}")
     name, first = subjects[0]
     for other, subject in subjects[1:]:
-        if subject.replica.layout != first.replica.layout:
+        if subject.network.layout != first.network.layout:
             raise UsageError(f"{other}: another network than that of {name}")
         for mine, theirs in ((first.train, subject.train), (first.test, subject.test)):
             if mine.targets.shape != theirs.targets.shape or not bool(

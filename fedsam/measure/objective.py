@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedsam.data.images import Batch, Images
-from fedsam.replica import Replica
 from fedsam.tasks import Task
+from fedsam.training.flat_module import FlatModule
 
 
 class Objective:
@@ -15,7 +15,7 @@ class Objective:
 
     Parameters
     ----------
-    replica : Replica
+    network : FlatModule
         The model to compute with; what it held before does not matter. In full precision.
     state : Tensor
         (S,); its values behind w (BatchNorm statistics) are those of L, whatever w.
@@ -36,7 +36,7 @@ class Objective:
 
     def __init__(
         self,
-        replica: Replica,
+        network: FlatModule,
         state: Tensor,
         task: Task,
         images: Images,
@@ -44,8 +44,8 @@ class Objective:
         *,
         chunk: int = 500,
     ) -> None:
-        self.replica = replica
-        self.layout = replica.layout
+        self.network = network
+        self.layout = network.layout
         self.task = task
         self.images = images
         every = torch.arange(len(images)) if rows is None else rows
@@ -60,7 +60,7 @@ class Objective:
     def on(self, rows: Tensor) -> "Objective":
         """Return the loss of the same model over other rows (N,) of the same images."""
         state = torch.cat([self.w, self._state[self.layout.trainable :]])
-        return Objective(self.replica, state, self.task, self.images, rows, chunk=self.chunk)
+        return Objective(self.network, state, self.task, self.images, rows, chunk=self.chunk)
 
     def loss(self, w: Tensor) -> Tensor:
         """Return L(w), a float64 scalar."""
@@ -84,7 +84,7 @@ class Objective:
         """Return the task's metrics at ``w``: accuracy in [0, 1], loss in nats."""
         self._load(w)
         totals = [
-            self.task.statistics(self.replica.forward(batch.images), batch.targets)
+            self.task.statistics(self.network.forward(batch.images), batch.targets)
             for batch in self._chunks()
         ]
         return self.task.metrics(torch.stack(totals).sum(0))
@@ -92,7 +92,7 @@ class Objective:
     def _gradient(self, loss: Tensor, *, create_graph: bool = False) -> Tensor:
         g = torch.autograd.grad(
             loss,
-            self.replica.parameters,
+            self.network.parameters,
             create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
@@ -105,7 +105,7 @@ class Objective:
         total: Tensor | None = None
         with torch.set_grad_enabled(graph):
             for batch in self._chunks():
-                output = self.replica.forward(batch.images)
+                output = self.network.forward(batch.images)
                 value = of(self.task.loss(output, batch.targets).mean()).detach()
                 part = value * (len(batch.targets) / len(self))
                 total = part if total is None else total + part
@@ -115,8 +115,8 @@ class Objective:
 
     def _load(self, w: Tensor) -> None:
         self._state[: self.layout.trainable] = w
-        self.replica.load(self._state)
-        self.replica.module.eval()
+        self.network.load(self._state)
+        self.network.module.eval()
 
     def _chunks(self) -> Iterator[Batch]:
         for rows in self.rows.split(self.chunk):

@@ -132,7 +132,7 @@ def plane(
     if points < 2:
         raise UsageError(f"points: must be at least 2, got {points}")
     subject = subjects[0][1]
-    trainable = subject.replica.layout.trainable
+    trainable = subject.network.layout.trainable
     flat = Plane.through([one.state for _, one in subjects], trainable)
     rows = samples(subject, images)
     xs, ys = flat.axes(points, margin)

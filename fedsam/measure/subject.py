@@ -10,9 +10,9 @@ from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.measure.objective import Objective
-from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.trainer import Trainer
+from fedsam.training.client import Trainer
+from fedsam.training.flat_module import FlatModule
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Subject:
 
     Attributes
     ----------
-    replica : Replica
+    network : FlatModule
         The network to compute with, in full precision.
     state : Tensor
         The trained state (S,).
@@ -35,7 +35,7 @@ class Subject:
         From which everything random in a measure follows.
     """
 
-    replica: Replica
+    network: FlatModule
     state: Tensor
     train: Images
     test: Images
@@ -46,14 +46,14 @@ class Subject:
     @classmethod
     def of(cls, trainer: Trainer, state: Tensor) -> "Subject":
         """Return the subject of a run's model ``state`` (S,)."""
-        replica = Replica(trainer.new_module())
+        network = FlatModule(trainer.new_module())
         data = trainer.train, trainer.test, trainer.task, trainer.partition
-        return cls(replica, state, *data, trainer.seed)
+        return cls(network, state, *data, trainer.seed)
 
     @property
     def w(self) -> Tensor:
         """The parameters (P,)."""
-        return self.state[: self.replica.layout.trainable]
+        return self.state[: self.network.layout.trainable]
 
     def with_state(self, state: Tensor) -> "Subject":
         """Return the same with another model."""
@@ -64,7 +64,7 @@ class Subject:
     ) -> Objective:
         """Return the loss over the images of a set, or over some rows of it."""
         images = self.train if on == "train" else self.test
-        return Objective(self.replica, self.state, self.task, images, rows)
+        return Objective(self.network, self.state, self.task, images, rows)
 
     def sample(self, on: Literal["train", "test"], count: int) -> Tensor:
         """Return ``count`` rows of a set, drawn without replacement; all where it has no more."""

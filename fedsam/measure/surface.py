@@ -24,7 +24,7 @@ NORMALISED = "each filter as long as the model's; biases and norm layers' parame
 
 def direction(subject: Subject, number: int) -> Tensor:
     """Return the filter-normalised direction (P,) of this number and the subject's seed."""
-    layout = subject.replica.layout
+    layout = subject.network.layout
     generator = torch_generator(subject.seed, "surface", number)
     return layout.filter_normalised(
         torch.randn(layout.trainable, generator=generator).to(subject.w), subject.w

@@ -75,7 +75,7 @@ def weight_noise(
 
 def standard_normal(subject: Subject, draw: int) -> Tensor:
     """Return z (P,) of a draw."""
-    layout = subject.replica.layout
+    layout = subject.network.layout
     generator = torch_generator(subject.seed, "weight noise", draw)
     z = torch.randn(layout.trainable, generator=generator, dtype=torch.float32)
     return z.to(layout.device, layout.dtype)

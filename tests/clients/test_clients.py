@@ -14,14 +14,14 @@ from clients.minimizers.asam import ASAM
 from clients.minimizers.lookbehind import Lookbehind
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
-from fedsam.replica import Replica
-from fedsam.training import Descent, Local, Method
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.method import Descent, Local, Method
 
 MODULE = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(8, 3, generator=GENERATOR, dtype=torch.float64)
 Y = torch.arange(8) % 2
-REPLICA = Replica(copy.deepcopy(MODULE))
+REPLICA = FlatModule(copy.deepcopy(MODULE))
 LAYOUT = REPLICA.layout
 ANCHOR = REPLICA.w.clone()
 LOCAL = Local(LAYOUT, ANCHOR, 1, 0.1)

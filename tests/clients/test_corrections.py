@@ -30,10 +30,10 @@ from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.exchange import Exchange
-from fedsam.gradients import Slots
 from fedsam.messages import VectorRecord
 from fedsam.rounds import play
-from fedsam.training import Method
+from fedsam.training.batched_gradient import Slots
+from fedsam.training.method import Method
 from strategies.adabest import AdaBest as AdaBestServer
 from strategies.fedacg import FedACG
 from strategies.fedavg import FedAvg as FedAvgServer

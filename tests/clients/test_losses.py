@@ -23,20 +23,21 @@ from clients.minimizers.late import Late
 from clients.minimizers.m_sam import MSAM
 from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
-from fedsam.attack import Attack
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator, uniform
 from fedsam.base.vector import TINY
-from fedsam.cohort import Program, why_not
 from fedsam.config.schema import resolve
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
 from fedsam.experiment import new_method
-from fedsam.minibatch import Plain
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
-from fedsam.trainer import Job
-from fedsam.training import Method, rounds_before, train_client
+from fedsam.training.attack import Attack
+from fedsam.training.batched import Program, why_not
+from fedsam.training.client import Job
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.gradient import Plain
+from fedsam.training.loop import train_client
+from fedsam.training.method import Method, rounds_before
 
 PIXELS = torch.randint(
     0, 256, (9, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
@@ -66,13 +67,11 @@ def plan(work=WORK):
 def ours(network, loss, minimizer=None, labels=LABELS, work=WORK):
     """One client, two steps; returns its state by name, and its loss."""
     images = Images(PIXELS, labels, tuple(MEAN.tolist()), tuple(STD.tolist()), dtype=torch.float64)
-    replica = Replica(network())
+    flat = FlatModule(network())
     method = Method(minimizer or SGD(), FedAvg(), loss=loss)
-    start = torch.cat([replica.w, replica.carried()])
-    done = train_client(
-        replica, start, plan(work), images, Classification(), method, round=1, lr=LR
-    )
-    return replica.layout.read(done.state), done.loss
+    start = torch.cat([flat.w, flat.carried()])
+    done = train_client(flat, start, plan(work), images, Classification(), method, round=1, lr=LR)
+    return flat.layout.read(done.state), done.loss
 
 
 # the naive side: pixels in [0, 1], a hash in Python's integers
@@ -230,16 +229,14 @@ def test_the_attack_leaves_the_batch_statistics_alone(loss):
 
 @LOSSES
 def test_the_network_is_in_training_mode_again_after_an_attack(loss):
-    replica = Replica(convolutional())
-    replica.module.train()
+    flat = FlatModule(convolutional())
+    flat.module.train()
     x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     batch = Batch(x, LABELS[:4], drawn=torch.arange(4), pixels=Pixels(0.1, -5.0, 5.0))
-    replica.gradient(
-        replica.w.clone(), lambda model: loss(10).value(model, batch, Classification())
-    )
-    assert replica.module.training
-    assert replica.module[1].training
-    assert all(p.grad is None for p in replica.module.parameters())
+    flat.gradient(flat.w.clone(), lambda model: loss(10).value(model, batch, Classification()))
+    assert flat.module.training
+    assert flat.module[1].training
+    assert all(p.grad is None for p in flat.module.parameters())
 
 
 def test_the_attack_stays_in_the_cube_and_among_true_pixels_and_climbs():

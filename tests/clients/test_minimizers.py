@@ -21,9 +21,10 @@ from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import Entry, Layout, unit
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
-from fedsam.training import Descent, Local, Method, train_client
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.loop import train_client
+from fedsam.training.method import Descent, Local, Method
 
 
 def mlp():
@@ -56,15 +57,15 @@ def images():
 
 def ours(module, minimizer, client=None, *, momentum=0.0, weight_decay=0.0, lr=0.3, round=1):
     """Two epochs of 13 images in mini-batches of 4: the last has one image."""
-    replica = Replica(copy.deepcopy(module))
-    state = replica.state.clone()
+    network = FlatModule(copy.deepcopy(module))
+    state = network.state.clone()
     plan = make_plan(torch.arange(13), Work(4, 2.0), (4, 4), torch_generator(0, "test"))
     assert plan.sizes == [4, 4, 4, 1] * 2
     method = Method(minimizer, client or FedAvg(), momentum, weight_decay)
     new, *_ = train_client(
-        replica, state, plan, images(), Classification(), method, round=round, lr=lr
+        network, state, plan, images(), Classification(), method, round=round, lr=lr
     )
-    return replica.layout.read(new)
+    return network.layout.read(new)
 
 
 def batches():
@@ -345,16 +346,16 @@ def test_asam_with_eta_0_does_not_see_a_rescaling_of_relu_layers(factor, biases)
     x, y = next(iter(batches()))
     losses = []
     for module in (plain, scaled):
-        replica = Replica(copy.deepcopy(module))
+        network = FlatModule(copy.deepcopy(module))
 
         def loss(model):
             return nn.functional.cross_entropy(model.forward(x), y)
 
-        w = replica.w.clone()
-        local = Local(replica.layout, w, 1, 0.1)
-        before, g = replica.gradient(w, loss)
+        w = network.w.clone()
+        local = Local(network.layout, w, 1, 0.1)
+        before, g = network.gradient(w, loss)
         e = ASAM(0.5, 0.0, all_parameters=biases).perturbation(w, g, local)
-        after, _ = replica.gradient(w + e, loss)
+        after, _ = network.gradient(w + e, loss)
         losses.append((float(before), float(after)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert losses[0][1] > losses[0][0] + 1e-3  # the perturbation does climb

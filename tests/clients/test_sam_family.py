@@ -27,9 +27,10 @@ from fedsam.config.schema import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
 from fedsam.experiment import new_method
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
-from fedsam.training import Method, train_client
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.loop import train_client
+from fedsam.training.method import Method
 
 PIXELS = torch.randint(0, 256, (20, 2, 4, 4), generator=torch.Generator().manual_seed(3))
 LABELS = torch.arange(20) % 3
@@ -60,20 +61,20 @@ def ours(method, rounds=ROUNDS, lr=0.1):
     """Two clients of FedAvg, by fedsam."""
     if not isinstance(method, Method):
         method = Method(method, FedAvg())
-    replica = Replica(network())
-    state = replica.state.clone()
+    flat = FlatModule(network())
+    state = flat.state.clone()
     images = Images(PIXELS.to(torch.uint8), LABELS, (0.4,) * 2, (0.25,) * 2, dtype=torch.float64)
     for round in range(1, rounds + 1):
         ends = [
             train_client(
-                *(replica, state, plan(client, round), images, Classification(), method),
+                *(flat, state, plan(client, round), images, Classification(), method),
                 round=round,
                 lr=lr,
             ).state
             for client in (0, 1)
         ]
         state = weighted_mean(ends, [len(rows) for rows in CLIENTS])
-    return replica.layout.read(state)
+    return flat.layout.read(state)
 
 
 def theirs(step, optimiser=PLAIN, **options):
@@ -336,12 +337,12 @@ def test_the_config_reaches_the_method():
 def test_batchnorm_statistics_of_the_first_pass_or_of_all(name, first):
     minimizer, step = TWINS[name]
     module = normalised()
-    replica, model = Replica(copy.deepcopy(module)), copy.deepcopy(module)
+    flat, model = FlatModule(copy.deepcopy(module)), copy.deepcopy(module)
     images = Images(PIXELS.to(torch.uint8), LABELS, (0.4,) * 2, (0.25,) * 2, dtype=torch.float64)
     drawn = plan(1, 1)
     method = Method(minimizer, FedAvg(), first_pass_statistics=first)
     state = train_client(
-        *(replica, replica.state.clone(), drawn, images, Classification(), method), round=1, lr=0.1
+        *(flat, flat.state.clone(), drawn, images, Classification(), method), round=1, lr=0.1
     ).state
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for t, size in enumerate(drawn.sizes):
@@ -360,20 +361,20 @@ def test_batchnorm_statistics_of_the_first_pass_or_of_all(name, first):
         naive.assign(model, before)
         naive.use(model, descent)
         optimiser.step()
-    assert_agree(replica.layout.read(state), model.state_dict())
+    assert_agree(flat.layout.read(state), model.state_dict())
     passes = {"sgd": 1, "sam": 2, "multistep": 4}[name]
-    counted = int(replica.layout.read(state)["1.num_batches_tracked"])
+    counted = int(flat.layout.read(state)["1.num_batches_tracked"])
     assert counted == len(drawn) * (1 if first else passes)
 
 
 def test_the_loss_of_a_mini_batch_in_parts_is_its_mean_loss():
     losses = []
     for minimizer in (SAM(0.0), MSAM(0.0, m=3)):
-        replica = Replica(network())
+        flat = FlatModule(network())
         data = Images(PIXELS.to(torch.uint8), LABELS, (0.4,) * 2, (0.25,) * 2, dtype=torch.float64)
         losses.append(
             train_client(
-                *(replica, replica.state.clone(), plan(0, 1), data, Classification()),
+                *(flat, flat.state.clone(), plan(0, 1), data, Classification()),
                 Method(minimizer, FedAvg()),
                 round=1,
                 lr=0.1,

@@ -13,10 +13,10 @@ from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.exchange import Exchange
-from fedsam.gradients import Slots, Vmapped
 from fedsam.messages import VectorRecord, train_reply, vectors_of
 from fedsam.rounds import play
-from fedsam.training import Method
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.method import Method
 from strategies.fedavg import FedAvg as FedAvgServer
 from tests.test_cohort import convolutions, start_of, trainer_of
 

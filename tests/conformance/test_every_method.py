@@ -30,7 +30,8 @@ FILES = [
         ("task", "fedsam.tasks"),
     ]
     for name in names(package)
-    if (key, name) != ("loss", "plain")  # the local loop's own default, from fedsam.minibatch
+    if (key, name)
+    != ("loss", "plain")  # the local loop's own default, from fedsam.training.gradient
 ]
 
 

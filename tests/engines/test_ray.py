@@ -17,7 +17,7 @@ from conftest import command, free_port, quick_config
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.crew import Crew
 from fedsam.experiment import new_actors, new_trainer
-from fedsam.trainer import Job
+from fedsam.training.client import Job
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")

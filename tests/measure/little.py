@@ -6,8 +6,8 @@ from torch import nn
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.measure.subject import Subject
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
+from fedsam.training.flat_module import FlatModule
 
 
 class Net(nn.Module):
@@ -35,19 +35,19 @@ def subject(*, train=60, test=40, side=8, channels=3, classes=5, clients=7, padd
         scale = (0.4,) * channels, (0.3,) * channels
         return Images(pixels, labels, *scale, padding=padding, dtype=torch.float64)
 
-    replica = Replica(Net(channels, classes).double())
-    state = torch.rand(replica.layout.size, generator=generator, dtype=torch.float64)
-    state[: replica.layout.trainable].sub_(0.5).mul_(2)
+    network = FlatModule(Net(channels, classes).double())
+    state = torch.rand(network.layout.size, generator=generator, dtype=torch.float64)
+    state[: network.layout.trainable].sub_(0.5).mul_(2)
     order = torch.randperm(train, generator=generator)
     cuts = torch.randperm(train - 1, generator=generator)[: clients - 1].sort().values + 1
     offsets = torch.cat([torch.tensor([0]), cuts, torch.tensor([train])])
     parts = images(train), images(test), Classification(), Partition(order, offsets)
-    return Subject(replica, state, *parts, seed)
+    return Subject(network, state, *parts, seed)
 
 
 def module_of(subject):
     """Return a module of its own with the subject's model, in eval mode."""
-    entries = subject.replica.layout.read(subject.state)
+    entries = subject.network.layout.read(subject.state)
     module = Net(subject.test.raw.shape[-1], entries["fc.bias"].numel()).double()
     module.load_state_dict({name: tensor.clone() for name, tensor in entries.items()})
     return module.eval()

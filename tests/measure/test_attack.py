@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fedsam.attack import Attack
 from fedsam.base.errors import UsageError
 from fedsam.data.images import Pixels
 from fedsam.measure.adversarial import adversarial
 from fedsam.measure.attack import fgsm, pgd
+from fedsam.training.attack import Attack
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_what_makes_no_sense_is_refused(given):
 
 
 def test_the_attack_in_training_is_the_same_ascent():
-    """``fedsam.attack`` works on normalised images and under vmap, l_inf only; else it is this."""
+    """``Attack`` works on normalised images and under vmap, l_inf only; else it is this."""
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(6, 2, 3, 3, generator=generator, dtype=torch.float64) * 255
     weight = torch.randn(18, 4, generator=generator, dtype=torch.float64)

@@ -35,7 +35,7 @@ def test_every_client_is_served_as_in_a_loop_over_its_images():
 def test_every_image_goes_through_the_model_once():
     subject = little.subject()
     seen = []
-    hook = subject.replica.module.register_forward_hook(lambda m, x, y: seen.append(len(y)))
+    hook = subject.network.module.register_forward_hook(lambda m, x, y: seen.append(len(y)))
     clients(subject)
     hook.remove()
     local = local_tests(subject.partition, subject.train.targets, subject.test.targets, 3)

@@ -51,15 +51,15 @@ def subject_of(make, images=40, clients=(), seed=0):
 
 def dense(subject, rows):
     """Return gradient and Hessian of some images' loss by torch.func, in the vector's order."""
-    layout, state = subject.replica.layout, subject.state.clone()
-    batch, module = subject.train.rows(rows), subject.replica.module.eval()
+    layout, state = subject.network.layout, subject.state.clone()
+    batch, module = subject.train.rows(rows), subject.network.module.eval()
 
     def loss(w):
         tensors = layout.read(state) | {e.name: e.view(w) for e in layout.parameters}
         output = functional_call(module, tensors, (batch.images,))
         return nn.functional.cross_entropy(output, batch.targets)
 
-    subject.replica.load(state)
+    subject.network.load(state)
     return torch.func.grad(loss)(subject.w), torch.func.hessian(loss)(subject.w)
 
 

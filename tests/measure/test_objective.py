@@ -7,8 +7,8 @@ from torch.func import functional_call, hessian
 
 from fedsam.data.images import Images
 from fedsam.measure.objective import Objective
-from fedsam.replica import Replica
 from fedsam.tasks.classification import Classification
+from fedsam.training.flat_module import FlatModule
 
 
 class Net(nn.Module):
@@ -30,9 +30,9 @@ def objective():
     pixels = torch.randint(0, 256, (23, 1, 4, 4), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 3, (23,), generator=generator)
     images = Images(pixels, labels, (0.4,), (0.3,), dtype=torch.float64)
-    replica = Replica(Net().double())
-    state = torch.rand(replica.layout.size, generator=generator, dtype=torch.float64)
-    return Objective(replica, state, Classification(), images, chunk=7)
+    network = FlatModule(Net().double())
+    state = torch.rand(network.layout.size, generator=generator, dtype=torch.float64)
+    return Objective(network, state, Classification(), images, chunk=7)
 
 
 def dense(objective):
@@ -72,12 +72,12 @@ def test_chunks_and_what_was_looked_at_before_do_not_matter(objective):
 def test_metrics_are_of_the_rows_that_count(objective):
     rows = torch.tensor([3, 8, 9, 20])
     some = Objective(
-        objective.replica, objective._state, objective.task, objective.images, rows, chunk=3
+        objective.network, objective._state, objective.task, objective.images, rows, chunk=3
     )
     batch = objective.images.rows(rows)
-    objective.replica.load(objective._state)
-    objective.replica.module.eval()
-    output = objective.replica.forward(batch.images)
+    objective.network.load(objective._state)
+    objective.network.module.eval()
+    output = objective.network.forward(batch.images)
     expected = (output.argmax(-1) == batch.targets).double().mean().item()
     assert some.metrics(some.w)["accuracy"] == expected
     assert some.metrics(some.w)["loss"] == pytest.approx(some.loss(some.w).item(), rel=1e-12)

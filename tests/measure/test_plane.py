@@ -17,7 +17,7 @@ def three():
 
 
 def flat_of(subjects):
-    trainable = subjects[0][1].replica.layout.trainable
+    trainable = subjects[0][1].network.layout.trainable
     return Plane.through([one.state for _, one in subjects], trainable)
 
 

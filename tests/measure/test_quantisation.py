@@ -48,8 +48,8 @@ def test_error_is_half_a_step_and_doing_it_twice_changes_nothing(bits, seed, by_
 
 def test_only_the_weights_of_layers_change_and_the_accuracy_is_theirs():
     subject = little.subject()
-    w = quantised_weights(subject.replica.layout, subject.w, 4, by_channel=True)
-    for entry in subject.replica.layout.parameters:
+    w = quantised_weights(subject.network.layout, subject.w, 4, by_channel=True)
+    for entry in subject.network.layout.parameters:
         same = torch.equal(entry.view(w), entry.view(subject.w))
         assert same == (entry.name not in ("conv.weight", "fc.weight")), entry.name
     found = quantisation(subject, bits=(3, 2))

@@ -14,7 +14,7 @@ from fedsam.measure.surface import direction, offsets, surface, surface_line
 def test_a_directions_filters_are_as_long_as_the_models_and_no_two_are_the_same():
     made = network()
     found, other = direction(made, 0), direction(made, 1)
-    for entry in made.replica.layout.parameters:
+    for entry in made.network.layout.parameters:
         d, w = entry.view(found), entry.view(made.w)
         if d.dim() < 2:
             assert not d.any(), entry.name
@@ -59,7 +59,7 @@ def test_lines_lie_in_the_surface_and_nothing_is_changed():
 @pytest.mark.parametrize("factor", [0.1, 30.0])
 def test_scales_that_leave_a_relu_network_the_same_leave_its_surface_the_same(factor):
     made = network(norm=False)
-    layout = made.replica.layout
+    layout = made.network.layout
     other = made.state.clone()
     for entry in layout.entries:
         if entry.name != "fc.bias":

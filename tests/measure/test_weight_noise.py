@@ -17,7 +17,7 @@ def test_the_accuracy_is_that_of_a_module_whose_parameters_were_multiplied():
     for draw in range(3):
         module = little.module_of(subject)
         z = standard_normal(subject, draw)
-        for entry in subject.replica.layout.parameters:
+        for entry in subject.network.layout.parameters:
             parameter = module.get_parameter(entry.name)
             parameter.data.mul_(1 + 0.7 * entry.view(z))
         by_hand.append(little.naive_accuracy(module, subject.test))

@@ -10,9 +10,9 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fedsam.base.vector import Layout
 from fedsam.data.images import Batch
-from fedsam.minibatch import Loss
-from fedsam.replica import Replica, evaluating, precision
-from fedsam.trainer import Trainer
+from fedsam.training.client import Trainer
+from fedsam.training.flat_module import FlatModule, evaluating, precision
+from fedsam.training.gradient import Loss
 
 
 class Slots:
@@ -28,16 +28,16 @@ class Slots:
 
     def __init__(self, trainer: Trainer, clients: int) -> None:
         self.task = trainer.task
-        self.replicas = [trainer.new_replica() for _ in range(clients)]
-        for replica in self.replicas:
-            replica.module.train()
+        self.networks = [trainer.new_network() for _ in range(clients)]
+        for network in self.networks:
+            network.module.train()
         on_gpu = trainer.layout.device.type == "cuda"
         self.streams = [torch.cuda.Stream() for _ in range(clients)] if on_gpu else []
 
     def load(self, states: Tensor) -> None:
         """Set the models to ``states`` (K, S)."""
-        for replica, state in zip(self.replicas, states, strict=True):
-            replica.load(state)
+        for network, state in zip(self.networks, states, strict=True):
+            network.load(state)
 
     def __call__(
         self, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
@@ -45,18 +45,18 @@ class Slots:
         """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
         done = []
         here = torch.cuda.current_stream() if self.streams else None
-        for k, replica in enumerate(self.replicas):
+        for k, network in enumerate(self.networks):
             mine = client_of(batch, k)
 
-            def value(model: Replica, mine: Batch = mine) -> Tensor:
+            def value(model: FlatModule, mine: Batch = mine) -> Tensor:
                 return loss.value(model, mine, self.task)
 
             if here is None:
-                done.append(replica.gradient(w[k], value, frozen=frozen))
+                done.append(network.gradient(w[k], value, frozen=frozen))
                 continue
             self.streams[k].wait_stream(here)
             with torch.cuda.stream(self.streams[k]):
-                done.append(replica.gradient(w[k], value, frozen=frozen))
+                done.append(network.gradient(w[k], value, frozen=frozen))
         for stream in self.streams:
             torch.cuda.current_stream().wait_stream(stream)
         losses, gradients = zip(*done, strict=True)

@@ -1,4 +1,4 @@
-"""THE local loop, written once: a client's round as minimiser steps over its plan.
+"""The contracts of a client's methods, and the method that they make together.
 
 An algorithm sees two closures and nothing of models, batches or devices:
 
@@ -8,19 +8,16 @@ An algorithm sees two closures and nothing of models, batches or devices:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
-from fedsam.data.images import Batch, Images
-from fedsam.data.plan import Plan
-from fedsam.minibatch import Gradients, Loss, MiniBatch, Plain
-from fedsam.optimizers import State, adamw, sgd
-from fedsam.replica import Replica
-from fedsam.tasks import Task
+from fedsam.data.images import Batch
+from fedsam.training.gradient import Gradients, Loss, MiniBatch, Plain
+from fedsam.training.optimizers import State, adamw, sgd
 
 Vectors = Mapping[str, Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
@@ -263,84 +260,6 @@ class Descent:
             return adamw(w, g, lr, self.state, weight_decay=decay)
         nesterov, momentum = method.optimizer == "nesterov", method.momentum
         return sgd(w, g, lr, self.state, momentum=momentum, weight_decay=decay, nesterov=nesterov)
-
-
-class LocalRound(NamedTuple):
-    """A client's round: its new state (S,), mean loss, what it keeps, and what it sends beside."""
-
-    state: Tensor
-    loss: float
-    memory: Vectors
-    reply: Vectors
-
-
-def train_client(
-    replica: Replica,
-    state: Tensor,
-    plan: Plan,
-    images: Images,
-    task: Task,
-    method: Method,
-    *,
-    round: int,
-    lr: float,
-    memory: Vectors | None = None,
-    sent: Vectors | None = None,
-) -> LocalRound:
-    """Train one client for one round.
-
-    Parameters
-    ----------
-    replica : Replica
-        The model to compute with; what it held before does not matter.
-    state : Tensor
-        The global state (S,); never changed.
-    plan : Plan
-        The mini-batches, on the images' device.
-    images : Images
-        The training set.
-    task : Task
-        What the model's output means.
-    method : Method
-        Minimiser, client and base optimiser.
-    round : int
-        Communication round, from 1.
-    lr : float
-        Learning rate of this round.
-    memory, sent : mapping, optional
-        What the client kept from its last round, and what the server sent beside the state.
-
-    Returns
-    -------
-    LocalRound
-        Its loss is the mean over the plan's mini-batches, each taken before its step; NaN without
-        steps.
-    """
-    layout, method = replica.layout, method.at(round)
-    replica.module.train()
-    replica.load(state)
-    w = state[: layout.trainable]
-    kept = method.minimizer_state(w)
-    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {}, state=kept)
-    if not len(plan):  # nothing is learnt, kept or sent
-        return LocalRound(state, float("nan"), local.memory, zeros(method.exchanged, w))
-
-    def gradients(
-        w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        return replica.gradient(w, lambda model: loss.value(model, batch, task), frozen=frozen)
-
-    base = method.base_state(w)
-    losses = []
-    for step in range(len(plan)):
-        local = replace(local, step=step)
-        grad = method.mini_batch(gradients, images.batch(plan, step))
-        w = method.step(w, grad, local, base)
-        if grad.loss is not None:
-            losses.append(grad.loss)
-    trained = torch.cat([w, replica.carried()])
-    loss = torch.stack(losses).mean().item() if losses else float("nan")
-    return LocalRound(trained, loss, *method.finish(w, local))
 
 
 def rounds_before(start: float, rounds: int) -> int:

@@ -17,9 +17,10 @@ from fedsam.data.images import Images
 from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
-from fedsam.replica import Replica
 from fedsam.tasks import Task
-from fedsam.training import Method, Vectors, train_client, zeros
+from fedsam.training.flat_module import FlatModule
+from fedsam.training.loop import train_client
+from fedsam.training.method import Method, Vectors, zeros
 
 log = logging.getLogger("fedsam")
 STATISTICS = "statistics"  # in a client's memory: its own values behind w
@@ -105,9 +106,9 @@ class Trainer:
     lifelong: Lifelong | None = None
     local_statistics: bool = False
 
-    def new_replica(self) -> Replica:
+    def new_network(self) -> FlatModule:
         """Return a model to compute with; each thread needs its own."""
-        return Replica(self.new_module(), bf16=self.bf16)
+        return FlatModule(self.new_module(), bf16=self.bf16)
 
     def examples(self, client: int) -> int:
         """Return how many images ``client`` holds."""
@@ -134,14 +135,14 @@ class Trainer:
             return state
         return torch.cat([state[: self.layout.trainable], memory[STATISTICS]])
 
-    def train_client(self, replica: Replica, job: Job) -> Trained:
+    def train_client(self, network: FlatModule, job: Job) -> Trained:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
         plan = self.plan(client, round).to(self.layout.device)
         P = self.layout.trainable
         w = state[:P]
         done = train_client(
-            replica,
+            network,
             self.own_state(state, memory),
             plan,
             self.train,
@@ -160,18 +161,20 @@ class Trainer:
         return Trained(ended, examples, len(plan), done.loss, kept, done.reply)
 
     @torch.no_grad()
-    def statistics(self, replica: Replica, state: Tensor, images: Images, rows: Tensor) -> Tensor:
+    def statistics(
+        self, network: FlatModule, state: Tensor, images: Images, rows: Tensor
+    ) -> Tensor:
         """Return the task's statistics of the model ``state`` on some images, in eval mode."""
-        replica.load(state)
-        replica.module.eval()
+        network.load(state)
+        network.module.eval()
         batch = images.rows(rows.to(self.layout.device))
-        return self.task.statistics(replica.forward(batch.images), batch.targets)
+        return self.task.statistics(network.forward(batch.images), batch.targets)
 
 
-def attempt(trainer: Trainer, replica: Replica, job: Job) -> Trained | Failed:
+def attempt(trainer: Trainer, network: FlatModule, job: Job) -> Trained | Failed:
     """Train one client; whatever its own code raises costs the round this client, not the run."""
     try:
-        return trainer.train_client(replica, job)
+        return trainer.train_client(network, job)
     except (UsageError, TrainingError):
         raise
     except Exception as error:

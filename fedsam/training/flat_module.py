@@ -25,13 +25,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-class Replica:
+class FlatModule:
     """One copy of the model on one device, driven by state vectors.
 
     Parameters
     ----------
     module : nn.Module
-        Taken over: its parameters and buffers become views of this replica's own vector.
+        Taken over: its parameters and buffers become views of this network's own vector.
     bf16 : bool
         Run the forward pass under autocast to bfloat16; w and its gradient stay in w's dtype.
     """
@@ -77,7 +77,7 @@ class Replica:
     def gradient(
         self,
         w: Tensor,
-        loss: Callable[["Replica"], Tensor],
+        loss: Callable[["FlatModule"], Tensor],
         *,
         frozen: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class Replica:
         w : Tensor
             Shape (P,).
         loss : callable
-            From this replica, set to ``w``, to a scalar.
+            From this network, set to ``w``, to a scalar.
         frozen : bool
             Leave the values behind w (BatchNorm statistics) as they are.
 

@@ -14,14 +14,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedsam import batchnorm
 from fedsam.base.errors import UsageError
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
-from fedsam.gradients import Slots, Vmapped
-from fedsam.trainer import Job, Trained, Trainer
-from fedsam.training import Local, LocalRound, Method, Vectors
+from fedsam.training import batchnorm
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Job, Trained, Trainer
+from fedsam.training.loop import LocalRound
+from fedsam.training.method import Local, Method, Vectors
 
 log = logging.getLogger("fedsam")
 Thing = TypeVar("Thing")
@@ -199,19 +200,19 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) 
     Two clients take two steps both ways, one of them with a short mini-batch and one step less:
     where batch statistics, dropout or a method mixes images or clients, the results differ.
     """
-    replica = trainer.new_replica()
-    if batchnorm.layers(replica.module):
+    network = trainer.new_network()
+    if batchnorm.layers(network.module):
         return "BatchNorm: the padding of a short mini-batch would enter its statistics"
     images = min(5, len(trainer.train))
     rows = torch.arange(images)
     partition = Partition(rows, torch.tensor([0, (images + 1) // 2, images]))
     work = replace(trainer.work, batch_size=2, local_epochs=1.0, local_steps=0)
     small = replace(trainer, partition=partition, work=work, lifelong=None)
-    state = replica.state.clone()
+    state = network.state.clone()
     jobs = [Job(client, state, round, 0.01) for client in (0, 1)]
     pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
     try:
-        alone = [small.train_client(replica, job) for job in jobs]
+        alone = [small.train_client(network, job) for job in jobs]
         program = Program(pair, gradients, capture=False)
         program.begin(jobs, plans)
         together = replies(pair, jobs, plans, program)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsam.base.vector import Layout, weighted_mean
-from fedsam.replica import Replica
+from fedsam.training.flat_module import FlatModule
 
 MEAN, VAR = "running_mean", "running_var"  # PyTorch's names
 
@@ -60,22 +60,22 @@ def pooled(state: Tensor, states: Sequence[Tensor], n: Sequence[float], layout: 
 
 
 @torch.no_grad()
-def of_batch(replica: Replica, state: Tensor, images: Tensor) -> Tensor:
+def of_batch(network: FlatModule, state: Tensor, images: Tensor) -> Tensor:
     """Return ``state`` (S,) with the statistics of one mini-batch of images (B, C, H, W).
 
     Only BatchNorm is in training mode: dropout, which would draw random numbers, is not.
     """
-    replica.load(state)
-    replica.module.eval()
-    found = layers(replica.module)
+    network.load(state)
+    network.module.eval()
+    found = layers(network.module)
     before = [layer.momentum for layer in found]
     for layer in found:
         layer.train()
         layer.momentum = 1.0  # forget what was there
-    replica.forward(images)
+    network.forward(images)
     for layer, momentum in zip(found, before, strict=True):
         layer.momentum = momentum
-    return torch.cat([state[: replica.layout.trainable], replica.carried()])
+    return torch.cat([state[: network.layout.trainable], network.carried()])
 
 
 def updated(state: Tensor, batches: Sequence[Tensor], layout: Layout) -> Tensor:
