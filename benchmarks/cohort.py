@@ -30,8 +30,8 @@ from fedsam.engines.crew import Crew, cores, on_device
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_gradients, new_strategy, new_trainer
 from fedsam.messages import VectorRecord
-from fedsam.rounds import play
 from fedsam.running import new_crew, sampling
+from fedsam.server.rounds import play
 from fedsam.together import run_together
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer

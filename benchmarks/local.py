@@ -29,7 +29,7 @@ from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_actors, new_strategy, new_trainer
 from fedsam.messages import VectorRecord
-from fedsam.rounds import Round, play
+from fedsam.server.rounds import Round, play
 from fedsam.training.client import Trainer
 
 LR, RHO, ETA = 0.01, 0.1, 0.2

@@ -28,12 +28,11 @@ from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
 from fedsam.messages import VectorRecord
-from fedsam.pooling import Pooled
+from fedsam.server.wrapped import Averaged, Pooled
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 from fedsam.training.method import Method
-from strategies.averages import Averaged
 
 if TYPE_CHECKING:
     from fedsam.engines.ray import Actors

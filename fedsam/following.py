@@ -17,9 +17,9 @@ from fedsam.measure import lifelong
 from fedsam.measure.drift import drift
 from fedsam.messages import VectorRecord, model_of, state_of
 from fedsam.resume import Due, RunState
-from fedsam.rounds import Round
 from fedsam.rundir import RunDir
-from strategies.averages import Averaged
+from fedsam.server.rounds import Round
+from fedsam.server.wrapped import Averaged
 
 
 @dataclass

@@ -20,8 +20,8 @@ from fedsam.config.schema import TRACED
 from fedsam.data.images import Images
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
-from fedsam.rounds import Round
 from fedsam.rundir import RunDir
+from fedsam.server.rounds import Round
 from fedsam.training.batched import Program
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer

@@ -13,8 +13,8 @@ from fedsam import memento
 from fedsam.base.errors import UsageError, flag
 from fedsam.checkpoint import Snapshot, load
 from fedsam.config.schema import HOW, Config, resolve
-from fedsam.exchange import Exchange
 from fedsam.messages import VectorRecord
+from fedsam.server.side_vectors import SideVectors
 from fedsam.training.method import Vectors
 
 # keys of which a run may go on with other values
@@ -57,7 +57,7 @@ class RunState:
     ----------
     strategy : Strategy
         Flower's or ours.
-    exchange : Exchange
+    exchange : SideVectors
         What the server sends beside the model.
     memories : dict
         What the clients that have trained keep, by client; filled by the engine.
@@ -66,7 +66,7 @@ class RunState:
     """
 
     strategy: Strategy
-    exchange: Exchange
+    exchange: SideVectors
     memories: dict[int, Vectors]
     stop: EarlyStop
 

@@ -17,15 +17,15 @@ from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew, on_device, one_compute_thread
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
-from fedsam.exchange import Exchange
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.following import Following
 from fedsam.messages import VectorRecord
 from fedsam.phases import Phase, Phases, traced
-from fedsam.replies import Limits
 from fedsam.resume import EarlyStop, RunState
-from fedsam.rounds import play
 from fedsam.rundir import RunDir
+from fedsam.server.rounds import play
+from fedsam.server.screening import Limits
+from fedsam.server.side_vectors import SideVectors
 from fedsam.tracking import new_trackers, tracking
 from fedsam.training.client import Trainer
 
@@ -145,7 +145,7 @@ def play_out(
 ) -> Outcome:
     """Play a run's rounds on a Grid, from its beginning or a snapshot; write down what happens."""
     trainer, memories = crew.trainer, grid.memories if isinstance(grid, LocalGrid) else {}
-    exchange = Exchange(trainer.method, trainer.layout, config.clients)
+    exchange = SideVectors(trainer.method, trainer.layout, config.clients)
     early = EarlyStop(config.target_accuracy, config.patience)
     state = RunState(new_strategy(config), exchange, memories, early)
     trackers = new_trackers(config.track)

@@ -36,7 +36,7 @@ from fedsam.messages import (
     state_of,
     vectors_of,
 )
-from fedsam.rounds import play
+from fedsam.server.rounds import play
 from fedsam.training.batchnorm import layers, places, pooled
 from fedsam.training.client import STATISTICS, Job
 

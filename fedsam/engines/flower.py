@@ -7,8 +7,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsam.base.errors import TrainingError
-from fedsam.engines.view import GridView
 from fedsam.messages import CONFIG, PARTITION, number_in, only_record, plain_content
+from fedsam.server.grids import GridView
 
 POLL = 0.5  # seconds between looks for nodes that have not connected yet
 

@@ -12,7 +12,6 @@ import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsam.engines import compat
 from fedsam.engines.crew import Crew
 from fedsam.messages import (
     VectorRecord,
@@ -23,6 +22,7 @@ from fedsam.messages import (
     train_reply,
     vectors_of,
 )
+from fedsam.server import compat
 from fedsam.training.client import Failed, Job, Trained
 from fedsam.training.method import Vectors
 

@@ -29,9 +29,9 @@ from fedsam.data.plan import Work
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
-from fedsam.exchange import Exchange
 from fedsam.messages import VectorRecord
-from fedsam.rounds import play
+from fedsam.server.rounds import play
+from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots
 from fedsam.training.method import Method
 from strategies.adabest import AdaBest as AdaBestServer
@@ -73,7 +73,7 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
         seed=0,
         lr=lambda round: LR,
         node_of=range(len(trainer.partition)),
-        exchange=Exchange(trainer.method, trainer.layout, POPULATION),
+        exchange=SideVectors(trainer.method, trainer.layout, POPULATION),
     )
     states = [turn.arrays.state for turn in turns]
     crew.close()

@@ -12,9 +12,9 @@ from fedsam.data.plan import Work
 from fedsam.engines.cohort import Alone, Cohort, Member
 from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
-from fedsam.exchange import Exchange
 from fedsam.messages import VectorRecord, train_reply, vectors_of
-from fedsam.rounds import play
+from fedsam.server.rounds import play
+from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.method import Method
 from strategies.fedavg import FedAvg as FedAvgServer
@@ -29,7 +29,7 @@ def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
     crew = Crew(trainer, 2)
     member = Member(trainer, lambda r: cohorts.get(r, []))
     grid = LocalGrid(crew, Alone(Cohort(crew, gradients), member) if gradients else None)
-    exchange = Exchange(trainer.method, trainer.layout, len(trainer.partition))
+    exchange = SideVectors(trainer.method, trainer.layout, len(trainer.partition))
     cohort = len(cohorts[1])
     turns = play(
         FedAvgServer(fraction_evaluate=0.0, min_train_nodes=cohort, min_available_nodes=cohort),
@@ -149,7 +149,7 @@ def test_a_client_that_defines_half_of_it_is_refused():
 
 def test_a_reply_without_its_vectors_is_refused():
     trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4))
-    exchange = Exchange(trainer.method, trainer.layout, 5)
+    exchange = SideVectors(trainer.method, trainer.layout, 5)
 
     class Reply:
         content = train_reply(VectorRecord(trainer.layout, start_of(trainer)), 1, 1, 0.0)

@@ -7,9 +7,9 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsam.engines import compat
+from fedsam.server import compat
 
-MEND = "flwr changed: see fedsam/engines/compat.py"
+MEND = "flwr changed: see fedsam/server/compat.py"
 
 
 def test_a_process_can_build_messages():
@@ -23,7 +23,7 @@ def test_an_identity_that_flower_set_is_left_alone():
     code = (
         "from flwr.supercore.task_identity import TaskIdentity as T\n"
         "T.run_id, T.node_id, T.task_id = 7, 8, 9\n"
-        "from fedsam.engines.compat import identify_process\n"
+        "from fedsam.server.compat import identify_process\n"
         "identify_process()\n"
         "print(T.run_id, T.node_id, T.task_id)"
     )

@@ -15,7 +15,7 @@ from fedsam.engines.flower import roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.experiment import new_strategy, new_trainer
 from fedsam.messages import ARRAYS, CONFIG, EXAMPLES, LEARNING_RATE, ROUND, only_record
-from fedsam.rounds import play
+from fedsam.server.rounds import play
 
 
 @pytest.fixture

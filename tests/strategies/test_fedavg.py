@@ -8,10 +8,10 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
 
 from fedsam.base.vector import Layout
-from fedsam.engines import compat
-from fedsam.engines.view import CohortGrid
 from fedsam.messages import LEARNING_RATE, VectorRecord, train_reply
-from fedsam.rounds import usable
+from fedsam.server import compat
+from fedsam.server.grids import CohortGrid
+from fedsam.server.rounds import usable
 from strategies.fedavg import FedAvg
 
 compat.identify_process()

@@ -11,9 +11,9 @@ from torch import nn
 
 from fedsam.base.vector import Layout
 from fedsam.config.plugins import build
-from fedsam.engines import compat
-from fedsam.engines.view import CohortGrid
 from fedsam.messages import LEARNING_RATE, VectorRecord, state_of, train_reply
+from fedsam.server import compat
+from fedsam.server.grids import CohortGrid
 from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg

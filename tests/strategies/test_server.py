@@ -19,8 +19,6 @@ from flwr.serverapp.strategy import FedAvgM
 from torch import nn
 
 from fedsam.base.vector import Layout
-from fedsam.engines import compat
-from fedsam.engines.view import CohortGrid
 from fedsam.messages import (
     LEARNING_RATE,
     VectorRecord,
@@ -29,7 +27,9 @@ from fedsam.messages import (
     state_of,
     train_reply,
 )
-from strategies.averages import Averaged
+from fedsam.server import compat
+from fedsam.server.grids import CohortGrid
+from fedsam.server.wrapped import Averaged
 from strategies.averages.ema import EMA
 from strategies.averages.swa import SWA
 from strategies.averages.wima import WiMA

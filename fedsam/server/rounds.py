@@ -18,10 +18,10 @@ from flwr.serverapp.strategy import Strategy
 from fedsam.base.errors import TrainingError
 from fedsam.base.randomness import global_streams
 from fedsam.base.vector import Layout
-from fedsam.engines.view import CohortGrid
-from fedsam.exchange import Exchange
 from fedsam.messages import LEARNING_RATE, VectorRecord, state_of
-from fedsam.replies import Limits, element_sum, usable
+from fedsam.server.grids import CohortGrid
+from fedsam.server.screening import Limits, element_sum, usable
+from fedsam.server.side_vectors import SideVectors
 
 log = logging.getLogger("fedsam")
 ATTEMPTS = 3  # cohorts that are tried in a round
@@ -69,7 +69,7 @@ def play(
     seed: int,
     lr: Callable[[int], float],
     node_of: Mapping[int, int] | Sequence[int],
-    exchange: Exchange | None = None,
+    exchange: SideVectors | None = None,
     limits: Limits | None = None,
 ) -> Iterator[Round]:
     """Run rounds of federated learning, one at each iteration.
@@ -92,7 +92,7 @@ def play(
         From a round number to the clients' learning rate, which a strategy may change.
     node_of : mapping or sequence
         From partition id to node id.
-    exchange : Exchange, optional
+    exchange : SideVectors, optional
         What travels beside the model, where the clients' method has such.
     limits : Limits, optional
         What a round takes.
@@ -141,7 +141,7 @@ def _asked(
     seed: int,
     lr: float,
     nodes: Mapping[int, int],
-    exchange: Exchange | None,
+    exchange: SideVectors | None,
     limits: Limits,
 ) -> list[Message]:
     """Return the usable replies of one cohort."""

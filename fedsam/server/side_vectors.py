@@ -15,7 +15,7 @@ from fedsam.messages import EXCHANGED, vectors_of, vectors_record
 from fedsam.training.method import Method, Vectors, zeros
 
 
-class Exchange:
+class SideVectors:
     """The vectors of a run that travel beside the model.
 
     Parameters

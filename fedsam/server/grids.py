@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsam.engines import compat
+from fedsam.server import compat
 
 
 class GridView(Grid):

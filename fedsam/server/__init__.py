@@ -1,0 +1,1 @@
+"""What the server does around a strategy: rounds, screening of replies, what travels beside w."""

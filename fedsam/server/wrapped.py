@@ -1,0 +1,173 @@
+"""Strategies around any strategy: weight averages, and BatchNorm statistics of all clients."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from fedsam.messages import (
+    LEARNING_RATE,
+    VectorRecord,
+    layout_of,
+    model_of,
+    state_of,
+    states_and_weights,
+)
+from fedsam.training.batchnorm import pooled
+
+RecordType = TypeVar("RecordType", bound=ArrayRecord)
+
+
+class Average(Protocol):
+    """A rule of averaging: the classes of ``strategies/averages/``, or yours."""
+
+    start: int
+
+    def rate(self, round: int, lr: float) -> float:
+        """Return the clients' learning rate in ``round``."""
+        ...
+
+    def collects(self, round: int) -> bool:
+        """Return whether the model after ``round`` enters the average."""
+        ...
+
+    def average(self, average: Tensor, n: int, w: Tensor) -> Tensor:
+        """Return the new average (S,), a new tensor, from the old, its n members and a model."""
+        ...
+
+
+class Averaged(Strategy):
+    """Any strategy, with an average of its global models beside it.
+
+    The strategy inside trains on as if nothing were there; from round ``start`` on the averaged
+    model is what ``model`` returns and what Flower's own ``start()`` hands to its ``evaluate_fn``.
+    BatchNorm statistics are averaged like the weights.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        One of Flower's or ours.
+    rule : Average
+        How to average.
+    """
+
+    def __init__(self, strategy: Strategy, rule: Average) -> None:
+        self.strategy = strategy
+        self.rule = rule
+        self.state: Tensor | None = None
+        self.members = 0
+
+    def model(self, arrays: RecordType) -> RecordType | VectorRecord:
+        """Return the average in place of the global model ``arrays``, once there is one."""
+        if self.state is None:
+            return arrays
+        return VectorRecord(layout_of(arrays), self.state)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy send its messages, with the round's learning rate."""
+        if server_round == self.rule.start + 1:
+            self.state = state_of(arrays, layout_of(arrays)).clone()
+        config = ConfigRecord(dict(config))
+        if LEARNING_RATE in config:
+            lr = float(config[LEARNING_RATE])  # type: ignore[arg-type]
+            config[LEARNING_RATE] = self.rule.rate(server_round, lr)
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the strategy's model; put a copy of it into the average when it is time."""
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        if arrays is not None and self.state is not None and self.rule.collects(server_round):
+            w = state_of(arrays, layout_of(arrays))
+            self.state = self.rule.average(self.state, self.members, w)
+            self.members += 1
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the averaged model to be evaluated."""
+        return self.strategy.configure_evaluate(server_round, self.model(arrays), config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the strategy's evaluation metrics."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the strategy's summary."""
+        self.strategy.summary()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run Flower's own loop; ``evaluate_fn`` sees the averaged model."""
+        see = evaluate_fn and (lambda r, arrays: evaluate_fn(r, self.model(arrays)))
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, see
+        )
+
+
+class Pooled(Strategy):
+    """Any strategy, with the variance of the mixture where it averaged BatchNorm's variances.
+
+    Clients count by their examples, whatever the strategy does with the parameters.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        One of Flower's or ours.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy send its messages."""
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the strategy's model with the pooled statistics, and its metrics."""
+        replies = list(replies)
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        contents = [reply.content for reply in replies if not reply.has_error()]
+        if arrays is None or not contents:
+            return arrays, metrics
+        layout = layout_of(model_of(contents[0]))
+        states, n = states_and_weights(contents, layout)
+        state = pooled(state_of(arrays, layout), states, n, layout)
+        return VectorRecord(layout, state), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy send its messages."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the strategy's evaluation metrics."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the strategy's summary."""
+        self.strategy.summary()
