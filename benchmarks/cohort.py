@@ -25,9 +25,9 @@ from torch.func import grad_and_value, vmap
 
 from fedsam.config.schema import Config, resolve
 from fedsam.data import datasets
-from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew, cores, on_device
+from fedsam.engines.batched import Alone, BatchedExecutor, Member
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor, cores, on_device
 from fedsam.experiment import new_gradients, new_strategy, new_trainer
 from fedsam.messages import VectorRecord
 from fedsam.running import new_crew, sampling
@@ -60,8 +60,8 @@ class Way:
         capture: bool,
     ) -> None:
         trainer, self.initial = made
-        self.crew: Crew = new_crew(config, trainer)
-        cohort = Cohort(self.crew, gradients, capture=capture)
+        self.crew: ThreadExecutor = new_crew(config, trainer)
+        cohort = BatchedExecutor(self.crew, gradients, capture=capture)
         hands = Alone(cohort, Member(trainer, sampling(config, trainer)))
         grid = LocalGrid(self.crew, hands if gradients else None)
         self.turns = play(

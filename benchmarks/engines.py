@@ -45,7 +45,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from fedsam.config.schema import Config, resolve
-from fedsam.engines.crew import cores
+from fedsam.engines.threads import cores
 from fedsam.experiment import load_dataset, new_trainer
 
 HERE = Path(__file__).resolve().parent

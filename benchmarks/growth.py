@@ -26,7 +26,7 @@ from contest import Contestant, environment, ratio, serve, take_turns
 
 from fedsam.config.schema import resolve
 from fedsam.data.splits import METHODS
-from fedsam.engines.crew import cores
+from fedsam.engines.threads import cores
 from fedsam.experiment import load_dataset, split
 from fedsam.running import run
 

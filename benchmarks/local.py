@@ -25,8 +25,8 @@ from fedsam.base.randomness import sample_clients, torch_generator
 from fedsam.config.schema import resolve
 from fedsam.data import datasets
 from fedsam.data.plan import make_plan
-from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.experiment import new_actors, new_strategy, new_trainer
 from fedsam.messages import VectorRecord
 from fedsam.server.rounds import Round, play
@@ -42,7 +42,7 @@ class Ours:
         config = resolve(options | {"rounds": 10**6, "device": "cpu"})
         self.trainer, self.initial = new_trainer(config)
         ray = config.engine == "ray"
-        self.crew = Crew(self.trainer, 1 if ray else threads)
+        self.crew = ThreadExecutor(self.trainer, 1 if ray else threads)
         self.turns: Iterator[Round] = play(
             new_strategy(config),
             LocalGrid(self.crew, new_actors(config, self.trainer) if ray else None),

@@ -16,7 +16,7 @@ from fedsam.config.plugins import find
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
-from fedsam.engines.crew import keep_freed_memory
+from fedsam.engines.threads import keep_freed_memory
 from fedsam.tasks.classification import Classification
 from fedsam.training.client import Job, Trainer
 from fedsam.training.method import Method

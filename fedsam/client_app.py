@@ -6,8 +6,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsam.config.schema import Config, from_run_config
-from fedsam.engines.crew import keep_freed_memory, one_compute_thread
 from fedsam.engines.flower import partition_answer
+from fedsam.engines.threads import keep_freed_memory, one_compute_thread
 from fedsam.experiment import new_trainer
 from fedsam.messages import (
     MEMORY,

@@ -35,7 +35,7 @@ from fedsam.training.client import Trainer
 from fedsam.training.method import Method
 
 if TYPE_CHECKING:
-    from fedsam.engines.ray import Actors
+    from fedsam.engines.ray import RayExecutor
 
 MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
 AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
@@ -223,10 +223,10 @@ def new_gradients(config: Config, trainer: Trainer) -> type[Slots | Vmapped] | N
     return {"off": None, "slots": Slots, "vmap": Vmapped}[config.cohort]
 
 
-def new_actors(config: Config, trainer: Trainer) -> "Actors":
+def new_actors(config: Config, trainer: Trainer) -> "RayExecutor":
     """Return Ray actors that train the clients."""
     try:
-        from fedsam.engines.ray import Actors
+        from fedsam.engines.ray import RayExecutor
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
@@ -238,7 +238,7 @@ def new_actors(config: Config, trainer: Trainer) -> "Actors":
 
     workers = config.workers or cores()
     address, gpus = config.ray_address, config.gpus_per_worker
-    return Actors(trainer, make, workers, address, gpus, config.client_timeout or math.inf)
+    return RayExecutor(trainer, make, workers, address, gpus, config.client_timeout or math.inf)
 
 
 def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -178,7 +178,7 @@ def compare(
     """Measure what is between models, all with the first run's data; it lies in its folder."""
     from fedsam import flatness_figures as figures
     from fedsam import measures, subjects
-    from fedsam.engines.crew import on_device
+    from fedsam.engines.threads import on_device
 
     named, folder = subjects.of_models(models, **place), models[0][0]
     before = read(folder)
@@ -205,7 +205,7 @@ def measured(
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield model, measure and result, with a line of progress."""
     from fedsam import measures, subjects
-    from fedsam.engines.crew import on_device
+    from fedsam.engines.threads import on_device
     from fedsam.measure.cohort_spread import cohort_spread
 
     subject = subjects.of_run(folder, models[0], **place)

@@ -12,7 +12,7 @@ from fedsam.base.randomness import torch_generator
 from fedsam.base.system import Interrupted, Stop
 from fedsam.checkpoint import Snapshot
 from fedsam.config.schema import Config
-from fedsam.engines.crew import Crew
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.measure import lifelong
 from fedsam.measure.drift import drift
 from fedsam.messages import VectorRecord, model_of, state_of
@@ -32,7 +32,7 @@ class Following:
         What is run.
     state : RunState
         All else that changes from round to round.
-    crew : Crew
+    crew : ThreadExecutor
         Evaluates.
     folder : RunDir
         Where things are written to.
@@ -48,7 +48,7 @@ class Following:
 
     config: Config
     state: RunState
-    crew: Crew
+    crew: ThreadExecutor
     folder: RunDir
     write: Callable[[dict[str, Any]], None]
     stop: Stop

@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity
 
 from fedsam.config.schema import TRACED
 from fedsam.data.images import Images
-from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.rundir import RunDir
 from fedsam.server.rounds import Round
 from fedsam.training.batched import Program
@@ -65,7 +65,7 @@ class Phases:
             (type(strategy), "aggregate_train", "strategy aggregates"),
             (LocalGrid, "send_and_receive", "messages"),
             (Trainer, "statistics", "evaluate"),
-            (Crew, "map", WAITING),
+            (ThreadExecutor, "map", WAITING),
             (RunDir, "log", "write"),
         ]
         with ExitStack() as undo:

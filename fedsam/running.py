@@ -13,10 +13,10 @@ from fedsam.base.randomness import sample_clients
 from fedsam.base.system import Stop, cores
 from fedsam.checkpoint import Snapshot
 from fedsam.config.schema import Config
-from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew, on_device, one_compute_thread
+from fedsam.engines.batched import Alone, BatchedExecutor, Member
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor, on_device, one_compute_thread
 from fedsam.experiment import new_actors, new_gradients, new_strategy, new_trainer
 from fedsam.following import Following
 from fedsam.messages import VectorRecord
@@ -102,16 +102,16 @@ def run(
             grid = LocalGrid(crew, actors)
         elif gradients := new_gradients(config, trainer):
             member = Member(trainer, sampling(config, trainer))
-            grid = LocalGrid(crew, Alone(Cohort(crew, gradients), member))
+            grid = LocalGrid(crew, Alone(BatchedExecutor(crew, gradients), member))
         else:
             grid = LocalGrid(crew)
         return play_out(config, crew, grid, nodes, initial, watch, snapshot=snapshot, stop=stop)
 
 
-def new_crew(config: Config, trainer: Trainer, stop: Stop) -> Crew:
+def new_crew(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     """Return the threads that evaluate, and train where nobody else does."""
     on_cpu = trainer.layout.device.type == "cpu"
-    return Crew(trainer, (config.threads or cores()) if on_cpu else 1, stop)
+    return ThreadExecutor(trainer, (config.threads or cores()) if on_cpu else 1, stop)
 
 
 def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
@@ -134,7 +134,7 @@ def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
 
 def play_out(
     config: Config,
-    crew: Crew,
+    crew: ThreadExecutor,
     grid: Grid,
     nodes: Mapping[int, int] | Sequence[int],
     initial: VectorRecord,

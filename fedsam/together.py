@@ -15,9 +15,9 @@ from fedsam.base.errors import TrainingError, UsageError, flag
 from fedsam.base.system import Stop
 from fedsam.checkpoint import Snapshot
 from fedsam.config.schema import SHARED, Config
-from fedsam.engines.cohort import Cohort, Member
-from fedsam.engines.crew import on_device, one_compute_thread
+from fedsam.engines.batched import BatchedExecutor, Member
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import on_device, one_compute_thread
 from fedsam.experiment import new_gradients, new_trainer
 from fedsam.rundir import RunDir
 from fedsam.running import Outcome, new_crew, play_out, sampling
@@ -72,7 +72,7 @@ def run_together(
             leaving.callback(crew.close)
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
-        table = Table(Cohort(crews[0], gradients), len(configs))
+        table = Table(BatchedExecutor(crews[0], gradients), len(configs))
         pool = leaving.enter_context(ThreadPoolExecutor(len(configs), "fedsam-run"))
         leaving.callback(table.close)  # before the pool waits for its threads
 
@@ -97,13 +97,13 @@ class Table:
 
     Parameters
     ----------
-    cohort : Cohort
+    cohort : BatchedExecutor
         Who trains.
     runs : int
         Seats.
     """
 
-    def __init__(self, cohort: Cohort, runs: int) -> None:
+    def __init__(self, cohort: BatchedExecutor, runs: int) -> None:
         self.cohort = cohort
         self.seated = set(range(runs))
         self.closed = False

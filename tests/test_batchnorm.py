@@ -21,8 +21,8 @@ from fedsam.base.system import Interrupted, Stop
 from fedsam.base.vector import Layout
 from fedsam.data.images import Images
 from fedsam.data.plan import Work
-from fedsam.engines.crew import Crew
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.experiment import new_strategy, new_trainer
 from fedsam.messages import (
     ARRAYS,
@@ -123,7 +123,7 @@ def test_update_bn_is_that_of_pytorch(module):
     start = trainer.new_network().state + 0.1
     made = []
     for threads in (1, 2):
-        with closing(Crew(trainer, threads)) as crew:
+        with closing(ThreadExecutor(trainer, threads)) as crew:
             made.append(crew.update_bn(start, images, rows))
             again = crew.update_bn(made[-1], images, rows)
     assert torch.equal(*made)
@@ -142,7 +142,7 @@ def test_update_bn_is_that_of_pytorch(module):
 
 def test_update_bn_ends_also_where_the_run_was_asked_to_stop():
     trainer, stop = trainer_of(module=net), Stop()
-    with closing(Crew(trainer, 1, stop)) as crew:
+    with closing(ThreadExecutor(trainer, 1, stop)) as crew:
         stop.signal = 15
         state = crew.update_bn(trainer.new_network().state, trainer.test, torch.arange(60))
         assert state.isfinite().all()
@@ -189,7 +189,7 @@ def test_a_round_with_pooled_statistics(tmp_path, strategy):
     config = quick_config(tmp_path / "unused", **SMALL, strategy=strategy, bn="pooled")
     trainer, initial = new_trainer(config)
     turns = []
-    with closing(Crew(trainer, 1)) as crew:
+    with closing(ThreadExecutor(trainer, 1)) as crew:
         for bn in ("pooled", "values"):
             mine = new_strategy(config.model_copy(update={"bn": bn}))
             keys = {"rounds": [1], "sample": lambda *_: [0, 2, 5], "seed": 0, "lr": lambda _: 0.1}
@@ -233,7 +233,7 @@ def local_trainer(tmp_path):
 
 def test_a_client_is_evaluated_with_its_own_statistics(tmp_path):
     trainer, initial = local_trainer(tmp_path)
-    with closing(Crew(trainer, 1)) as crew:
+    with closing(ThreadExecutor(trainer, 1)) as crew:
         grid = LocalGrid(crew)
         config = ConfigRecord({ROUND: 1, LEARNING_RATE: 0.1})
         content = RecordDict({ARRAYS: initial, CONFIG: config})

@@ -19,7 +19,7 @@ from fedsam.config.plugins import find
 from fedsam.config.schema import resolve
 from fedsam.data.datasets import Dataset
 from fedsam.data.plan import Work
-from fedsam.engines.crew import Crew
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.experiment import new_model
 from fedsam.models.cnn import CNN
 from fedsam.models.digits_cnn import DigitsCNN
@@ -236,7 +236,7 @@ def test_clients_on_threads_and_in_cohorts_are_those_one_by_one(name):
     trainer = trainer_of(module=lambda: copy.deepcopy(template), work=work)
     jobs = [Job(client, start_of(trainer), 1, 0.02) for client in (0, 1)]  # the second has 1 image
     alone = one_by_one([trainer] * 2, jobs)
-    with closing(Crew(trainer, 2)) as crew:
+    with closing(ThreadExecutor(trainer, 2)) as crew:
         for mine, other in zip(crew.train(jobs), alone, strict=True):
             assert torch.equal(mine.state, other.state)
     for gradients in (Slots, Vmapped):

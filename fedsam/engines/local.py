@@ -12,7 +12,7 @@ import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsam.engines.crew import Crew
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import (
     VectorRecord,
     evaluate_reply,
@@ -27,7 +27,7 @@ from fedsam.training.client import Failed, Job, Trained
 from fedsam.training.method import Vectors
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """Whoever trains clients."""
 
     def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
@@ -40,13 +40,13 @@ class LocalGrid(Grid):
 
     Parameters
     ----------
-    crew : Crew
+    crew : ThreadExecutor
         Evaluates, and trains the clients.
-    hands : Hands, optional
+    hands : Executor, optional
         Who trains the clients in place of the crew: actors elsewhere.
     """
 
-    def __init__(self, crew: Crew, hands: Hands | None = None) -> None:
+    def __init__(self, crew: ThreadExecutor, hands: Executor | None = None) -> None:
         self.crew = crew
         self.hands = hands or crew
         self.trainer = crew.trainer

@@ -23,7 +23,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.engines.crew import keep_freed_memory
+from fedsam.engines.threads import keep_freed_memory
 from fedsam.training.client import Failed, Job, Trained, Trainer, attempt, longest_first
 from fedsam.training.method import Vectors
 
@@ -137,7 +137,7 @@ def broadcasts(jobs: Sequence[Job]) -> dict[int, Any]:
     return sent
 
 
-class Actors:
+class RayExecutor:
     """Ray actors that train clients.
 
     Parameters
@@ -147,7 +147,7 @@ class Actors:
     make : callable
         Makes the trainer in an actor; must be importable there.
     workers : int
-        Actors; results do not depend on it.
+        RayExecutor; results do not depend on it.
     address : str
         Of a running cluster ("auto" for the one on this machine); "" starts Ray here.
     gpus : float

@@ -26,9 +26,9 @@ from clients.minimizers.scaffold_one import ScaffoldOne
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam.data.plan import Work
-from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew
+from fedsam.engines.batched import Alone, BatchedExecutor, Member
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import VectorRecord
 from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
@@ -61,9 +61,9 @@ def trainer_for(minimizer, client, **base):
 def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **options):
     """Return the model after each round, as the framework trains it."""
     size = len(cohorts[1])
-    crew = Crew(trainer, 1)
+    crew = ThreadExecutor(trainer, 1)
     member = Member(trainer, lambda r: cohorts.get(r, []))
-    hands = Alone(Cohort(crew, gradients), member) if gradients else None
+    hands = Alone(BatchedExecutor(crew, gradients), member) if gradients else None
     turns = play(
         strategy(**options, fraction_evaluate=0.0, min_train_nodes=size, min_available_nodes=size),
         LocalGrid(crew, hands),

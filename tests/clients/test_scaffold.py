@@ -9,9 +9,9 @@ from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam.data.plan import Work
-from fedsam.engines.cohort import Alone, Cohort, Member
-from fedsam.engines.crew import Crew
+from fedsam.engines.batched import Alone, BatchedExecutor, Member
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import VectorRecord, train_reply, vectors_of
 from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
@@ -26,9 +26,9 @@ LR = 0.05
 
 def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
     """Play rounds with given cohorts; return the grid, the exchange and each round's state."""
-    crew = Crew(trainer, 2)
+    crew = ThreadExecutor(trainer, 2)
     member = Member(trainer, lambda r: cohorts.get(r, []))
-    grid = LocalGrid(crew, Alone(Cohort(crew, gradients), member) if gradients else None)
+    grid = LocalGrid(crew, Alone(BatchedExecutor(crew, gradients), member) if gradients else None)
     exchange = SideVectors(trainer.method, trainer.layout, len(trainer.partition))
     cohort = len(cohorts[1])
     turns = play(

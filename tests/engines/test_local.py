@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedsam.base.errors import TrainingError
-from fedsam.engines.crew import Crew
 from fedsam.engines.flower import roll_call
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.experiment import new_strategy, new_trainer
 from fedsam.messages import ARRAYS, CONFIG, EXAMPLES, LEARNING_RATE, ROUND, only_record
 from fedsam.server.rounds import play
@@ -22,7 +22,7 @@ from fedsam.server.rounds import play
 def local(tmp_path):
     config = quick_config(tmp_path / "unused")
     trainer, initial = new_trainer(config)
-    crew = Crew(trainer, 2)
+    crew = ThreadExecutor(trainer, 2)
     yield LocalGrid(crew), initial, config
     crew.close()
 
@@ -95,7 +95,7 @@ def test_evaluation_does_not_depend_on_the_number_of_threads(local):
     grid, initial, _ = local
     results = []
     for threads in (1, 2, 3):
-        crew = Crew(grid.trainer, threads)
+        crew = ThreadExecutor(grid.trainer, threads)
         results.append(crew.evaluate(initial.state, grid.trainer.train))
         crew.close()
     assert results[0] == results[1] == results[2]

@@ -15,7 +15,7 @@ import torch
 from conftest import command, free_port, quick_config
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.engines.crew import Crew
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.experiment import new_actors, new_trainer
 from fedsam.training.client import Job
 
@@ -90,7 +90,7 @@ def test_a_killed_actor_changes_no_byte(quick, tmp_path, caplog):
 
 
 def test_an_actor_that_dies_before_its_first_client_is_replaced_and_said_so(tmp_path, caplog):
-    from fedsam.engines.ray import Actors
+    from fedsam.engines.ray import RayExecutor
 
     config, begun = quick_config(tmp_path), tmp_path / "begun"
     trainer, initial = new_trainer(config)
@@ -101,7 +101,7 @@ def test_an_actor_that_dies_before_its_first_client_is_replaced_and_said_so(tmp_
             time.sleep(600)
         return new_trainer(config)[0]
 
-    crew = Actors(trainer, make, 1)
+    crew = RayExecutor(trainer, make, 1)
     try:
         while not begun.exists():
             time.sleep(0.02)
@@ -164,13 +164,13 @@ def test_what_ray_has_not_is_refused_in_one_line(quick):
 
 
 def test_why_an_actor_cannot_start_is_said_in_one_line(tmp_path):
-    from fedsam.engines.ray import Actors
+    from fedsam.engines.ray import RayExecutor
 
     def make():
         raise UsageError("no data here")
 
     trainer, initial = new_trainer(quick_config(tmp_path))
-    actors = Actors(trainer, make, 1)
+    actors = RayExecutor(trainer, make, 1)
     try:
         with pytest.raises(TrainingError, match=r"^a Ray actor cannot start: .*no data here$"):
             actors.train([Job(0, initial.state, 1, 0.1)])
@@ -275,7 +275,7 @@ def test_two_states_in_one_cohort_are_kept_apart(tmp_path):
     trainer, initial = new_trainer(config)
     states = initial.state, initial.state + 0.01
     jobs = [Job(client, states[client % 2], 1, 0.1) for client in (0, 1, 3, 2, 4)]
-    crew, actors = Crew(trainer, 1), new_actors(config, trainer)
+    crew, actors = ThreadExecutor(trainer, 1), new_actors(config, trainer)
     try:
         for mine, theirs in zip(actors.train(jobs), crew.train(jobs), strict=True):
             assert torch.equal(mine.state, theirs.state)

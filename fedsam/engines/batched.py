@@ -9,7 +9,7 @@ import torch
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.data.plan import Plan
-from fedsam.engines.crew import Crew
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.training.batched import Program, replies, why_not
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Failed, Job, Trained, Trainer
@@ -33,12 +33,12 @@ class Member(NamedTuple):
     ahead: Callable[[int], list[int]]
 
 
-class Cohort:
+class BatchedExecutor:
     """Trains the clients of a round, of one run or of several, as one program.
 
     Parameters
     ----------
-    crew : Crew
+    crew : ThreadExecutor
         Trains one by one what cannot be batched.
     gradients : type or None
         ``Slots`` or ``Vmapped``; None: do not batch.
@@ -47,7 +47,7 @@ class Cohort:
     """
 
     def __init__(
-        self, crew: Crew, gradients: type[Slots | Vmapped] | None, *, capture: bool = True
+        self, crew: ThreadExecutor, gradients: type[Slots | Vmapped] | None, *, capture: bool = True
     ) -> None:
         self.crew = crew
         self.gradients = gradients
@@ -144,13 +144,13 @@ class Alone:
 
     Parameters
     ----------
-    cohort : Cohort
+    cohort : BatchedExecutor
         Who trains.
     member : Member
         The run.
     """
 
-    def __init__(self, cohort: Cohort, member: Member) -> None:
+    def __init__(self, cohort: BatchedExecutor, member: Member) -> None:
         self.cohort = cohort
         self.member = member
 

@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-class Crew:
+class ThreadExecutor:
     """Threads with one compute thread each, and as many networks of the model.
 
     Parameters
