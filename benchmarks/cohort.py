@@ -25,14 +25,14 @@ from torch.func import grad_and_value, vmap
 
 from fedsam.config.schema import Config, resolve
 from fedsam.data import datasets
-from fedsam.engines.batched import Alone, BatchedExecutor, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor, cores, on_device
-from fedsam.experiment import new_gradients, new_strategy, new_trainer
 from fedsam.messages import VectorRecord
-from fedsam.running import new_crew, sampling
 from fedsam.server.rounds import play
-from fedsam.together import run_together
+from fedsam.simulate.build import new_gradients, new_strategy, new_trainer
+from fedsam.simulate.joint import run_together
+from fedsam.simulate.run import new_crew, sampling
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 
@@ -61,8 +61,8 @@ class Way:
     ) -> None:
         trainer, self.initial = made
         self.crew: ThreadExecutor = new_crew(config, trainer)
-        cohort = BatchedExecutor(self.crew, gradients, capture=capture)
-        hands = Alone(cohort, Member(trainer, sampling(config, trainer)))
+        cohort = BatchedTrainer(self.crew, gradients, capture=capture)
+        hands = BatchedExecutor(cohort, Member(trainer, sampling(config, trainer)))
         grid = LocalGrid(self.crew, hands if gradients else None)
         self.turns = play(
             new_strategy(config),

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from fedsam.config.schema import Config, resolve
 from fedsam.engines.threads import cores
-from fedsam.experiment import load_dataset, new_trainer
+from fedsam.simulate.build import load_dataset, new_trainer
 
 HERE = Path(__file__).resolve().parent
 WORKLOADS = {  # what is trained: config file, keys over it

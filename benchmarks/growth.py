@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py
 
-Every number of clients runs in a process of its own, through ``fedsam.running.run``; the rounds
+Every number of clients runs in a process of its own, through ``simulate.run.run``; the rounds
 are played in turn. In the second table each client holds one image of 1 x 8 x 8 random pixels
 and takes 10 steps with it, so that a round is the same work in every population.
 """
@@ -27,8 +27,8 @@ from contest import Contestant, environment, ratio, serve, take_turns
 from fedsam.config.schema import resolve
 from fedsam.data.splits import METHODS
 from fedsam.engines.threads import cores
-from fedsam.experiment import load_dataset, split
-from fedsam.running import run
+from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.run import run
 
 HERE = Path(__file__).resolve().parent
 ALWAYS = {"device": "cpu", "eval_every": 10**6, "quiet": True}

@@ -27,9 +27,9 @@ from fedsam.data import datasets
 from fedsam.data.plan import make_plan
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.experiment import new_actors, new_strategy, new_trainer
 from fedsam.messages import VectorRecord
 from fedsam.server.rounds import Round, play
+from fedsam.simulate.build import new_actors, new_strategy, new_trainer
 from fedsam.training.client import Trainer
 
 LR, RHO, ETA = 0.01, 0.1, 0.2

@@ -10,7 +10,7 @@ from fedsam.config.schema import Config
 HEAD = """# Every flag
 
 Made by `python docs/flags.py` from the fields of `Config`; a test compares. A flag
-is also a key of a run's YAML file and of `fedsam.simulate(...)` from Python, with underscores
+is also a key of a run's YAML file and of `fedsam.run(...)` from Python, with underscores
 (`clients_per_round`), and of Flower's run config (`clients-per-round`). A boolean flag has a
 counterpart: `--no-swa`.
 

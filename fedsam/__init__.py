@@ -3,13 +3,68 @@
 Importing this package imports nothing heavy; ``python -m fedsam.simulate --help`` is a start.
 """
 
-from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsam.base.errors import TrainingError, UsageError
+    from fedsam.config.schema import Config
+    from fedsam.runs.run import Run
 
 __version__ = "0.1.0"
+__all__ = ["Config", "TrainingError", "UsageError", "load", "run"]
+
+
+def run(config: "str | PathLike[str]" = "", **keys: Any) -> "Run":
+    """Run an experiment, and return what it left.
+
+    Parameters
+    ----------
+    config : str or path
+        A YAML file, or the name of a shipped one.
+    **keys
+        Config keys: what the flags are called, with underscores.
+
+    Raises
+    ------
+    UsageError
+        If a key is wrong, or asks for what there is not.
+    TrainingError
+        If no client's update can be used any more.
+    """
+    from fedsam.config.schema import resolve
+    from fedsam.simulate.progress import Progress
+    from fedsam.simulate.run import run
+
+    resolved = resolve(keys, config)
+    with Progress([resolved]) as progress:
+        return load(run(resolved, progress.update).folder)
+
+
+def load(folder: "str | PathLike[str]") -> "Run":
+    """Read the folder of a finished run.
+
+    Raises
+    ------
+    UsageError
+        If it is no folder of a finished run.
+    """
+    from pathlib import Path
+
+    from fedsam.runs.run import load
+    from fedsam.simulate.build import new_network
+
+    return load(Path(folder), new_network)
 
 
 def __getattr__(name: str) -> object:
-    """Import the commands when they are asked for: ``import fedsam`` alone is instant."""
-    if name == "simulate":
-        return import_module("fedsam.simulate")
+    """Import classes when they are asked for: ``import fedsam`` alone is instant."""
+    if name == "Config":
+        from fedsam.config.schema import Config
+
+        return Config
+    if name in ("TrainingError", "UsageError"):
+        from fedsam.base import errors
+
+        return getattr(errors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,6 @@ from flwr.clientapp import ClientApp
 from fedsam.config.schema import Config, from_run_config
 from fedsam.engines.flower import partition_answer
 from fedsam.engines.threads import keep_freed_memory, one_compute_thread
-from fedsam.experiment import new_trainer
 from fedsam.messages import (
     MEMORY,
     PARTITION,
@@ -21,6 +20,7 @@ from fedsam.messages import (
     vectors_of,
     vectors_record,
 )
+from fedsam.simulate.build import new_trainer
 from fedsam.training.client import Job, Trainer
 from fedsam.training.flat_module import FlatModule
 

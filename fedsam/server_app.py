@@ -4,7 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsam.config.schema import from_run_config
-from fedsam.running import run
+from fedsam.simulate.run import run
 
 app = ServerApp()
 

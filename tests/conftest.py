@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fedsam.config.schema import Config, resolve
-from fedsam.running import Outcome, run
+from fedsam.simulate.run import Outcome, run
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,38 +12,14 @@ from fedsam.config.plugins import ROOT
 # downward: a module may import what stands in a later row, or in its own
 ORDER = [
     ["fedsam.sweep"],
-    ["fedsam.report", "fedsam.flatness"],
-    ["fedsam.simulate", "fedsam.server_app", "fedsam.client_app"],
-    ["fedsam.jobs", "fedsam.board"],
-    ["fedsam.cells"],
-    ["fedsam.flatness_figures"],
-    ["fedsam.measures", "fedsam.subjects"],
-    ["fedsam.page"],
-    ["fedsam.tables", "fedsam.figures", "fedsam.robustness_figures"],
-    ["fedsam.charts"],
-    ["fedsam.measured_charts"],
-    ["fedsam.panels", "fedsam.pictures", "fedsam.measured"],
-    ["fedsam.results"],
-    ["fedsam.progress"],
-    ["fedsam.together"],
-    ["fedsam.running"],
-    ["fedsam.trackers"],
-    ["fedsam.tracking"],
-    ["fedsam.phases", "fedsam.following"],
-    ["fedsam.experiment", "fedsam.rundir", "fedsam.resume"],
-    ["fedsam.checkpoint"],
-    ["fedsam.plots", "fedsam.surface_figures"],
+    ["fedsam.report", "fedsam.flatness", "fedsam.server_app", "fedsam.client_app"],
+    ["fedsam.simulate"],
     ["fedsam.engines"],
-    ["fedsam.server"],
-    ["strategies", "fedsam.memento"],
-    ["fedsam.messages"],
-    ["fedsam.measure"],
-    ["clients"],
-    ["fedsam.training"],
-    ["fedsam.data"],
-    ["fedsam.models", "fedsam.tasks"],
-    ["fedsam.config"],
-    ["fedsam.base"],
+    ["fedsam.server", "clients"],
+    ["fedsam.training", "fedsam.runs"],
+    ["fedsam.data", "strategies"],
+    ["fedsam.cli", "fedsam.config", "fedsam.messages"],
+    ["fedsam.base", "fedsam.tasks", "fedsam.models"],
 ]
 FOLDERS = ("fedsam", "clients", "strategies")
 MODULES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
@@ -115,13 +91,13 @@ def test_importing_fedsam_loads_nothing_heavy():
 
 def test_the_local_engine_needs_no_ray_torchvision_plots_nor_trackers():
     heavy = "{'torchvision', 'ray', 'matplotlib', 'sklearn', 'tensorboard', 'wandb', 'mlflow'}"
-    code = f"import sys, fedsam.running; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, fedsam.simulate.run; print(sorted({heavy} & set(sys.modules)))"
     assert python(code) == "[]"
 
 
 def test_help_is_answered_without_torch():
     code = (
-        "import sys\nfrom fedsam.simulate import main\n"
+        "import sys\nfrom fedsam.simulate.__main__ import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print('torch' in sys.modules)"
     )

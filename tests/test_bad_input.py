@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import Config
 from fedsam.data.split_csv import csv
-from fedsam.simulate import main
+from fedsam.simulate.__main__ import main
 
 TRIALS = 60  # in CI; with -m long a thousand
 SMALL = ["--clients=8", "--clients-per-round=3", "--rounds=1", "--device=cpu", "--quiet"]
@@ -127,8 +127,8 @@ YAML = st.recursive(
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(YAML.map(yaml.safe_dump) | st.text(max_size=40) | st.binary(max_size=40))
 def test_any_yaml_file_is_refused_in_one_line_or_a_config(tmp_path_factory, content):
-    from fedsam.cells import read
     from fedsam.config.schema import resolve
+    from fedsam.sweep.grid import read
 
     file = tmp_path_factory.mktemp("yaml") / "file.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))

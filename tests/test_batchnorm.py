@@ -23,7 +23,6 @@ from fedsam.data.images import Images
 from fedsam.data.plan import Work
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.experiment import new_strategy, new_trainer
 from fedsam.messages import (
     ARRAYS,
     CONFIG,
@@ -37,6 +36,7 @@ from fedsam.messages import (
     vectors_of,
 )
 from fedsam.server.rounds import play
+from fedsam.simulate.build import new_strategy, new_trainer
 from fedsam.training.batchnorm import layers, places, pooled
 from fedsam.training.client import STATISTICS, Job
 

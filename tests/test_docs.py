@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from clients.minimizers.sam import SAM
-from fedsam import flatness, measures, report, sweep
 from fedsam.base.errors import flag
 from fedsam.base.vector import unit
 from fedsam.config.plugins import ROOT
 from fedsam.config.schema import Config
-from fedsam.simulate import main, parse, parser
+from fedsam.flatness import __main__ as flatness
+from fedsam.flatness import registry
+from fedsam.report import __main__ as report
+from fedsam.simulate.__main__ import main, parse, parser
+from fedsam.sweep import __main__ as sweep
 
 README = (ROOT / "README.md").read_text()
 EXTEND = (ROOT / "docs" / "extend.md").read_text()
@@ -156,10 +159,10 @@ def test_every_flatness_command_in_the_documents_parses(page):
     for command in commands(page.read_text(), "flatness"):
         given = flatness.flags().read(words_of(command))
         assert given.pop("runs")
-        names = given.pop("measure", measures.QUICK)
+        names = given.pop("measure", registry.QUICK)
         for key in ("model", "along", "device", "data_root"):
             given.pop(key, None)
-        measures.check(list(names), given)
+        registry.check(list(names), given)
 
 
 def test_the_documents_name_no_other_module():

@@ -12,11 +12,12 @@ from conftest import quick_config
 from safetensors.torch import load_file
 
 from fedsam.base.system import Interrupted
-from fedsam.flatness import main
-from fedsam.measures import MEASURES, options_of, take
-from fedsam.resume import resumed
-from fedsam.running import run
-from fedsam.subjects import along, cohort_of_run, models_of, of_run
+from fedsam.flatness.__main__ import main
+from fedsam.flatness.measures.cohort_spread import cohort_of_run
+from fedsam.flatness.registry import MEASURES, options_of, take
+from fedsam.flatness.subject import models_along, models_of, subject_of_run
+from fedsam.simulate.resume import resumed
+from fedsam.simulate.run import run
 
 SMALL = ["--images", "64"]
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take long in CI
@@ -48,7 +49,7 @@ def stops_after(number):
 
 
 def test_models_along_a_run_are_those_that_were_evaluated(trained, tmp_path):
-    assert along(trained) == ["models/000002", "models/000004", "models/000006"]
+    assert models_along(trained) == ["models/000002", "models/000004", "models/000006"]
     files = {name: (trained / f"{name}.safetensors").read_bytes() for name in models_of(trained)}
     assert files["models/000006"] == files["model"]  # the average
     short = run(quick_config(tmp_path / "short", rounds=2)).folder
@@ -91,7 +92,7 @@ def test_the_command_as_a_user_runs_it(finished):
     after = {name: (finished / f"{name}.safetensors").read_bytes() for name in models_of(finished)}
     assert after == before
     top = found["hessian"]["scalars"]["lambda_1"]
-    again = take(of_run(finished), "hessian", {"images": 64})["scalars"]["lambda_1"]
+    again = take(subject_of_run(finished), "hessian", {"images": 64})["scalars"]["lambda_1"]
     assert again == pytest.approx(top, rel=1e-5)  # other numbers of threads round otherwise
 
 
@@ -119,7 +120,7 @@ def test_along_a_run_scalars_are_drawn_over_rounds(finished):
 
 
 def test_the_mean_over_clients_is_the_mean_of_each(finished):
-    subject = of_run(finished)
+    subject = subject_of_run(finished)
     found = take(subject, "slope", {"on": "clients", "images": 0})
     each = [take(subject, "slope", {"on": f"client:{k}", "images": 0}) for k in range(20)]
     expected = sum(one["scalars"]["loss"] for one in each) / 20
@@ -157,13 +158,13 @@ def test_the_clients_of_the_next_round_are_those_that_a_longer_run_trains(traine
     cohort = cohort_of_run(folder, "models/000002")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert cohort.clients == lines[3]["clients"]
-    expected = of_run(folder, "models/000003").state
+    expected = subject_of_run(folder, "models/000003").state
     torch.testing.assert_close(cohort.average, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in MEASURES if name != "corruptions"])
 def test_every_measure_keeps_the_contract(trained, name):
-    subject = of_run(trained)
+    subject = subject_of_run(trained)
     before = subject.state.clone()
     few = {"images": 16, "batch": 8, "steps": 2, "probes": 2, "eigenvalues": 2}
     few |= {"points": 3, "directions": 2, "draws": 2}

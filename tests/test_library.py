@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 import fedsam
 from fedsam.base.errors import UsageError
-from fedsam.experiment import load_dataset
+from fedsam.simulate.build import load_dataset
 
 
 def test_a_run_from_python(tmp_path):
-    run = fedsam.simulate(
+    run = fedsam.run(
         alpha=1.0, algorithm="fedasam", rho=0.05, rounds=40, clients=10, clients_per_round=5,
         device="cpu", quiet=True, out=str(tmp_path / "run"),
     )  # fmt: skip
@@ -38,22 +38,22 @@ def test_a_run_from_python(tmp_path):
 
 
 def test_a_config_by_name_and_keys_over_it(tmp_path):
-    run = fedsam.simulate("digits", rounds=2, quiet=True, out=str(tmp_path / "run"))
+    run = fedsam.run("digits", rounds=2, quiet=True, out=str(tmp_path / "run"))
     assert run.config.rounds == 2
     assert run.config.dataset == "digits"
 
 
 def test_a_wrong_key_is_said_before_anything_is_done(tmp_path):
     with pytest.raises(UsageError, match="--alpa: no such key"):
-        fedsam.simulate(alpa=1, out=str(tmp_path / "run"))
+        fedsam.run(alpa=1, out=str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
 
 def test_importing_the_package_is_instant_and_the_command_is_a_function():
     code = (
         "import sys, fedsam; assert 'torch' not in sys.modules; "
-        "assert 'pydantic' not in sys.modules; assert callable(fedsam.simulate); "
-        "assert 'torch' not in sys.modules; from fedsam import simulate; assert callable(simulate)"
+        "assert 'pydantic' not in sys.modules; assert callable(fedsam.run); "
+        "assert 'torch' not in sys.modules; from fedsam import run; assert callable(run)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="no attribute 'simulat'"):

@@ -13,10 +13,10 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.config.schema import resolve
 from fedsam.data.plan import make_plan
-from fedsam.experiment import new_trainer
-from fedsam.resume import resumed
-from fedsam.simulate import main
-from fedsam.together import run_together
+from fedsam.simulate.__main__ import main
+from fedsam.simulate.build import new_trainer
+from fedsam.simulate.joint import run_together
+from fedsam.simulate.resume import resumed
 
 SPLIT = {"lifelong": 5, "rounds": 10, "partition": "dirichlet-per-class", "alpha": 0.3}
 

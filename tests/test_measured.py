@@ -11,16 +11,15 @@ from PIL import Image
 from scipy import stats
 from test_report import write_run
 
-from fedsam import measured, tables
 from fedsam.base.errors import UsageError
-from fedsam.charts import all_charts
-from fedsam.figures import draw
-from fedsam.measured import Scalar
-from fedsam.measured_charts import against_options, against_the_gap
-from fedsam.page import html
-from fedsam.pictures import MOST, pictures
-from fedsam.report import main
-from fedsam.results import Grid, load_all
+from fedsam.report import formats, scalars
+from fedsam.report.__main__ import main
+from fedsam.report.charts import against_options, against_the_gap, all_charts
+from fedsam.report.page import MOST, html, pictures
+from fedsam.report.paper import draw
+from fedsam.report.scalars import Scalar
+from fedsam.report.table import ResultTable
+from fedsam.runs.run import load_all
 
 LAMBDA = Scalar("hessian", "lambda_1")
 
@@ -70,31 +69,33 @@ def test_a_file_of_other_models_alone_has_none_of_this(runs):
 def test_a_damaged_file_is_named(runs, text):
     (runs / "fedavg0" / "flatness.json").write_text(text)
     with pytest.raises(UsageError, match=r"flatness\.json: damaged"):
-        tables.markdown(Grid(load_all([runs])))
+        formats.markdown(ResultTable(load_all([runs])))
 
 
 def test_the_table_has_mean_and_deviation_over_seeds(runs):
-    (table,) = measured.tables(Grid(load_all([runs])))
+    (table,) = scalars.tables(ResultTable(load_all([runs])))
     assert table.head == ["measure", "fedasam", "fedavg"]
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["hessian: lambda_1"] == ["6 ± 1", "11 ± 1"]
     assert rows["fit: train accuracy"] == ["0.9 ± 0", "0.9 ± 0"]
     assert "hessian: trace" not in rows
-    text = tables.markdown(Grid(load_all([runs])))
+    text = formats.markdown(ResultTable(load_all([runs])))
     assert "| hessian: lambda_1 | 6 ± 1 | 11 ± 1 |" in text
-    lines = list(csv.DictReader(io.StringIO(tables.comma_separated(Grid(load_all([runs]))))))
+    lines = list(
+        csv.DictReader(io.StringIO(formats.comma_separated(ResultTable(load_all([runs])))))
+    )
     shown = {(line["method"], line["seed"]): line["hessian: lambda_1"] for line in lines}
     assert shown["fedavg", "2"] == "12.0"
 
 
 def test_taus_are_scipys_over_all_runs(runs):
-    grid = Grid(load_all([runs]))
+    grid = ResultTable(load_all([runs]))
     x = [LAMBDA.of(run) for run in grid.runs]
     gaps = [
         100 * (run.measures["fit"]["train accuracy"] - run.measures["fit"]["test accuracy"])
         for run in grid.runs
     ]
-    rows = list(csv.DictReader(io.StringIO(tables.correlations(grid))))
+    rows = list(csv.DictReader(io.StringIO(formats.correlations(grid))))
     found = {(row["measure"], row["scalar"], row["gap"]): row for row in rows}
     row = found["hessian", "lambda_1", "error"]
     assert float(row["tau"]) == pytest.approx(stats.kendalltau(x, gaps).statistic)
@@ -111,8 +112,8 @@ def test_runs_on_another_data_set_are_another_set(runs):
         name = runs / f"mnist{seed}"
         run = write_run(name, [0.5], dataset="mnist", seed=seed)
         measure(run, 0.9, 0.8 + 0.01 * seed, hessian={"lambda_1": float(seed)})
-    grid = Grid(load_all([runs]))
-    found = {(tau.dataset, tau.scalar): tau for tau in measured.taus(grid) if tau.gap == "error"}
+    grid = ResultTable(load_all([runs]))
+    found = {(tau.dataset, tau.scalar): tau for tau in scalars.taus(grid) if tau.gap == "error"}
     assert found["digits", LAMBDA].found.runs == 6
     assert found["mnist", LAMBDA].found[:1] == (-1.0,)
     (chart,) = [chart for chart in against_the_gap(grid) if chart.name == "gap-hessian"]
@@ -120,11 +121,11 @@ def test_runs_on_another_data_set_are_another_set(runs):
 
 
 def test_the_gaps_chart_holds_each_runs_point_and_says_tau(runs):
-    grid = Grid(load_all([runs]))
+    grid = ResultTable(load_all([runs]))
     charts = {chart.name: chart for chart in against_the_gap(grid)}
     assert set(charts) == {"gap-hessian", "gap-sharpness"}
     error, loss = charts["gap-hessian"].panels
-    (tau,) = [t for t in measured.taus(grid) if t.scalar == LAMBDA and t.gap == "error"]
+    (tau,) = [t for t in scalars.taus(grid) if t.scalar == LAMBDA and t.gap == "error"]
     low, high = tau.found.low, tau.found.high
     text = f"lambda_1: τ = {tau.found.tau:.2f} (95%: {low:.2f} to {high:.2f}; 6 runs)"
     assert error.title == text
@@ -155,7 +156,7 @@ def test_accuracy_and_sharpness_against_the_switch_of_a_late_phase(tmp_path):
             )
             measure(run, 0.9, 0.8, hessian={"lambda_1": 4.0 + start + seed})
     write_run(tmp_path / "runs" / "plain", [0.6, 0.6])
-    grid = Grid(load_all([tmp_path / "runs"]))
+    grid = ResultTable(load_all([tmp_path / "runs"]))
     assert grid.rows == ["fedavg", *(f"late-phase, start {start}" for start in (0, 10, 20, 30))]
     (chart,) = against_options(grid)
     assert (chart.name, chart.kind) == ("option-minimizer-options-start", "values")
@@ -174,7 +175,7 @@ def test_a_number_that_differs_between_settings_has_a_line_for_what_is_alike(tmp
     for rho in (0.1, 0.2):
         for method in ("fedsam", "fedasam"):
             write_run(tmp_path / f"{rho}{method}", [rho], algorithm=method, rho=rho, eta=0.2)
-    (chart,) = against_options(Grid(load_all([tmp_path])))
+    (chart,) = against_options(ResultTable(load_all([tmp_path])))
     (panel,) = chart.panels
     lines = {series.label: (series.x, series.y) for series in panel.series}
     assert lines == {name: ([0.1, 0.2], [10.0, 20.0]) for name in ("fedsam", "fedasam")}
@@ -186,11 +187,11 @@ def test_lifelong_runs_have_their_numbers_in_the_tables(tmp_path):
         summary = json.loads((run / "summary.json").read_text())
         summary["lifelong"] = {"average_accuracy": 0.5 + 0.2 * seed, "forgetting": 0.25}
         (run / "summary.json").write_text(json.dumps(summary))
-    grid = Grid(load_all([tmp_path]))
-    (table,) = measured.tables(grid)
+    grid = ResultTable(load_all([tmp_path]))
+    (table,) = scalars.tables(grid)
     rows = [["lifelong: average accuracy", "0.6 ± 0.14"], ["lifelong: forgetting", "0.25 ± 0"]]
     assert table.rows == rows
-    assert not measured.sharpness(grid)
+    assert not scalars.sharpness(grid)
 
 
 def test_pictures_are_bounded_and_those_of_first_seeds_come_first(runs):
@@ -200,7 +201,7 @@ def test_pictures_are_bounded_and_those_of_first_seeds_come_first(runs):
     Image.new("RGB", (30, 20)).save(runs / "fedavg2" / "lifelong.png")
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     Image.fromarray(noise).save(runs / "fedavg0" / "flatness-path.png")
-    chosen, left_out = pictures(Grid(load_all([runs])))
+    chosen, left_out = pictures(ResultTable(load_all([runs])))
     assert len(chosen) == 18
     assert left_out == 1  # larger than a megabyte
     texts = [picture["text"] for picture in chosen]
@@ -208,9 +209,9 @@ def test_pictures_are_bounded_and_those_of_first_seeds_come_first(runs):
     assert {text.partition(":")[0] for text in texts[:5]} == {"fedasam0", "fedavg0"}
     for number in range(MOST):
         Image.new("RGB", (3, 2)).save(runs / "fedavg1" / f"flatness-{number}.png")
-    chosen, left_out = pictures(Grid(load_all([runs])))
+    chosen, left_out = pictures(ResultTable(load_all([runs])))
     assert (len(chosen), left_out) == (MOST, 19)
-    page = html(Grid(load_all([runs])))
+    page = html(ResultTable(load_all([runs])))
     assert page.count('<img src="data:image/png;base64,') == MOST
     assert "19 more are in the folders of the runs" in page
 
@@ -221,7 +222,7 @@ def test_the_command_draws_and_writes_all_of_it(runs, tmp_path, capsys):
     names = {path.name for path in out.iterdir()}
     assert {"tau.csv", "gap-hessian.png", "gap-sharpness.pdf"} < names
     assert "tau.csv" in capsys.readouterr().out
-    assert {c.name for c in all_charts(Grid(load_all([runs])), None)} >= {"gap-hessian"}
+    assert {c.name for c in all_charts(ResultTable(load_all([runs])), None)} >= {"gap-hessian"}
     for path in out.glob("gap-*.png"):
         with Image.open(path) as image:
             assert len(image.convert("L").getcolors()) > 20

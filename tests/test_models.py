@@ -20,10 +20,10 @@ from fedsam.config.schema import resolve
 from fedsam.data.datasets import Dataset
 from fedsam.data.plan import Work
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.experiment import new_model
 from fedsam.models.cnn import CNN
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.models.mlp import MLP
+from fedsam.simulate.build import new_model
 from fedsam.tasks.classification import Classification
 from fedsam.training.batched import why_not
 from fedsam.training.batched_gradient import Slots, Vmapped

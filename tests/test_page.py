@@ -9,8 +9,9 @@ from PIL import Image
 from test_measured import measure
 from test_report import write_run
 
-from fedsam.page import html
-from fedsam.results import Grid, load_all
+from fedsam.report.page import html
+from fedsam.report.table import ResultTable
+from fedsam.runs.run import load_all
 
 CHROMIUM = shutil.which("chromium")
 WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
@@ -33,7 +34,7 @@ def page_file(tmp_path_factory):
     hostile = "</script><img src=x onerror=alert(1)>"
     write_run(folder / hostile.replace("/", "-"), [0.5], seed=7, data_root=hostile)
     file = folder / "report.html"
-    file.write_text(html(Grid(load_all([folder])), 0.4))
+    file.write_text(html(ResultTable(load_all([folder])), 0.4))
     return file
 
 

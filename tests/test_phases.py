@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedsam.phases import WAITING, Phases
+from fedsam.simulate.profile import WAITING, Phases
 from fedsam.training.client import Trainer
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.method import Method

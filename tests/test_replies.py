@@ -24,8 +24,8 @@ from fedsam.messages import (
     state_of,
     vectors_record,
 )
-from fedsam.running import run
 from fedsam.server.screening import Limits, usable
+from fedsam.simulate.run import run
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
 BEFORE = VectorRecord(LAYOUT, torch.arange(8.0))

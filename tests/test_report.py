@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedsam import tables
 from fedsam.base.errors import UsageError
-from fedsam.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
 from fedsam.config.schema import dump, resolve
-from fedsam.figures import draw
-from fedsam.report import main
-from fedsam.results import Grid, load_all
+from fedsam.report import formats
+from fedsam.report.__main__ import main
+from fedsam.report.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
+from fedsam.report.paper import draw
+from fedsam.report.table import ResultTable
+from fedsam.runs.run import load_all
 
 
 def write_run(folder: Path, accuracies: list[float], **given) -> Path:
@@ -59,7 +60,7 @@ def runs(tmp_path):
 
 
 def test_cells_hold_mean_and_sample_deviation_over_seeds(runs):
-    grid = Grid(load_all([runs]))
+    grid = ResultTable(load_all([runs]))
     assert grid.rows == ["fedasam", "fedavg", "fedavg + swa"]
     assert grid.columns == [(0.0,), (0.5,)]
     cell = grid.cells["fedavg", (0.0,)]
@@ -72,8 +73,8 @@ def test_cells_hold_mean_and_sample_deviation_over_seeds(runs):
 
 
 def test_the_table_in_markdown_and_latex(runs):
-    grid = Grid(load_all([runs]))
-    lines = tables.markdown(grid).splitlines()
+    grid = ResultTable(load_all([runs]))
+    lines = formats.markdown(grid).splitlines()
     assert lines[:5] == [
         "| method | alpha 0 | alpha 0.5 |",
         "| --- | ---: | ---: |",
@@ -81,7 +82,7 @@ def test_the_table_in_markdown_and_latex(runs):
         "| fedavg | 32.00 ± 2.00 | - |",
         "| fedavg + swa | - | **90.00** |",
     ]
-    latex = tables.latex(grid)
+    latex = formats.latex(grid)
     assert r"fedavg & 32.00 $\pm$ 2.00 & - \\" in latex
     assert r"fedavg + swa & - & \textbf{90.00} \\" in latex
     assert latex.count(r"\\") == 4
@@ -95,13 +96,13 @@ def test_a_central_run_stands_in_every_column_of_its_data_set(tmp_path):
     for seed, accuracy in enumerate((0.6, 0.8)):
         given = {"algorithm": "central", "rounds": 30, "seed": seed}
         write_run(tmp_path / f"central{seed}", [accuracy], **given)
-    grid = Grid(load_all([tmp_path]))
+    grid = ResultTable(load_all([tmp_path]))
     assert grid.columns == [(0.0, 5), (0.0, 10), (0.5, 5), (0.5, 10)]
     assert grid.rows == ["central", "fedavg"]
     for column in grid.columns:
         assert grid.cells["central", column].mean == pytest.approx(0.7)
         assert grid.cells["fedavg", column].mean == pytest.approx(0.3)
-    alone = Grid(load_all([tmp_path / "central0", tmp_path / "central1"]))
+    alone = ResultTable(load_all([tmp_path / "central0", tmp_path / "central1"]))
     assert alone.columns == [()]
     assert len(alone.cells["central", ()].runs) == 2
 
@@ -109,21 +110,21 @@ def test_a_central_run_stands_in_every_column_of_its_data_set(tmp_path):
 def test_equal_bests_are_all_bold(tmp_path):
     for name in ("fedavg", "fedasam"):
         write_run(tmp_path / "runs" / name, [0.5], algorithm=name)
-    assert tables.markdown(Grid(load_all([tmp_path / "runs"]))).count("**50.00**") == 2
+    assert formats.markdown(ResultTable(load_all([tmp_path / "runs"]))).count("**50.00**") == 2
 
 
 def test_what_else_differs_parts_the_rows_of_a_cell_but_not_of_different_columns(tmp_path):
     folder = tmp_path / "runs"
     write_run(folder / "a", [0.1], algorithm="fedsam", alpha=0, rho=0.1)
     write_run(folder / "b", [0.2], algorithm="fedsam", alpha=100, rho=0.02)  # as in the paper
-    assert Grid(load_all([folder])).rows == ["fedsam"]
+    assert ResultTable(load_all([folder])).rows == ["fedsam"]
     write_run(folder / "c", [0.3], algorithm="fedsam", alpha=0, rho=0.5)
-    rows = Grid(load_all([folder])).rows
+    rows = ResultTable(load_all([folder])).rows
     assert rows == ["fedsam, rho 0.02", "fedsam, rho 0.1", "fedsam, rho 0.5"]
 
 
 def test_the_csv_has_a_line_a_run_and_says_when_a_target_was_reached(runs):
-    text = tables.comma_separated(Grid(load_all([runs])), target=0.44)
+    text = formats.comma_separated(ResultTable(load_all([runs])), target=0.44)
     lines = {(r["method"], r["seed"]): r for r in csv.DictReader(io.StringIO(text))}
     assert len(lines) == 5
     assert lines["fedavg", "0"]["rounds_to_target"] == ""
@@ -137,7 +138,7 @@ def test_curves_are_over_the_rounds_that_all_seeds_evaluated(tmp_path):
     folder = tmp_path / "runs"
     write_run(folder / "a", [0.2, 0.4, 0.6], seed=0, rounds=30)
     write_run(folder / "b", [0.4, 0.6], seed=1, rounds=30)
-    (cell,) = Grid(load_all([folder])).cells.values()
+    (cell,) = ResultTable(load_all([folder])).cells.values()
     rounds, middle, spread = over_seeds(cell, "accuracy")
     assert rounds == [0, 10, 20]
     assert middle == pytest.approx([0.1, 0.3, 0.5])
@@ -145,7 +146,7 @@ def test_curves_are_over_the_rounds_that_all_seeds_evaluated(tmp_path):
 
 
 def test_charts_hold_the_numbers(runs):
-    grid = Grid(load_all([runs]))
+    grid = ResultTable(load_all([runs]))
     alpha = against_alpha(grid)
     assert alpha.categories == ["0", "0.5"]
     (panel,) = alpha.panels
@@ -163,20 +164,20 @@ def test_charts_hold_the_numbers(runs):
 
 
 def test_no_panel_is_cut_off(runs):
-    chart = over_rounds(Grid(load_all([runs])), "accuracy", "", "", 100)
+    chart = over_rounds(ResultTable(load_all([runs])), "accuracy", "", "", 100)
     bottoms, tops = zip(*(axes.get_ylim() for axes in draw(chart).axes), strict=True)
     assert set(bottoms) == {0}
     assert min(tops) > 90.0  # the second panel's, higher than all of the first
 
 
 def test_to_a_target_only_methods_of_which_all_seeds_got_there(runs):
-    rounds, seconds = to_target(Grid(load_all([runs])), 0.44)
+    rounds, seconds = to_target(ResultTable(load_all([runs])), 0.44)
     found = {s.label: (s.x, s.y) for s in rounds.panels[0].series}
     assert found == {"fedasam": (["alpha 0"], [10]), "fedavg + swa": (["alpha 0.5"], [10])}
-    rounds, seconds = to_target(Grid(load_all([runs])), 0.40)
+    rounds, seconds = to_target(ResultTable(load_all([runs])), 0.40)
     found = {s.label: (s.y, s.spread) for s in seconds.panels[0].series}
     assert found["fedavg"] == ([20.0], [0.0])
-    assert not to_target(Grid(load_all([runs])), 0.99)[0].panels
+    assert not to_target(ResultTable(load_all([runs])), 0.99)[0].panels
 
 
 def test_the_command_writes_every_file_from_real_runs(quick, tmp_path, capsys):
@@ -185,7 +186,7 @@ def test_the_command_writes_every_file_from_real_runs(quick, tmp_path, capsys):
     assert main([*map(str, folders), "--out", str(out), "--target", "0.01"]) == 0
     assert "4 runs" in capsys.readouterr().out
     names = {path.name for path in out.iterdir()}
-    charts = [chart.name for chart in all_charts(Grid(load_all([tmp_path])), 0.01)]
+    charts = [chart.name for chart in all_charts(ResultTable(load_all([tmp_path])), 0.01)]
     assert {"accuracy", "alpha", "loss", "client-drift", "rounds-to-target"} < set(charts)
     pictures = {f"{n}.{e}" for n in (*charts, "partition") for e in ("png", "pdf")}
     assert names == {"report.html", "table.md", "table.tex", "runs.csv"} | pictures

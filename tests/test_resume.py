@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from conftest import quick_config
 
-from fedsam import checkpoint
 from fedsam.base.errors import StorageError, UsageError
 from fedsam.base.system import Interrupted
 from fedsam.config.schema import resolve
-from fedsam.resume import Due, resumed
-from fedsam.running import run
-from fedsam.simulate import main
-from fedsam.together import run_together
+from fedsam.runs import checkpoint
+from fedsam.simulate.__main__ import main
+from fedsam.simulate.joint import run_together
+from fedsam.simulate.resume import resumed
+from fedsam.simulate.run import run
+from fedsam.simulate.schedule import Due
 
 FLOWER = "flwr.serverapp.strategy:"
 AVERAGING = {"average": "wima", "average_options": {"window": 3}, "swa_start": 1}

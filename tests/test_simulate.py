@@ -14,7 +14,7 @@ from conftest import command
 from safetensors import safe_open
 
 from fedsam.config.schema import Config
-from fedsam.simulate import main
+from fedsam.simulate.__main__ import main
 
 QUICK = ["--rounds", "6", "--clients", "20", "--clients-per-round", "5", "--eval-every", "2"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import quick_config
 
-from fedsam import checkpoint
 from fedsam.data.datasets import Dataset
-from fedsam.resume import resumed
-from fedsam.running import run
+from fedsam.runs import checkpoint
+from fedsam.simulate.resume import resumed
+from fedsam.simulate.run import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

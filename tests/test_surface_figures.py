@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import network
 
-from fedsam import surface_figures
-from fedsam.measure.connectivity import connectivity
-from fedsam.measure.plane import plane
-from fedsam.measure.surface import surface, surface_line
+from fedsam.flatness.figures import surface as surface_figures
+from fedsam.flatness.measures.connectivity import connectivity
+from fedsam.flatness.measures.plane import plane
+from fedsam.flatness.measures.surface import surface, surface_line
 
 PNG = b"\x89PNG"
 

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from fedsam.base.errors import UsageError
-from fedsam.board import Board, last_line
-from fedsam.cells import Sweep, cells_of, read
 from fedsam.config.presets import CONFIGS
-from fedsam.jobs import jobs_of
-from fedsam.sweep import main, words_of
+from fedsam.sweep.__main__ import main, words_of
+from fedsam.sweep.grid import Sweep, cells_of, read
+from fedsam.sweep.live import LiveTable, last_line
+from fedsam.sweep.queue import jobs_of
 
 SMALL = {"rounds": 2, "clients": 20, "clients_per_round": 5, "device": "cpu", "eval_every": 1}
 
@@ -249,7 +249,7 @@ def test_the_board_counts_and_reads_only_whole_lines(tmp_path, capsys):
         None,
         None,
     ]
-    with Board(cells) as board:
+    with LiveTable(cells) as board:
         whole = board.bar.tasks[0]
         assert (whole.completed, whole.total) == (10, 400)
         assert whole.description == "0 done, 0 failed, 2 running, 2 waiting"

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.engines.batched import BatchedExecutor
+from fedsam.engines.batched import BatchedTrainer
 from fedsam.models.digits_cnn import DigitsCNN
-from fedsam.running import run
-from fedsam.together import run_together
+from fedsam.simulate.joint import run_together
+from fedsam.simulate.run import run
 from tests.conftest import quick_config
 
 RUNS = [
@@ -77,7 +77,7 @@ def test_an_error_of_the_program_ends_all_runs(tmp_path, monkeypatch):
     def broken(cohort, groups):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(BatchedExecutor, "train", broken)
+    monkeypatch.setattr(BatchedTrainer, "train", broken)
     configs = [quick_config(tmp_path / str(n)) for n in range(3)]
     with pytest.raises(ZeroDivisionError):
         run_together(configs)

@@ -15,9 +15,9 @@ import pytest
 from conftest import command, quick_config
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.running import run
-from fedsam.together import run_together
-from fedsam.tracking import hyperparameters
+from fedsam.simulate.joint import run_together
+from fedsam.simulate.run import run
+from fedsam.simulate.tracking import hyperparameters
 
 DIVERGES = {"lr": 1e30, "rounds": 3}
 calls: list[tuple] = []  # what the recorders below were told

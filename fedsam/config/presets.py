@@ -1,5 +1,6 @@
 """The YAML files of configs/: presets of the methods, experiments, and yours."""
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def preset(algorithm: str, dataset: str) -> dict[str, Any]:
     return values | read(published[dataset]) if dataset in published else values
 
 
-def located(file: str | Path) -> Path:
+def located(file: str | PathLike[str]) -> Path:
     """Return the path of a file, or of the one in ``configs/`` that is named so.
 
     Raises

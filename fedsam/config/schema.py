@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from os import PathLike
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -324,7 +324,7 @@ class Config(BaseModel):
         )
 
 
-def resolve(given: Mapping[str, Any], file: str | Path = "") -> Config:
+def resolve(given: Mapping[str, Any], file: str | PathLike[str] = "") -> Config:
     """Return the config of these values over a file's, over its algorithm's preset, over defaults.
 
     Of a preset that is among these values, ``clients``, ``clients_per_round`` and ``partition``

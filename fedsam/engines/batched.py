@@ -33,7 +33,7 @@ class Member(NamedTuple):
     ahead: Callable[[int], list[int]]
 
 
-class BatchedExecutor:
+class BatchedTrainer:
     """Trains the clients of a round, of one run or of several, as one program.
 
     Parameters
@@ -139,18 +139,18 @@ def clients_of(jobs: Sequence[Job]) -> str:
     return ", ".join(str(job.client) for job in jobs)
 
 
-class Alone:
+class BatchedExecutor:
     """The hands of a run that has a cohort to itself.
 
     Parameters
     ----------
-    cohort : BatchedExecutor
+    cohort : BatchedTrainer
         Who trains.
     member : Member
         The run.
     """
 
-    def __init__(self, cohort: BatchedExecutor, member: Member) -> None:
+    def __init__(self, cohort: BatchedTrainer, member: Member) -> None:
         self.cohort = cohort
         self.member = member
 

@@ -26,7 +26,7 @@ from clients.minimizers.scaffold_one import ScaffoldOne
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam.data.plan import Work
-from fedsam.engines.batched import Alone, BatchedExecutor, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import VectorRecord
@@ -63,7 +63,7 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
     size = len(cohorts[1])
     crew = ThreadExecutor(trainer, 1)
     member = Member(trainer, lambda r: cohorts.get(r, []))
-    hands = Alone(BatchedExecutor(crew, gradients), member) if gradients else None
+    hands = BatchedExecutor(BatchedTrainer(crew, gradients), member) if gradients else None
     turns = play(
         strategy(**options, fraction_evaluate=0.0, min_train_nodes=size, min_available_nodes=size),
         LocalGrid(crew, hands),

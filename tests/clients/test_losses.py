@@ -29,7 +29,7 @@ from fedsam.base.vector import TINY
 from fedsam.config.schema import resolve
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
-from fedsam.experiment import new_method
+from fedsam.simulate.build import new_method
 from fedsam.tasks.classification import Classification
 from fedsam.training.attack import Attack
 from fedsam.training.batched import Program, why_not

@@ -9,7 +9,7 @@ from clients.minimizers.sam import SAM
 from clients.minimizers.sgd import SGD
 from clients.scaffold import Scaffold
 from fedsam.data.plan import Work
-from fedsam.engines.batched import Alone, BatchedExecutor, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import VectorRecord, train_reply, vectors_of
@@ -28,7 +28,9 @@ def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
     """Play rounds with given cohorts; return the grid, the exchange and each round's state."""
     crew = ThreadExecutor(trainer, 2)
     member = Member(trainer, lambda r: cohorts.get(r, []))
-    grid = LocalGrid(crew, Alone(BatchedExecutor(crew, gradients), member) if gradients else None)
+    grid = LocalGrid(
+        crew, BatchedExecutor(BatchedTrainer(crew, gradients), member) if gradients else None
+    )
     exchange = SideVectors(trainer.method, trainer.layout, len(trainer.partition))
     cohort = len(cohorts[1])
     turns = play(

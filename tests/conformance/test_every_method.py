@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fedsam.config.plugins import find, names
 from fedsam.config.presets import CONFIGS
-from fedsam.running import run
+from fedsam.simulate.run import run
 
 MINIMIZERS = names("clients.minimizers")
 CLIENTS = names("clients")

@@ -8,7 +8,7 @@ from fedsam.base.randomness import torch_generator
 from fedsam.config.schema import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.experiment import new_trainer
+from fedsam.simulate.build import new_trainer
 
 HEIGHT, WIDTH = 6, 9
 STATISTICS = {1: ((0.3,), (0.2,)), 3: ((0.3, 0.5, 0.6), (0.2, 0.25, 0.3))}

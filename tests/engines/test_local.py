@@ -13,9 +13,9 @@ from fedsam.base.errors import TrainingError
 from fedsam.engines.flower import roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.experiment import new_strategy, new_trainer
 from fedsam.messages import ARRAYS, CONFIG, EXAMPLES, LEARNING_RATE, ROUND, only_record
 from fedsam.server.rounds import play
+from fedsam.simulate.build import new_strategy, new_trainer
 
 
 @pytest.fixture

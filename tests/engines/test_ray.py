@@ -16,7 +16,7 @@ from conftest import command, free_port, quick_config
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.experiment import new_actors, new_trainer
+from fedsam.simulate.build import new_actors, new_trainer
 from fedsam.training.client import Job
 
 pytestmark = pytest.mark.slow

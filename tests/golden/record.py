@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedsam.simulate import main
+from fedsam.simulate.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = Path(__file__).with_name("numbers.json")

@@ -5,7 +5,7 @@ from torch import nn
 
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.measure.subject import Subject
+from fedsam.flatness.subject import Subject
 from fedsam.tasks.classification import Classification
 from fedsam.training.flat_module import FlatModule
 

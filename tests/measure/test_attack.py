@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from fedsam.base.errors import UsageError
 from fedsam.data.images import Pixels
-from fedsam.measure.adversarial import adversarial
-from fedsam.measure.attack import fgsm, pgd
+from fedsam.flatness.measures.adversarial import adversarial
+from fedsam.flatness.measures.attack import fgsm, pgd
 from fedsam.training.attack import Attack
 
 

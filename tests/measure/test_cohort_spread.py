@@ -9,9 +9,9 @@ from conftest import quick_config
 from safetensors.torch import load_file
 
 from fedsam.base.randomness import sample_clients
-from fedsam.experiment import new_trainer
-from fedsam.measure.cohort_spread import cohort_spread, train_cohort
-from fedsam.measure.plane import plane
+from fedsam.flatness.measures.cohort_spread import cohort_spread, train_cohort
+from fedsam.flatness.measures.plane import plane
+from fedsam.simulate.build import new_trainer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worlds import by_hand, formula, network, pictures
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.connectivity import barrier, connectivity
+from fedsam.flatness.measures.connectivity import barrier, connectivity
 
 
 def test_the_barrier_of_a_tilted_double_well():

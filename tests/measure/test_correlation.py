@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedsam.base.errors import UsageError
-from fedsam.experiment import new_trainer
-from fedsam.measure.correlation import kendall
-from fedsam.measure.fit import fit
-from fedsam.measure.subject import Subject
+from fedsam.flatness.measures.fit import fit
+from fedsam.flatness.subject import Subject
+from fedsam.report.correlation import kendall
+from fedsam.simulate.build import new_trainer
 
 
 @settings(max_examples=80, deadline=None)

@@ -8,8 +8,8 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
-from fedsam.measure.corruptions import corruptions
-from fedsam.measure.made_corruptions import (
+from fedsam.flatness.measures.corruptions import corruptions
+from fedsam.flatness.measures.made_corruptions import (
     MADE,
     corrupt,
     disk,
@@ -17,7 +17,7 @@ from fedsam.measure.made_corruptions import (
     glass_blur,
     plasma,
 )
-from fedsam.measure.published_corruptions import BENCHMARK, EXTRA, read_published
+from fedsam.flatness.measures.published_corruptions import BENCHMARK, EXTRA, read_published
 
 N = 12
 

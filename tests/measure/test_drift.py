@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedsam.measure.drift import drift
+from fedsam.runs.metrics import drift
 
 
 def test_lengths_by_hand():

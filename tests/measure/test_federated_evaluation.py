@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedsam.base.errors import UsageError
 from fedsam.data.partition import Partition
-from fedsam.measure.clients import by_client, clients, local_tests, spread
+from fedsam.flatness.measures.clients import by_client, clients, local_tests, spread
 
 
 def test_every_client_is_served_as_in_a_loop_over_its_images():

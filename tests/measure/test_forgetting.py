@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsam.measure.lifelong import average_accuracy, forgetting, matrix, measured
+from fedsam.runs.metrics import average_accuracy, forgetting, matrix, measured
 
 A = [[0.9], [0.5, 0.8], [0.6, 0.9, 0.7]]
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.func import functional_call
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.hessian import density, hessian, signs, trace
-from fedsam.measure.lanczos import lanczos
-from fedsam.measure.slope import slope
-from fedsam.subjects import of_network
+from fedsam.flatness.measures.hessian import density, hessian, signs, trace
+from fedsam.flatness.measures.lanczos import lanczos
+from fedsam.flatness.measures.slope import slope
+from fedsam.flatness.subject import subject_of_network
 
 
 class ConvNet(nn.Module):
@@ -46,7 +46,7 @@ def subject_of(make, images=40, clients=(), seed=0):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
     pixels = torch.randint(0, 256, (images, 1, 4, 4), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 3, (images,), generator=generator)
-    return of_network(module, (pixels, labels), mean=(0.4,), std=(0.3,), clients=clients)
+    return subject_of_network(module, (pixels, labels), mean=(0.4,), std=(0.3,), clients=clients)
 
 
 def dense(subject, rows):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 from fedsam.data.images import Images
-from fedsam.measure.objective import Objective
+from fedsam.flatness.objective import Objective
 from fedsam.tasks.classification import Classification
 from fedsam.training.flat_module import FlatModule
 

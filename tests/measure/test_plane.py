@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from worlds import by_hand, formula, network
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.plane import Plane, plane
+from fedsam.flatness.measures.plane import Plane, plane
 
 COORDINATES = st.floats(-3, 3)
 

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.quantisation import quantisation, quantised, quantised_weights
+from fedsam.flatness.measures.quantisation import (
+    quantisation,
+    quantised,
+    quantised_weights,
+)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

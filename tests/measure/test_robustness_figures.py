@@ -3,18 +3,18 @@
 import little
 import pytest
 
-from fedsam.measure.adversarial import adversarial
-from fedsam.measure.clients import clients
-from fedsam.measure.corruptions import corruptions
-from fedsam.measure.quantisation import quantisation
-from fedsam.measure.weight_noise import weight_noise
-from fedsam.robustness_figures import (
+from fedsam.flatness.figures.robustness import (
     draw_adversarial,
     draw_clients,
     draw_corruptions,
     draw_quantisation,
     draw_weight_noise,
 )
+from fedsam.flatness.measures.adversarial import adversarial
+from fedsam.flatness.measures.clients import clients
+from fedsam.flatness.measures.corruptions import corruptions
+from fedsam.flatness.measures.quantisation import quantisation
+from fedsam.flatness.measures.weight_noise import weight_noise
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.selection import batches, look
-from fedsam.measure.sharpness import average_sharpness, sharpness
-from fedsam.subjects import of_network
+from fedsam.flatness.measures.sharpness import average_sharpness, sharpness
+from fedsam.flatness.subject import batches, look, subject_of_network
 
 LAMBDAS = torch.tensor([8.0, 3.0, 1.0, 0.5, -2.0], dtype=torch.float64)
 W = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0], dtype=torch.float64)
@@ -40,7 +39,7 @@ class AsItIs:
 def parabola(centre=W):
     pixels, labels = torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64)
     module = Parabola(centre)
-    return of_network(module, (pixels, labels), mean=(0.0,), std=(1.0,), task=AsItIs())
+    return subject_of_network(module, (pixels, labels), mean=(0.0,), std=(1.0,), task=AsItIs())
 
 
 def test_at_a_minimum_the_worst_rise_is_half_rho_squared_lambda_1():
@@ -129,7 +128,7 @@ def relu_subject(module):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (20, 1, 2, 2), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 3, (20,), generator=generator)
-    return of_network(module, (pixels, labels), mean=(0.5,), std=(0.3,))
+    return subject_of_network(module, (pixels, labels), mean=(0.5,), std=(0.3,))
 
 
 @given(

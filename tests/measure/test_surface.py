@@ -7,8 +7,8 @@ import torch
 from worlds import by_hand, formula, network
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.landscape import Limited, evaluate, samples
-from fedsam.measure.surface import direction, offsets, surface, surface_line
+from fedsam.flatness.measures.landscape import Limited, evaluate, samples
+from fedsam.flatness.measures.surface import direction, offsets, surface, surface_line
 
 
 def test_a_directions_filters_are_as_long_as_the_models_and_no_two_are_the_same():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsam.base.errors import UsageError
-from fedsam.measure.weight_noise import standard_normal, weight_noise
+from fedsam.flatness.measures.weight_noise import standard_normal, weight_noise
 
 
 def test_the_accuracy_is_that_of_a_module_whose_parameters_were_multiplied():

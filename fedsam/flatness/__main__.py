@@ -1,0 +1,302 @@
+"""``python -m fedsam.flatness RUN...``: how flat the loss is around the models of runs."""
+
+import json
+import math
+import sys
+import time
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsam.base.errors import StorageError, UsageError, storing
+from fedsam.base.system import write_whole
+from fedsam.cli import Parser
+
+FILE = "flatness.json"
+BETWEEN = "between"  # stands in the file for what is of several models
+Place = tuple[Path, str]  # a run's folder, and the model in it; "": not said which
+Results = dict[str, dict[str, Any]]  # by model, then by measure
+
+
+def flags() -> Parser:
+    """Return the parser of the command's flags."""
+    out = Parser(
+        prog="python -m fedsam.flatness",
+        description="Measures of flatness of a run's models, on its data: numbers into "
+        "flatness.json and figures into the run's folder. docs/flatness.md has the formulas.",
+        allow_abbrev=False,
+        argument_default=SUPPRESS,
+    )
+    out.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        help="folders of runs, or that hold such, or model files (.safetensors) in them",
+    )
+    out.add_argument(
+        "--measure",
+        action="append",
+        metavar="NAME",
+        help="what to measure, again for more: fit, slope, hessian, trace, density, sharpness, "
+        "sharpness-inf, average-sharpness, average-sharpness-inf, the last four with adaptive- in "
+        "front, surface-line, surface, cohort, corruptions, weight-noise, quantisation, "
+        "adversarial, clients; of several models connectivity, of three plane (default: fit, "
+        "slope, sharpness, adaptive-sharpness and hessian)",
+    )
+    out.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="a model file of the run without its ending, again for more (default: model)",
+    )
+    out.add_argument(
+        "--along", action="store_true", help="every model that --save-every kept, over rounds"
+    )
+    out.add_argument("--device", help="in place of the run's: auto, cpu, cuda, cuda:1")
+    out.add_argument("--data-root", metavar="DIR", help="in place of the run's")
+    options = out.add_argument_group("options of the measures")
+    options.add_argument(
+        "--on",
+        metavar="WHERE",
+        help="train, test, client:K, clients (the mean over all clients, each on its own images) "
+        "or clients:N (over N of them) (default: train)",
+    )
+    options.add_argument(
+        "--images",
+        type=int,
+        help="images at most, a seeded sample; 0: all (default: 512; of surfaces and planes 500, "
+        "of lines and attacks 1000, of corruptions and noise 2000)",
+    )
+    options.add_argument("--rho", type=float, help="radius of sharpness (default: by measure)")
+    options.add_argument("--batch", type=int, help="m of m-sharpness; 0: all (default: 128)")
+    options.add_argument(
+        "--steps", type=int, help="of ascent (default: 5), density (30) and attack (10)"
+    )
+    options.add_argument("--eta", type=float, help="of adaptive sharpness (default: 0)")
+    options.add_argument(
+        "--weights-only", action="store_true", help="T = 1 on biases, as ASAM trains"
+    )
+    options.add_argument("--sigma", type=float, help="of average sharpness (default: by measure)")
+    options.add_argument("--eigenvalues", type=int, help="how many of the largest (default: 5)")
+    options.add_argument(
+        "--probes", type=int, help="random vectors of trace, density, averages (default: 10, 3, 10)"
+    )
+    options.add_argument("--points", type=int, help="of a line, or of each axis of a surface")
+    options.add_argument("--reach", type=float, help="of surfaces, filter-normalised (default: 1)")
+    options.add_argument("--directions", type=int, help="of surface-line (default: 3)")
+    options.add_argument("--margin", type=float, help="around a plane's models (default: 0.3)")
+    options.add_argument(
+        "--folder", metavar="DIR", help="CIFAR-10-C's files, for corruptions (default: made here)"
+    )
+    options.add_argument("--draws", type=int, help="of weight-noise (default: 10)")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 (disk full), 2 (wrong input) or 130."""
+    try:
+        given = flags().read(arguments)
+        go([place for path in given.pop("runs") for place in places(path)], given)
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"fedsam: stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fedsam: interrupted; what was measured is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def places(path: Path) -> list[Place]:
+    """Return a run's folder, that of a model's file, or the runs below another with a model.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    from fedsam.flatness.subject import models_of
+    from fedsam.runs.run import folders_below
+
+    if path.is_file():
+        for folder in path.parents[:2]:
+            if (folder / "config.yaml").is_file() and path.suffix == ".safetensors":
+                return [(folder, str(path.relative_to(folder).with_suffix("")))]
+        raise UsageError(f"{path}: no model's file (.safetensors) in a run's folder")
+    if (path / "config.yaml").is_file():
+        return [(path, "")]
+    below = [folder for folder in folders_below(path) if models_of(folder)]
+    if not below:
+        raise UsageError(f"{path}: no run with a model in it")
+    return [(folder, "") for folder in below]
+
+
+def go(found: Sequence[Place], given: dict[str, Any]) -> None:
+    """Measure runs; show, write and draw the results."""
+    from rich.console import Console
+
+    from fedsam.flatness import registry
+    from fedsam.flatness.figures import flatness as figures
+
+    names = list(given.pop("measure", registry.QUICK))
+    wanted, along = given.pop("model", None), given.pop("along", False)
+    if along and wanted:
+        raise UsageError("--along: stands without --model")
+    place = {key: given.pop(key, "") for key in ("device", "data_root")}
+    registry.check(names, given)
+    console = Console()
+    several = [name for name in names if name in registry.COMPARISONS]
+    names = [name for name in names if name not in several]
+    for folder, one in found if names else ():
+        console.print(str(folder), highlight=False, soft_wrap=True)
+        models = [one] if one else _models(folder, wanted, along=along)
+        before = read(folder)
+        for model, name, result in measured(folder, models, names, given, place, console):
+            before.setdefault(model, {})[name] = result
+            with storing(folder):
+                write_whole(folder / FILE, json.dumps(_finite(before), indent=1) + "\n")
+        drawn = figures.draw_all(folder, {m: before[m] for m in models}, along=along)
+        for name in dict.fromkeys(registry.key(name, given) for name in names):
+            console.print(table({model: before[model] for model in models}, name))
+        console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
+    if several:
+        each = [(run, m) for run, one in found for m in ([one] if one else wanted or ["model"])]
+        compare(each, several, given, place, console)
+
+
+def compare(
+    models: Sequence[Place],
+    names: Sequence[str],
+    options: dict[str, Any],
+    place: dict[str, str],
+    console: Any,
+) -> None:
+    """Measure what is between models, all with the first run's data; it lies in its folder."""
+    from fedsam.engines.threads import on_device
+    from fedsam.flatness import registry
+    from fedsam.flatness.figures import flatness as figures
+    from fedsam.flatness.subject import subjects_of_models
+
+    named, folder = subjects_of_models(models, **place), models[0][0]
+    before = read(folder)
+    found = before.setdefault(BETWEEN, {})
+    with on_device(named[0][1].network.layout.device, "fp32"):
+        for name in names:
+            function, given = registry.COMPARISONS[name], registry.chosen(name, options)
+            with progress(name, console) as tick:
+                found[name] = function(named, **given, tick=tick)
+            with storing(folder):
+                write_whole(folder / FILE, json.dumps(_finite(before), indent=1) + "\n")
+            console.print(table({BETWEEN: found}, name))
+    drawn = figures.draw_all(folder, {BETWEEN: found}, along=False)
+    console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
+
+
+def measured(
+    folder: Path,
+    models: Sequence[str],
+    names: Sequence[str],
+    options: dict[str, Any],
+    place: dict[str, str],
+    console: Any,
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield model, measure and result, with a line of progress."""
+    from fedsam.engines.threads import on_device
+    from fedsam.flatness import registry
+    from fedsam.flatness.measures.cohort_spread import cohort_of_run, cohort_spread
+    from fedsam.flatness.subject import read_model, subject_of_run
+
+    subject = subject_of_run(folder, models[0], **place)
+    layout = subject.network.layout
+    with on_device(layout.device, "fp32"):
+        for model in models:
+            subject = subject.with_state(read_model(folder, model, layout))
+            for name in names:
+                begin = time.perf_counter()
+                with progress(f"{model}: {name}", console) as tick:
+                    if name == registry.COHORT:
+                        cohort = cohort_of_run(folder, model, tick, **place)
+                        given = registry.chosen(name, options)
+                        result = cohort_spread(cohort, **given, tick=tick)
+                    else:
+                        result = registry.take(subject, name, options, tick)
+                seconds = time.perf_counter() - begin
+                console.print(f"  {model}: {name}, {seconds:.1f} s", highlight=False)
+                yield model, registry.key(name, options), result
+
+
+@contextmanager
+def progress(what: str, console: Any) -> Iterator[Callable[[int, int], None]]:
+    """Show a line of progress; what it yields is told how much is done, and of how much."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def read(folder: Path) -> Results:
+    """Return what a run's flatness.json holds; nothing where there is none.
+
+    Raises
+    ------
+    UsageError
+        If it is damaged.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged: {error}; remove it") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: damaged: must hold a mapping; remove it")
+    return found
+
+
+def table(results: Results, name: str) -> Any:
+    """Return a measure's scalars as rich's table: a column a model."""
+    from rich.table import Table
+
+    found = {model: measures[name] for model, measures in results.items() if name in measures}
+    out = Table(name, *found, box=None, pad_edge=False)
+    for key in next(iter(found.values()))["scalars"]:
+        values = [result["scalars"].get(key) for result in found.values()]
+        out.add_row(key, *("none" if v is None else f"{v:.5g}" for v in values))
+    return out
+
+
+def _models(folder: Path, wanted: Sequence[str] | None, *, along: bool) -> list[str]:
+    from fedsam.flatness.subject import models_along
+
+    if not along:
+        return list(wanted or ["model"])
+    found = models_along(folder)
+    if not found:
+        raise UsageError(f"{folder}: --along: no models/*.safetensors; train with --save-every N")
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """Return the same as JSON can hold it: what is not finite as null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Pictures of measures of flatness: one measure of one model, or scalars over rounds."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsam.flatness.figures import robustness, surface
+from fedsam.flatness.subject import round_of
+
+Result = Mapping[str, Any]
+POINTS = 500  # of a density's curve
+WIDTH = 0.01  # of its Gaussians, as a part of the spectrum's range
+
+
+def draw_eigenvalues(result: Result) -> Any:
+    """Return the largest eigenvalues of the Hessian and the lowest, as bars."""
+    figure, axes = _axes()
+    values = [*result["eigenvalues"], result["scalars"]["lambda_min"]]
+    errors = [*result["residuals"], result["lowest_residual"]]
+    names = [*(str(i + 1) for i in range(len(values) - 1)), "min"]
+    axes.bar(names, values, yerr=errors, color=["C0"] * (len(values) - 1) + ["C3"], capsize=3)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set(xlabel="eigenvalue", ylabel="lambda", title=_title(result))
+    return figure
+
+
+def draw_density(result: Result) -> Any:
+    """Return the density of the Hessian's spectrum, smoothed by Gaussians, on a log scale."""
+    figure, axes = _axes()
+    nodes = [node for probe in result["nodes"] for node in probe]
+    weights = [w / len(result["weights"]) for probe in result["weights"] for w in probe]
+    span = (max(nodes) - min(nodes)) or 1.0
+    width = WIDTH * span
+    grid = [min(nodes) - 0.05 * span + 1.1 * span * i / (POINTS - 1) for i in range(POINTS)]
+    factor = 1 / (width * math.sqrt(2 * math.pi))
+    curve = [
+        factor
+        * sum(
+            w * math.exp(-0.5 * ((x - node) / width) ** 2)
+            for node, w in zip(nodes, weights, strict=True)
+        )
+        for x in grid
+    ]
+    axes.semilogy(grid, curve, color="C0")
+    axes.set_ylim(bottom=max(curve) * 1e-9)
+    axes.set(xlabel="eigenvalue", ylabel="density", title=_title(result))
+    return figure
+
+
+def draw_sharpness(result: Result) -> Any:
+    """Return the loss's rise over the steps of the ascent, the mean over the batches."""
+    figure, axes = _axes()
+    rises = [0.0, *result["by_step"]]
+    axes.plot(range(len(rises)), rises, color="C0", marker="o", label="ascent")
+    axes.axhline(
+        result["scalars"]["worst"], color="C3", linestyle=":", label="best step of each batch"
+    )
+    axes.set(xlabel="step", ylabel="rise of the loss (nats)", title=_title(result))
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_along(results: Mapping[str, Mapping[str, Result]], name: str) -> Any:
+    """Return a measure's scalars over the rounds of the models that have it."""
+    from matplotlib.figure import Figure
+
+    found = {round_of(model): measures[name] for model, measures in results.items()}
+    keys = [key for key in next(iter(found.values()))["scalars"] if not key.endswith("_error")]
+    figure = Figure(figsize=(4 * len(keys), 3.3), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        axes.plot(list(found), [r["scalars"][key] for r in found.values()], marker="o", ms=3)
+        axes.set(xlabel="round", title=f"{name}: {key}")
+        _plain(axes)
+    return figure
+
+
+DRAW: dict[str, Callable[[Result], Any]] = {
+    "hessian": draw_eigenvalues,
+    "density": draw_density,
+    "sharpness": draw_sharpness,
+    "sharpness-inf": draw_sharpness,
+    "adaptive-sharpness": draw_sharpness,
+    "adaptive-sharpness-inf": draw_sharpness,
+    "surface-line": surface.draw_line,
+    "surface": surface.draw_surface,
+    "plane": surface.draw_plane,
+    "connectivity": surface.draw_connectivity,
+    "cohort": surface.draw_cohort,
+    "corruptions": robustness.draw_corruptions,
+    "weight-noise": robustness.draw_weight_noise,
+    "quantisation": robustness.draw_quantisation,
+    "adversarial": robustness.draw_adversarial,
+    "clients": robustness.draw_clients,
+}
+
+
+def draw_all(
+    folder: Path, results: Mapping[str, Mapping[str, Result]], *, along: bool
+) -> list[str]:
+    """Write the figures of a run's results as PNG and PDF; return the PNGs' names."""
+    figures = {}
+    if along:
+        shared = set.intersection(*(set(found) for found in results.values()))
+        for name in sorted(shared):
+            figures[f"along-{name}"] = draw_along(results, name)
+    else:
+        for model, found in results.items():
+            part = "" if model == "model" else f"{model.replace('/', '-')}-"
+            for name, result in found.items():
+                draw = DRAW.get(name.partition("@")[0])
+                if draw and not ("@" in name and "clients" in result):
+                    figures[f"{part}{name}"] = draw(result)
+    written = []
+    for name, figure in figures.items():
+        stem = f"flatness-{name.replace('@', '-').replace(':', '')}"
+        for ending in ("png", "pdf"):
+            figure.savefig(folder / f"{stem}.{ending}", dpi=130)
+        written.append(f"{stem}.png")
+    return written
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # a second of import that only this needs
+
+    figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(result: Result) -> Any:
+    how = result["settings"]
+    parts = [f"{how['images']} images of {how['on']}"]
+    parts += [f"{key} {how[key]}" for key in ("p", "rho", "m", "probes", "steps") if key in how]
+    return ", ".join(parts)

@@ -1,0 +1,304 @@
+"""What is measured: a trained model with its data, and which images of them a measure looks at."""
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsam.base.errors import UsageError, nearest, one_line
+from fedsam.base.randomness import torch_generator
+from fedsam.base.vector import Layout
+from fedsam.config.schema import Config, resolve
+from fedsam.data.images import Images
+from fedsam.data.partition import Partition
+from fedsam.flatness.objective import Objective
+from fedsam.simulate.build import new_trainer
+from fedsam.tasks import Task
+from fedsam.tasks.classification import Classification
+from fedsam.training.client import Trainer
+from fedsam.training.flat_module import FlatModule
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its data.
+
+    Attributes
+    ----------
+    network : FlatModule
+        The network to compute with, in full precision.
+    state : Tensor
+        The trained state (S,).
+    train, test : Images
+        On the device that is measured on, without augmentation.
+    task : Task
+        What the model's output means.
+    partition : Partition
+        Which training images are whose.
+    seed : int
+        From which everything random in a measure follows.
+    """
+
+    network: FlatModule
+    state: Tensor
+    train: Images
+    test: Images
+    task: Task
+    partition: Partition
+    seed: int = 0
+
+    @classmethod
+    def of(cls, trainer: Trainer, state: Tensor) -> "Subject":
+        """Return the subject of a run's model ``state`` (S,)."""
+        network = FlatModule(trainer.new_module())
+        data = trainer.train, trainer.test, trainer.task, trainer.partition
+        return cls(network, state, *data, trainer.seed)
+
+    @property
+    def w(self) -> Tensor:
+        """The parameters (P,)."""
+        return self.state[: self.network.layout.trainable]
+
+    def with_state(self, state: Tensor) -> "Subject":
+        """Return the same with another model."""
+        return replace(self, state=state)
+
+    def objective(
+        self, on: Literal["train", "test"] = "train", rows: Tensor | None = None
+    ) -> Objective:
+        """Return the loss over the images of a set, or over some rows of it."""
+        images = self.train if on == "train" else self.test
+        return Objective(self.network, self.state, self.task, images, rows)
+
+    def sample(self, on: Literal["train", "test"], count: int) -> Tensor:
+        """Return ``count`` rows of a set, drawn without replacement; all where it has no more."""
+        size = len(self.train if on == "train" else self.test)
+        order = torch.randperm(size, generator=torch_generator(self.seed, "measure", on == "test"))
+        return order[:count].sort().values
+
+
+IMAGES = 512  # by default: a product with the Hessian of the paper's CNN takes seconds on a CPU
+CHUNK = {"cpu": 128}  # images at a time: on a CPU what lies in the caches is faster; elsewhere 1000
+Tick = Callable[[int, int], None]  # told the passes done, and of how many at most
+
+
+def silent(done: int, of: int) -> None:
+    """Tell nobody."""
+
+
+def look(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective:
+    """Return the loss over the images that a measure looks at.
+
+    Parameters
+    ----------
+    subject : Subject
+        A model and its data.
+    on : str
+        "train", "test", or "client:K" for the images of client K.
+    images : int
+        At most so many of them, a seeded sample without replacement; 0 for all.
+
+    Raises
+    ------
+    UsageError
+        If there is no such place or client.
+    """
+    if images < 0:
+        raise UsageError(f"--images {images}: must be a number of images, or 0 for all")
+    which: Literal["train", "test"] = "test" if on == "test" else "train"
+    if on in ("train", "test"):
+        count = images or len(subject.train if on == "train" else subject.test)
+        rows = subject.sample(which, count)
+    else:
+        rows = _rows_of(subject, on, images)
+    objective = subject.objective(which, rows)
+    objective.chunk = CHUNK.get(objective.layout.device.type, 1000)
+    return objective
+
+
+def batches(objective: Objective, size: int, seed: int) -> list[Objective]:
+    """Return the loss over each of disjoint batches of ``size`` images, the last maybe smaller.
+
+    They are drawn by ``seed``; with size 0 one batch holds all.
+    """
+    count = len(objective)
+    order = torch.randperm(count, generator=torch_generator(seed, "measure batches"))
+    rows = objective.rows[order.to(objective.rows.device)]
+    return [objective.on(part) for part in rows.split(size or count)]
+
+
+def settings(objective: Objective, on: str) -> dict[str, Any]:
+    """Return what every measure says about what it looked at."""
+    return {"on": on, "images": len(objective), "mode": "eval, no augmentation"}
+
+
+def _rows_of(subject: Subject, on: str, images: int) -> Tensor:
+    """Return rows of one client's images."""
+    found = re.fullmatch(r"client:(\d+)", on)
+    if found is None:
+        raise UsageError(f"--on {on}: must be train, test, client:K, clients or clients:N")
+    client, clients = int(found[1]), len(subject.partition)
+    if client >= clients:
+        raise UsageError(f"--on {on}: the run has clients 0 to {clients - 1}")
+    rows = subject.partition[client]
+    generator = torch_generator(subject.seed, "measure client", client)
+    order = torch.randperm(len(rows), generator=generator)[: images or len(rows)]
+    return rows[order].sort().values
+
+
+ALONG = re.compile(r"models/\d+")
+
+
+def subject_of_run(
+    folder: Path, model: str = "model", *, device: str = "", data_root: str = ""
+) -> Subject:
+    """Return a model of a run with the run's data, in full precision.
+
+    Parameters
+    ----------
+    folder : Path
+        A run's; it need not be finished.
+    model : str
+        A file of it without its ending: one of ``models_of(folder)``.
+    device, data_root : str
+        In place of the run's own ``--device`` and ``--data-root``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such run or model, or its data are others today.
+    """
+    _, trainer = opened(folder, device=device, data_root=data_root)
+    return Subject.of(trainer, read_model(folder, model, trainer.layout))
+
+
+def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Config, Trainer]:
+    """Return a run's config, in full precision, and what its clients need."""
+    given = {"device": device, "data_root": data_root}
+    here = {key: value for key, value in given.items() if value}
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder}: there is no run: it has no config.yaml")
+    config = resolve({}, folder / "config.yaml")
+    config = resolve(config.model_dump() | {"precision": "fp32"} | here)
+    trainer, _ = new_trainer(config)
+    archive = folder / "partition.npz"
+    if not archive.is_file() or not trainer.partition.same_as(Partition.load(archive)):
+        raise UsageError(f"{folder}: the data are split in another way than in partition.npz")
+    return config, trainer
+
+
+def subjects_of_models(
+    models: Sequence[tuple[Path, str]], *, device: str = "", data_root: str = ""
+) -> list[tuple[str, Subject]]:
+    """Return models of runs by name: their methods, and their folders where those are the same."""
+    found = [
+        (
+            name_of(folder, model),
+            subject_of_run(folder, model, device=device, data_root=data_root),
+            folder,
+        )
+        for folder, model in models
+    ]
+    names = [name for name, _, _ in found]
+    return [
+        (name if names.count(name) == 1 else f"{name} ({folder.name})", subject)
+        for name, subject, folder in found
+    ]
+
+
+def name_of(folder: Path, model: str) -> str:
+    """Return a model's name in a picture: "fedasam + swa", or "fedasam" for what was averaged."""
+    config = resolve({}, folder / "config.yaml")
+    averaged = config.averaging != "none" and model == "model"
+    part = "" if model in ("model", "model-trained") else f" {model}"
+    return config.algorithm + (f" + {config.averaging}" if averaged else "") + part
+
+
+def subject_of_network(
+    module: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None = None,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    clients: Sequence[Tensor] = (),
+    task: Task | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Return the subject of any network and images, on the network's device.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Copied, so it is not changed.
+    train, test : tuple of Tensor
+        uint8 (N, C, H, W) images and their targets; without ``test`` the training images serve.
+    mean, std : tuple of float
+        Of each channel, for pixel values in [0, 1].
+    clients : sequence of Tensor
+        int64 rows of the training images, for each client; by default one client has all.
+    task : Task, optional
+        What the output means; by default classification.
+    seed : int
+        From which everything random in a measure follows.
+    """
+    network = FlatModule(copy.deepcopy(module))
+    layout = network.layout
+
+    def images(pixels: Tensor, targets: Tensor) -> Images:
+        return Images(pixels, targets, mean, std, dtype=layout.dtype, device=layout.device)
+
+    held = list(clients) or [torch.arange(len(train[1]))]
+    sizes = torch.tensor([0, *map(len, held)])
+    return Subject(
+        network,
+        network.state.clone(),
+        images(*train),
+        images(*(test or train)),
+        task or Classification(),
+        Partition(torch.cat(held), sizes.cumsum(0)),
+        seed,
+    )
+
+
+def models_of(folder: Path) -> list[str]:
+    """Return the models that a run's folder holds: model, model-trained, models/000100, ..."""
+    found = [*folder.glob("*.safetensors"), *sorted(folder.glob("models/*.safetensors"))]
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in found)
+
+
+def models_along(folder: Path) -> list[str]:
+    """Return the models that --save-every kept, by round."""
+    return sorted(filter(ALONG.fullmatch, models_of(folder)), key=round_of)
+
+
+def round_of(model: str) -> int:
+    """Return the round after which a model of ``models_along`` was kept."""
+    return int(model.rpartition("/")[2])
+
+
+def read_model(folder: Path, model: str, layout: Layout) -> Tensor:
+    """Return the state (S,) that a file of a run's folder holds.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, it is damaged, or it holds another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    have = models_of(folder)
+    if model not in have:
+        hint = nearest(model, have) or f"; it has {', '.join(have) or 'none'}"
+        raise UsageError(f"{folder}: no model {model!r}{hint}")
+    path = folder / f"{model}.safetensors"
+    try:
+        return layout.write(load(path.read_bytes()))
+    except (SafetensorError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error

@@ -1,0 +1,79 @@
+"""``python -m fedsam.report RUN...``: tables and figures of finished runs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsam.base.errors import UsageError
+from fedsam.cli import Parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 2 for wrong input."""
+    parser = Parser(prog="python -m fedsam.report", description="Tables and figures of runs.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished runs, or folders that hold such"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder for the files (default: report)"
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        help="accuracy in [0, 1]: the report says when each run reached it first",
+    )
+    try:
+        given = parser.read(arguments)
+        check_target(given["target"])
+        write(given["runs"], given["out"], given["target"])
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_target(target: float | None) -> None:
+    """Raise UsageError if this is no accuracy."""
+    if target is not None and not 0 <= target <= 1:
+        raise UsageError(f"--target {target:g}: must lie in [0, 1]")
+
+
+def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
+    """Print the table of runs; write the page, table.md, table.tex, runs.csv and the figures."""
+    from rich.console import Console
+
+    from fedsam.report import formats
+    from fedsam.report.page import html
+    from fedsam.report.paper import draw_all
+    from fedsam.report.scalars import taus, why_no_tau
+    from fedsam.report.table import ResultTable
+    from fedsam.runs.run import finished, folders_below, load_all
+
+    grid = ResultTable(load_all(paths))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made: {error.strerror}") from error
+    (out / "table.md").write_text(formats.markdown(grid))
+    (out / "table.tex").write_text(formats.latex(grid))
+    (out / "runs.csv").write_text(formats.comma_separated(grid, target))
+    written = ["report.html", "table.md", "table.tex", "runs.csv"]
+    if taus(grid):
+        (out / "tau.csv").write_text(formats.correlations(grid))
+        written.append("tau.csv")
+    (out / "report.html").write_text(html(grid, target))
+    pictures = draw_all(grid, out, target)
+    console = Console()
+    console.print(formats.terminal(grid))
+    written += [picture.name for picture in pictures]
+    console.print(
+        f"{len(grid.runs)} runs; {', '.join(written)} in {out}", highlight=False, soft_wrap=True
+    )
+    if reason := why_no_tau(grid):
+        console.print(reason, highlight=False, soft_wrap=True)
+    if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
+        console.print(f"left out: {left_out} runs that are not finished", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""What a report draws, as plain numbers: charts of panels of series."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from fedsam.report.scalars import GAPS, LIFELONG, Tau, scalars, sharpness, taus
+from fedsam.report.table import Cell, ResultTable, short, words
+from fedsam.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Series:
+    """A method's values, with a sample standard deviation to either side.
+
+    Attributes
+    ----------
+    label : str
+        The row of the table.
+    number : int
+        Of the row: its colour.
+    x : list
+        Rounds, names or other numbers.
+    y, spread : list of float
+        As many.
+    """
+
+    label: str
+    number: int
+    x: list[Any]
+    y: list[float]
+    spread: list[float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes; labels of its own, or the chart's."""
+
+    title: str
+    series: list[Series]
+    x_label: str = ""
+    y_label: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels side by side: those of bands and names are on one scale, from zero.
+
+    Attributes
+    ----------
+    name : str
+        Of its files.
+    heading, x_label, y_label : str
+        What is seen.
+    panels : list of Panel
+        At least one.
+    categories : list of str
+        The places on the x axis where they are names.
+    kind : str
+        "bands" over rounds, "names", "values" (lines over a number, which the panels share), or
+        "points".
+    """
+
+    name: str
+    heading: str
+    x_label: str
+    y_label: str
+    panels: list[Panel]
+    categories: list[str] = field(default_factory=list)
+    kind: Literal["bands", "names", "values", "points"] = "bands"
+
+    @property
+    def one_scale(self) -> bool:
+        """Whether the panels share their y axis, from zero."""
+        return self.kind in ("bands", "names")
+
+    @property
+    def top(self) -> float:
+        """The largest value, with its deviation."""
+        every = [series for panel in self.panels for series in panel.series]
+        return max(y + s for one in every for y, s in zip(one.y, one.spread, strict=True))
+
+
+Settings = dict[str, Any]
+
+
+def measured_charts(grid: ResultTable) -> list[Chart]:
+    """Return every chart that the runs have data for."""
+    return against_options(grid) + against_the_gap(grid)
+
+
+def against_the_gap(grid: ResultTable) -> list[Chart]:
+    """Return, for each measure of sharpness, its numbers against the generalisation gap."""
+    charts = []
+    every = sorted(taus(grid), key=lambda tau: (tau.scalar.measure, tau.gap))
+    for measure, found in groupby(every, key=lambda tau: tau.scalar.measure):
+        panels = [_scatter(grid, tau) for tau in found]
+        heading = f"Generalisation gap against {measure}"
+        charts.append(Chart(f"gap-{_slug(measure)}", heading, "", "", panels, kind="points"))
+    return charts
+
+
+def _scatter(grid: ResultTable, tau: Tau) -> Panel:
+    series = []
+    for number, row in enumerate(grid.rows):
+        runs = [run for run in tau.runs if grid.row(run) == row]
+        x, y = tau.points(runs)
+        if x:
+            series.append(Series(row, number, x, y, [0.0] * len(y)))
+    several = len({run.config.dataset for run in grid.runs}) > 1
+    dataset = f"{tau.dataset}, " if several else ""
+    title = f"{dataset}{tau.scalar.name}: {tau}"
+    return Panel(title, series, str(tau.scalar), GAPS[tau.gap].label)
+
+
+def against_options(grid: ResultTable) -> list[Chart]:
+    """Return accuracy and all that was measured against each number in which like runs differ.
+
+    A number is a config key (rho) or an entry of its options (the ``start`` of a late phase). A
+    line is what the runs have in common otherwise; it needs two numbers at least.
+    """
+    settings = {run.path: _settings(grid, run) for run in grid.runs}
+    keys = sorted({key for values in settings.values() for key in values})
+    measured = [s for s in scalars(grid) if s in sharpness(grid) or s.measure == LIFELONG]
+    charts = []
+    for key in keys:
+        if key == "alpha" and not measured:  # accuracy against alpha has a chart of its own
+            continue
+        lines = _lines(grid, settings, key)
+        panels = [Panel("", _values(lines, _percent), key, "accuracy (%)")]
+        panels += [Panel("", _values(lines, scalar.of), key, str(scalar)) for scalar in measured]
+        drawn = [panel for panel in panels if any(len(one.x) > 1 for one in panel.series)]
+        if drawn:
+            heading = f"Accuracy{' and what was measured' if measured else ''} against {key}"
+            charts.append(Chart(f"option-{_slug(key)}", heading, key, "", drawn, kind="values"))
+    return charts
+
+
+def _settings(grid: ResultTable, run: Run) -> Settings:
+    """Return in what a run may differ from others of its method, options entry by entry."""
+    found: Settings = {}
+    for key in (*grid.column_keys, *grid.row_keys):
+        value, name = getattr(run.config, key), key.replace("_", " ")
+        if isinstance(value, dict):
+            found |= {f"{name}: {entry}": held for entry, held in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _lines(
+    grid: ResultTable, settings: dict[Any, Settings], key: str
+) -> dict[str, dict[float, list[Run]]]:
+    """Return the runs by line, and by the number at ``key``; others take no part."""
+    settings = {path: values for path, values in settings.items() if _is_number(values.get(key))}
+    differing = {
+        other
+        for other in {name for values in settings.values() for name in values}
+        if other != key and len({repr(values.get(other)) for values in settings.values()}) > 1
+    }
+    lines: dict[str, dict[float, list[Run]]] = {}
+    for run in grid.runs:
+        if (values := settings.get(run.path)) is None:
+            continue
+        both = sorted(differing & set(values))
+        rest = [f"{name.rpartition(': ')[2]} {short(values[name])}" for name in both]
+        label = ", ".join([run.method, *rest])
+        lines.setdefault(label, {}).setdefault(float(values[key]), []).append(run)
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _values(
+    lines: dict[str, dict[float, list[Run]]], value_of: Callable[[Run], float | None]
+) -> list[Series]:
+    """Return a line each, over the numbers at which its runs have a value."""
+    series = []
+    for number, (label, by_number) in enumerate(sorted(lines.items())):
+        x, y, spread = [], [], []
+        for place, runs in sorted(by_number.items()):
+            values = [value for run in runs if (value := value_of(run)) is not None]
+            if values:
+                x.append(place)
+                y.append(mean(values))
+                spread.append(stdev(values) if len(values) > 1 else 0.0)
+        if x:
+            series.append(Series(label, number, x, y, spread))
+    return series
+
+
+def _percent(run: Run) -> float | None:
+    return None if math.isnan(run.accuracy) else 100 * run.accuracy
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+# of metrics.jsonl, with the heading and the axis that they get and the factor they are shown with
+OVER_ROUNDS = (
+    ("accuracy", "Accuracy", "test accuracy (%)", 100),
+    ("loss", "Loss", "test loss (nats)", 1),
+    ("client_norm", "How far clients walk in a round", "root mean square of |w_k - w|", 1),
+    ("client_drift", "How far from each other they end", "root mean square of |w_k - mean|", 1),
+    ("update_norm", "How far the server goes", "|w_new - w|", 1),
+)
+
+
+def all_charts(grid: ResultTable, target: float | None) -> list[Chart]:
+    """Return every chart that the runs have data for."""
+    charts = [over_rounds(grid, *given) for given in OVER_ROUNDS]
+    if "alpha" in grid.column_keys:
+        charts.insert(1, against_alpha(grid))
+    if target is not None:
+        charts += to_target(grid, target)
+    charts += measured_charts(grid)
+    return [chart for chart in charts if chart.panels]
+
+
+def over_rounds(grid: ResultTable, name: str, heading: str, y_label: str, factor: int) -> Chart:
+    """Return a metric over rounds: a panel a column, a line a method, bands over seeds."""
+    panels = []
+    for column in grid.columns:
+        series = []
+        for number, row in enumerate(grid.rows):
+            if (cell := grid.cells.get((row, column))) is None:
+                continue
+            rounds, middle, spread = over_seeds(cell, name)
+            if rounds:
+                shown = [[factor * value for value in values] for values in (middle, spread)]
+                series.append(Series(row, number, rounds, *shown))
+        if series:
+            panels.append(Panel(_heading(grid, column), series))
+    return Chart(name.replace("_", "-"), heading, "round", y_label, panels)
+
+
+def over_seeds(cell: Cell, name: str) -> tuple[list[int], list[float], list[float]]:
+    """Return the rounds that all runs measured, and mean and deviation of a metric at them."""
+    found = [run.curve(name) for run in cell.runs]
+    rounds = sorted(set.intersection(*map(set, found)))
+    values = [[curve[r] for curve in found] for r in rounds]
+    return rounds, [mean(v) for v in values], [_deviation(v) for v in values]
+
+
+def against_alpha(grid: ResultTable) -> Chart:
+    """Return final accuracy against alpha: a panel for each other setting."""
+    place = grid.column_keys.index("alpha")
+    alphas = sorted({column[place] for column in grid.columns})
+    others = sorted({(*c[:place], *c[place + 1 :]) for c in grid.columns})
+    keys = (*grid.column_keys[:place], *grid.column_keys[place + 1 :])
+    panels = []
+    for other in others:
+        series = []
+        for number, row in enumerate(grid.rows):
+            cells = {
+                f"{alpha:g}": grid.cells[row, column]
+                for alpha in alphas
+                if (row, column := (*other[:place], alpha, *other[place:])) in grid.cells
+            }
+            known = {x: cell for x, cell in cells.items() if not math.isnan(cell.mean)}
+            y = [100 * cell.mean for cell in known.values()]
+            spread = [100 * (cell.deviation or 0.0) for cell in known.values()]
+            if y:
+                series.append(Series(row, number, list(known), y, spread))
+        panels.append(Panel(words(keys, other), series))
+    return Chart(
+        "alpha",
+        "Accuracy against heterogeneity",
+        "alpha (0: one class a client)",
+        "accuracy (%), last 100 rounds",
+        panels,
+        [f"{alpha:g}" for alpha in alphas],
+        "names",
+    )
+
+
+def to_target(grid: ResultTable, target: float) -> list[Chart]:
+    """Return rounds, and seconds of training, to an accuracy; methods of which all seeds got there.
+
+    ``target`` lies in [0, 1].
+    """
+    titles = [_heading(grid, column) or "all" for column in grid.columns]
+    charts = []
+    for which, unit in enumerate(("rounds", "seconds")):
+        series = []
+        for number, row in enumerate(grid.rows):
+            x, y, spread = [], [], []
+            for column, title in zip(grid.columns, titles, strict=True):
+                cell = grid.cells.get((row, column))
+                reached = [run.reaches(target) for run in cell.runs] if cell else []
+                values = [pair[which] for pair in reached if pair]
+                if values and len(values) == len(reached):
+                    x.append(title)
+                    y.append(mean(values))
+                    spread.append(_deviation(values))
+            if x:
+                series.append(Series(row, number, x, y, spread))
+        panels = [Panel("", series)] if series else []
+        heading = f"{unit.capitalize()} to {target:.0%} accuracy"
+        label = f"{unit} to {target:.0%} accuracy"
+        charts.append(Chart(f"{unit}-to-target", heading, "", label, panels, titles, "names"))
+    return charts
+
+
+def partitions(grid: ResultTable) -> list[tuple[str, Run]]:
+    """Return a run of each column, whose split stands for the others', and a title."""
+    first: dict[tuple[Any, ...], Run] = {}
+    for (_, column), cell in grid.cells.items():
+        first.setdefault(column, cell.runs[0])
+    several = len({run.config.seed for run in grid.runs}) > 1
+    found = []
+    for column in grid.columns:
+        seed = f"seed {first[column].config.seed}" if several else ""
+        found.append((", ".join(filter(None, [_heading(grid, column), seed])), first[column]))
+    return found
+
+
+def _heading(grid: ResultTable, column: tuple[Any, ...]) -> str:
+    return words(grid.column_keys, column)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0

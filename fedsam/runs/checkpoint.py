@@ -1,0 +1,263 @@
+"""Checkpoints: what a run needs to go on, as two files that are there whole or not at all.
+
+``round-00000150.safetensors`` holds tensors, ``round-00000150.json`` all else, the checksum of the
+first and one of its own. The JSON is written last: without it there is no checkpoint.
+
+An object's state (a strategy's, Flower's too) becomes a JSON tree, in which a tensor stands as its
+name, and tensors by name: numbers, texts, tensors, arrays, records and containers of such. Nothing
+is pickled, and nothing is made on the way back but these: an object of the strategy's own is
+filled where the config made it.
+"""
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial, singledispatch
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from fedsam.base.errors import TrainingError
+from fedsam.base.system import write_whole
+from fedsam.base.vector import Layout
+from fedsam.messages import VectorRecord, tensor_of
+
+log = logging.getLogger("fedsam")
+FOLDER = "checkpoints"
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after a round.
+
+    Attributes
+    ----------
+    round : int
+        The last one that is done.
+    tree : dict
+        What JSON can hold.
+    tensors : dict
+        By name, as they were when it was taken.
+    """
+
+    round: int
+    tree: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save(run: Path, snapshot: Snapshot) -> None:
+    """Write a checkpoint into a run's folder; the one before is kept, older ones are not."""
+    from safetensors.torch import save as dump_tensors
+
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    name = f"round-{snapshot.round:08d}"
+    # each by itself: safetensors takes no tensors that share memory
+    whole = {n: t.detach().cpu().contiguous().clone() for n, t in snapshot.tensors.items()}
+    data = dump_tensors(whole)
+    write_whole(folder / f"{name}.safetensors", data)
+    body = {"round": snapshot.round, "tensors": _sum(data), "tree": snapshot.tree}
+    write_whole(folder / f"{name}.json", json.dumps(body | {"self": _own_sum(body)}))
+    for old in names(run)[:-KEPT]:
+        (folder / f"{old}.json").unlink()
+        (folder / f"{old}.safetensors").unlink(missing_ok=True)
+
+
+def names(run: Path) -> list[str]:
+    """Return the names of a run's checkpoints, the oldest first."""
+    return sorted(path.stem for path in (run / FOLDER).glob("round-*.json"))
+
+
+def load(run: Path) -> Snapshot | None:
+    """Return a run's newest checkpoint that is not damaged; warn of those that are."""
+    for name in reversed(names(run)):
+        try:
+            return _read(run / FOLDER, name)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is damaged (%s); the one before is used", name, error)
+    return None
+
+
+def _read(folder: Path, name: str) -> Snapshot:
+    from safetensors.torch import load as load_tensors
+
+    body = json.loads((folder / f"{name}.json").read_text())
+    if not isinstance(body, dict):
+        raise ValueError("its JSON is no mapping")
+    own = body.pop("self")
+    if own != _own_sum(body):
+        raise ValueError("its JSON has another checksum")
+    data = (folder / f"{name}.safetensors").read_bytes()
+    if _sum(data) != body["tensors"]:
+        raise ValueError("its tensors have another checksum")
+    return Snapshot(body["round"], body["tree"], load_tensors(data))
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _own_sum(body: dict[str, Any]) -> str:
+    return _sum(json.dumps(body, sort_keys=True).encode())
+
+
+Tensors = dict[str, Tensor]
+DEEP = 8  # objects in objects: deeper, one of them holds itself
+# the same in every run of one config
+CODE = FunctionType, MethodType, BuiltinFunctionType, partial, type, ModuleType, logging.Logger
+
+
+@singledispatch
+def flatten(value: object, name: str, tensors: Tensors) -> Any:
+    """Return the JSON tree of a value; its tensors go into ``tensors``, by reference.
+
+    Parameters
+    ----------
+    value : object
+        What is kept. Arrays are copied, tensors are not: they must not be written into later.
+    name : str
+        Of the value, below which its tensors are named.
+    tensors : dict
+        Filled.
+
+    Raises
+    ------
+    TrainingError
+        If there is something in it that cannot be kept.
+    """
+    if isinstance(value, CODE):
+        return {"code": type(value).__name__}
+    if hasattr(value, "__dict__") and name.count(".") < DEEP:
+        return {"object": {k: flatten(v, f"{name}.{k}", tensors) for k, v in vars(value).items()}}
+    raise TrainingError(
+        f"{name} is a {type(value).__name__}, which no checkpoint can hold: keep numbers, tensors, "
+        "arrays, lists or dicts, or give --checkpoint-every 0"
+    )
+
+
+@flatten.register(bool | int | float | str | None)
+def _(value: Any, name: str, tensors: Tensors) -> Any:
+    return value
+
+
+@flatten.register(list | tuple | deque)
+def _(value: Any, name: str, tensors: Tensors) -> Any:
+    return {type(value).__name__: [flatten(v, f"{name}.{n}", tensors) for n, v in enumerate(value)]}
+
+
+@flatten.register
+def _(value: dict, name: str, tensors: Tensors) -> Any:
+    keys = [flatten(key, f"{name}.key", {}) for key in value]
+    values = [flatten(v, f"{name}.{n}", tensors) for n, v in enumerate(value.values())]
+    return {"dict": [list(pair) for pair in zip(keys, values, strict=True)]}
+
+
+@flatten.register
+def _(value: np.generic, name: str, tensors: Tensors) -> Any:
+    return {"number": [value.item(), str(value.dtype)]}
+
+
+@flatten.register
+def _(value: Tensor, name: str, tensors: Tensors) -> Any:
+    tensors[name] = value
+    return {"tensor": name}
+
+
+@flatten.register
+def _(value: np.ndarray, name: str, tensors: Tensors) -> Any:
+    tensors[name] = torch.from_numpy(np.array(value, order="C"))  # 0-d stays 0-d
+    return {"array": name}
+
+
+@flatten.register
+def _(value: VectorRecord, name: str, tensors: Tensors) -> Any:
+    tensors[name] = value.state
+    return {"vector": name}
+
+
+@flatten.register
+def _(value: ArrayRecord, name: str, tensors: Tensors) -> Any:
+    names = {key: f"{name}.{key}" for key in value}
+    tensors.update({names[key]: tensor_of(array) for key, array in value.items()})
+    return {"arrays": names}
+
+
+@flatten.register
+def _(value: Layout, name: str, tensors: Tensors) -> Any:
+    return {"layout": None}
+
+
+def without_defaults(tree: Any, made: Any) -> Any:
+    """Return the tree of an object without the plain attributes that are as it was made.
+
+    They follow from the config, of which a few keys may be other ones when a run goes on.
+    """
+    if not isinstance(tree, dict) or "object" not in tree or not isinstance(made, dict):
+        return tree
+    before = made.get("object", {})
+    kept = {
+        key: without_defaults(value, before.get(key))
+        for key, value in tree["object"].items()
+        if isinstance(value, dict) or key not in before or value != before[key]
+    }
+    return {"object": kept}
+
+
+def unflatten(tree: Any, tensors: Mapping[str, Tensor], layout: Layout, there: Any = None) -> Any:
+    """Return the value of a tree that ``flatten`` made.
+
+    Parameters
+    ----------
+    tree : object
+        As JSON holds it.
+    tensors : mapping
+        By name, on the CPU.
+    layout : Layout
+        Of the run's model; tensors come to its device.
+    there : object
+        What the config made in the same place: it is filled if the tree is an object's, and
+        returned as it is if that is code.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+
+    def device(name: str) -> Tensor:
+        return tensors[name].to(layout.device)
+
+    def part(value: Any) -> Any:
+        return unflatten(value, tensors, layout)
+
+    def filled(attributes: dict[str, Any]) -> Any:
+        if there is None:
+            raise TrainingError("a strategy's object that is made in mid-run cannot be put back")
+        for key, value in attributes.items():
+            setattr(there, key, unflatten(value, tensors, layout, getattr(there, key, None)))
+        return there
+
+    makers: dict[str, Callable[[Any], Any]] = {
+        "code": lambda _: there,
+        "layout": lambda _: layout,
+        "object": filled,
+        "list": lambda parts: list(map(part, parts)),
+        "tuple": lambda parts: tuple(map(part, parts)),
+        "deque": lambda parts: deque(map(part, parts)),
+        "dict": lambda pairs: {part(key): part(value) for key, value in pairs},
+        "number": lambda pair: np.dtype(pair[1]).type(pair[0]),
+        "tensor": device,
+        "array": lambda name: tensors[name].numpy(),
+        "vector": lambda name: VectorRecord(layout, device(name)),
+        "arrays": lambda names: ArrayRecord(
+            {key: Array(tensors[name].numpy()) for key, name in names.items()}
+        ),
+    }
+    return makers[kind](content)

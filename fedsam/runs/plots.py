@@ -1,0 +1,127 @@
+"""The pictures of one run: its curves, and its partition."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedsam.runs.metrics import KEY, matrix
+
+SHOWN = 100  # clients in the picture of a partition
+
+
+def curves_of(lines: Sequence[dict[str, Any]]) -> Any:
+    """Return a figure of test accuracy, and test and train loss, over metrics.jsonl's rounds."""
+    from matplotlib.figure import Figure  # a second of import that only this needs
+
+    tests = [line for line in lines if "accuracy" in line]
+    trains = [line for line in lines if line.get("train_loss") is not None]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rounds = [line["round"] for line in tests]
+    left.plot(rounds, [100 * line["accuracy"] for line in tests], color="C0")
+    left.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
+    right.plot(
+        [line["round"] for line in trains],
+        [line["train_loss"] for line in trains],
+        color="0.75",
+        linewidth=0.6,
+        label="train (cohort)",
+    )
+    right.plot(rounds, [line["loss"] for line in tests], color="C3", label="test")
+    right.set(xlabel="round", ylabel="loss (nats)")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the figure of ``curves_of`` as a PNG."""
+    curves_of(lines).savefig(path, dpi=120)
+
+
+def draw_partition(counts: Tensor, path: Path) -> None:
+    """Draw which client holds how much of which class, as bubbles, into a PNG.
+
+    ``counts`` is int64 (clients, classes).
+    """
+    from matplotlib.figure import Figure
+
+    row = min(0.24, 10 / counts.shape[1])  # inches
+    figure = Figure(figsize=(11, 1.4 + row * counts.shape[1]), layout="constrained")
+    bubbles(figure.subplots(), counts, row)
+    figure.savefig(path, dpi=120)
+
+
+def bubbles(axes: Any, counts: Tensor, row: float) -> None:
+    """Draw images by client and class onto axes of 10 inches; the first 100 clients are shown.
+
+    Parameters
+    ----------
+    axes : Axes
+        Matplotlib's.
+    counts : Tensor
+        int64 (clients, classes).
+    row : float
+        Height of a class in inches.
+    """
+    shown = counts[:SHOWN]
+    clients, classes = shown.shape
+    largest = max(int(shown.max()), 1)
+    # the largest bubble is as wide as the narrower of a row and a column, and a fifth more
+    points = 1.2 * 72 * min(row, max(10 / clients, 0.12))
+    client, cls = shown.nonzero(as_tuple=True)
+    area = (points**2 * shown[client, cls] / largest).clamp(min=2)  # below, a dot is not seen
+    axes.scatter(client, cls, s=area, c=cls % 10, cmap="tab10", vmin=0, vmax=9, lw=0)
+    axes.set(xlabel="client", ylabel="class", xlim=(-1, clients), ylim=(-0.9, classes - 0.1))
+    for axis, length in ((axes.xaxis, clients), (axes.yaxis, classes)):
+        axis.set_ticks(range(0, length, 1 if length <= 20 else 10 * -(-length // 100)))
+    first = "" if clients == len(counts) else f"the first {SHOWN} of "
+    many = f"{len(counts):,} client{'s' * (len(counts) != 1)}"
+    axes.set_title(f"{first}{many}; the largest bubble is {largest:,} images", fontsize="medium")
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Path) -> None:
+    """Draw the accuracy on each task over metrics.jsonl's rounds, and after each task, into a PNG.
+
+    ``ends`` are the last rounds of the tasks.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    tests = [line for line in lines if KEY in line]
+    for task in range(len(ends)):
+        known = [(t["round"], 100 * t[KEY][task]) for t in tests if len(t[KEY]) > task]
+        if known:
+            rounds, accuracies = zip(*known, strict=True)
+            left.plot(rounds, accuracies, color=f"C{task % 10}", label=f"task {task + 1}")
+    for end in ends[:-1]:
+        left.axvline(end, color="0.6", linewidth=0.7, linestyle=":")
+    left.set(xlabel="round (dotted: the next task begins)", ylabel="test accuracy (%)")
+    left.set_ylim(0, 103)
+    left.grid(alpha=0.25)
+    left.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize="small", ncols=-(-len(ends) // 10))
+    a = [[100 * value for value in row] for row in matrix(lines, ends)]
+    if a:
+        cells = [row + [float("nan")] * (len(ends) - len(row)) for row in a]
+        shown = right.imshow(cells, vmin=0, vmax=100, cmap="viridis")
+        figure.colorbar(shown, ax=right, label="accuracy (%)", shrink=0.85)
+        if len(ends) <= 10:
+            for k, row in enumerate(a):
+                for j, value in enumerate(row):
+                    ink = "white" if value < 60 else "black"
+                    right.text(j, k, f"{value:.0f}", ha="center", va="center", color=ink)
+    ticks = range(0, len(ends), -(-len(ends) // 10))
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_ticks(ticks, [str(task + 1) for task in ticks])
+    right.set(xlabel="on task", ylabel="after task")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,1 @@
+"""One run of federated training: ``python -m fedsam.simulate``."""

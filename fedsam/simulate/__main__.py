@@ -1,0 +1,113 @@
+"""``python -m fedsam.simulate``: one run of federated training, from flags and a YAML file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsam.base.errors import TrainingError, UsageError
+from fedsam.base.system import Interrupted, listening
+from fedsam.cli import Parser, key_parser
+from fedsam.config.schema import Config, resolve
+
+if TYPE_CHECKING:
+    from fedsam.runs.checkpoint import Snapshot
+
+
+def parser() -> Parser:
+    """Return the parser of the command: ``--config``, ``--resume`` and the keys."""
+    out = key_parser()
+    out.prog = "python -m fedsam.simulate"
+    out.description = (
+        "Federated training of one model. Flags stand before the --config file, the file before "
+        "the --algorithm's preset, and that before the defaults."
+    )
+    out.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="YAML file with these keys, or a shipped one's name; several are trained as one "
+        "program, for which see docs/cohort.md",
+    )
+    out.add_argument(
+        "--resume",
+        metavar="DIR",
+        default="",
+        help="go on with the run in this folder from its last checkpoint; of its keys only those "
+        "that say how it is computed, and --rounds, may be other ones",
+    )
+    out.add_argument(
+        "--go-on",
+        action="store_true",
+        default=False,
+        help="go on with the run in --out, where there is one, as --resume does",
+    )
+    return out
+
+
+def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | None"]]:
+    """Return the configs of these command-line arguments, and where their runs go on.
+
+    One, or one a ``--config``; None is a run that begins.
+
+    Raises
+    ------
+    UsageError
+        One line that names the flag and says what would be right.
+    """
+    given = parser().read(arguments)
+    files, folder, go_on = given.pop("config"), given.pop("resume"), given.pop("go_on")
+    if folder:
+        if files or go_on or "out" in given:
+            raise UsageError("--resume: stands without --config, --out and --go-on")
+        from fedsam.simulate.resume import resumed
+
+        return [resumed(Path(folder), given)]
+    found: list[tuple[Config, Snapshot | None]] = []
+    for config in [resolve(given, file) for file in files or [""]]:
+        if not go_on:
+            found.append((config, None))
+            continue
+        from fedsam.simulate.resume import went_on
+
+        found.append(went_on(config))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 (training failed), 2 (wrong input) or 130."""
+    try:
+        configs, snapshots = map(list, zip(*parse(arguments), strict=True))
+        # only now: --help and a wrong flag are answered before torch is imported
+        from fedsam.simulate.joint import run_together
+        from fedsam.simulate.progress import Progress
+        from fedsam.simulate.run import run
+
+        with Progress(configs) as progress, listening() as stop:
+            if len(configs) == 1:
+                watch = progress.update
+                outcomes = [run(configs[0], watch, snapshot=snapshots[0], stop=stop)]
+            else:
+                outcomes = run_together(
+                    configs,
+                    lambda number, line: progress.update(line, number),
+                    snapshots=snapshots,
+                    stop=stop,
+                )
+        for config, outcome in zip(configs, outcomes, strict=True):
+            progress.summarise(config, outcome)
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"fedsam: training stopped: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"fedsam: interrupted after round {error.round}{error.advice}", file=sys.stderr)
+        return 128 + error.signal
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

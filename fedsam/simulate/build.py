@@ -1,0 +1,302 @@
+"""The composition root: Config -> data, split, model, method, strategy, actors.
+
+Nothing else in the framework knows them all.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from fedsam.base.errors import UsageError, nearest
+from fedsam.base.randomness import global_streams, numpy_generator
+from fedsam.base.system import cores
+from fedsam.base.vector import Layout
+from fedsam.config import plugins
+from fedsam.config.schema import Config
+from fedsam.data import datasets, lifelong
+from fedsam.data.datasets import Dataset
+from fedsam.data.flower_partitioner import partitioned
+from fedsam.data.images import Images
+from fedsam.data.partition import Partition, check
+from fedsam.data.plan import Work
+from fedsam.data.splits import METHODS
+from fedsam.messages import VectorRecord
+from fedsam.server.wrapped import Averaged, Pooled
+from fedsam.training import batchnorm
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Trainer
+from fedsam.training.method import Method
+
+if TYPE_CHECKING:
+    from fedsam.engines.ray import RayExecutor
+
+MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
+AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
+CROP_PADDING = 4  # pixels, as in the paper
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Return the data set, one of ours or the user's."""
+    if ":" not in config.dataset:
+        return datasets.load(config.dataset, Path(config.data_root))
+    make = plugins.imported("dataset", config.dataset)
+    dataset = make(Path(config.data_root)) if _takes_arguments(make) else make()
+    datasets.check(dataset)
+    return dataset
+
+
+def split(config: Config, dataset: Dataset) -> Partition:
+    """Return which training images are whose."""
+    if ":" in config.partition:
+        method = plugins.imported("partition", config.partition)
+    elif config.partition in METHODS:
+        method = METHODS[config.partition]
+    else:
+        raise UsageError(
+            f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; "
+            f"have {', '.join(METHODS)}, or package.module:function"
+        )
+    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
+    generator = numpy_generator(config.seed, "partition")
+    if hasattr(method, "load_partition"):
+        made = partitioned(method, options, labels, clients, generator, alpha=config.alpha)
+    else:
+        made = plugins.build(
+            "partition",
+            method,
+            options,
+            labels=labels,
+            clients=clients,
+            generator=generator,
+            alpha=config.alpha,
+        )
+    if ":" in config.partition:
+        check(made, len(labels), clients, f"--partition {config.partition}")
+    return made
+
+
+def choose_device(config: Config) -> torch.device:
+    """Return the device to train on."""
+    name: str = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {config.device}: must be auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {config.device}: must be auto, cpu, cuda or cuda:N")
+    if config.precision == "tf32" and device.type != "cuda":
+        raise UsageError("--precision tf32: only a GPU has it; give fp32 or bf16")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {config.device}: PyTorch sees {count} CUDA devices; try cpu")
+    return device
+
+
+def new_model(config: Config, dataset: Dataset) -> nn.Module:
+    """Return the network with the run's first weights, on the CPU."""
+    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
+    make = plugins.find("model", name, "fedsam.models")
+    shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
+    given = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
+    options = config.model_options
+    if _says_nothing(make, given):  # then it hands on what torchvision's and timm's models take
+        channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
+        options = {"num_classes": classes, **channels, **options}
+    with global_streams(config.seed, "initialisation"):
+        model = plugins.build("model", make, options, **given)
+    if not batchnorm.layers(model):
+        if config.bn != "values":
+            raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
+        if config.update_bn:
+            raise UsageError(f"--update-bn {config.update_bn}: the model has no BatchNorm")
+    return model
+
+
+def new_network(config: Config) -> nn.Module:
+    """Return the network of a run, whose data set says its shape, on the CPU."""
+    return new_model(config, load_dataset(config))
+
+
+def new_method(config: Config) -> Method:
+    """Return the clients' side of the algorithm."""
+    minimizer = plugins.find("minimizer", config.minimizer, "clients.minimizers")
+    client = plugins.find("client", config.client, "clients")
+    loss = plugins.find("loss", config.loss, "clients.losses")
+    values = {"rho": config.rho, "eta": config.eta, "rounds": config.rounds}
+    return Method(
+        plugins.build("minimizer", minimizer, config.minimizer_options, **values),
+        plugins.build("client", client, config.client_options, **values),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        optimizer=config.optimizer,
+        decay_in_loss=config.decay_in_loss,
+        first_pass_statistics=config.bn_first_pass,
+        loss=plugins.build("loss", loss, config.loss_options, rounds=config.rounds),
+    )
+
+
+def new_strategy(config: Config) -> Strategy:
+    """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
+    cls = plugins.find("strategy", config.strategy, "strategies")
+    fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
+    strategy = plugins.build(
+        "strategy",
+        cls,
+        config.strategy_options,
+        clients=config.clients,
+        momentum=config.momentum,
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_train_nodes=fewest,
+        min_available_nodes=fewest,
+    )
+    if config.bn == "pooled":
+        strategy = Pooled(strategy)
+    if config.averaging == "none":
+        return strategy
+    rule = plugins.find("average", config.averaging, "strategies.averages")
+    values = {"start": config.averages_from, "cycle": config.swa_cycle, "lr": config.swa_lr}
+    return Averaged(strategy, plugins.build("average", rule, config.average_options, **values))
+
+
+def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
+    """Return all that the clients need, and the model that training starts from.
+
+    Parameters
+    ----------
+    config : Config
+        What to run.
+    like : Trainer, optional
+        One with the same images, which are shared then.
+    """
+    dataset = load_dataset(config)
+    partition = split(config, dataset)
+    device = choose_device(config)
+    module = new_model(config, dataset)
+    initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    template = module.to(device)
+    layout = Layout.of(template)
+    method = new_method(config)
+    work = _work(config, dataset, keys=getattr(method.loss, "draws", False))
+    mean, std = _normalisation(config, dataset)
+    sequence = _lifelong(config, dataset, partition)
+    task = plugins.build("task", plugins.find("task", config.task, "fedsam.tasks"), {})
+    if sequence and sequence.heads == "multi":
+        task = lifelong.Heads(task, sequence.task_of.to(device))
+
+    def images(pixels: Tensor, labels: Tensor, padding: int = 0) -> Images:
+        return Images(
+            pixels,
+            labels,
+            mean,
+            std,
+            padding=padding,
+            dtype=layout.dtype,
+            device=device,
+        )
+
+    trainer = Trainer(
+        like.train if like else images(dataset.train_images, dataset.train_labels, work.crop),
+        like.test if like else images(dataset.test_images, dataset.test_labels),
+        partition,
+        lambda: copy.deepcopy(template),
+        layout,
+        method,
+        task,
+        work,
+        config.seed,
+        bf16=config.precision == "bf16",
+        lifelong=sequence,
+        local_statistics=config.bn == "local",
+    )
+    return trainer, VectorRecord(layout, layout.write(initial))
+
+
+def new_gradients(config: Config, trainer: Trainer) -> type[Slots | Vmapped] | None:
+    """Return how a cohort's gradients are computed; None where clients train each by itself."""
+    if config.cohort == "auto":
+        return Slots if trainer.layout.device.type == "cuda" else None
+    return {"off": None, "slots": Slots, "vmap": Vmapped}[config.cohort]
+
+
+def new_actors(config: Config, trainer: Trainer) -> "RayExecutor":
+    """Return Ray actors that train the clients."""
+    try:
+        from fedsam.engines.ray import RayExecutor
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UsageError("--engine ray: Ray is not installed; pip install 'fedsam[ray]'") from error
+
+    def make() -> Trainer:
+        """Make the trainer in the actor, from the config alone."""
+        return new_trainer(config)[0]
+
+    workers = config.workers or cores()
+    address, gpus = config.ray_address, config.gpus_per_worker
+    return RayExecutor(trainer, make, workers, address, gpus, config.client_timeout or math.inf)
+
+
+def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, as --normalize says."""
+    channels = len(dataset.mean)
+    if config.normalize == "dataset":
+        return dataset.mean, dataset.std
+    if config.normalize == "half":
+        return (0.5,) * channels, (0.5,) * channels
+    return (0.0,) * channels, (1.0,) * channels
+
+
+def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
+    augment: str = config.augment
+    if augment == "auto":
+        augment = AUGMENTATIONS.get(config.dataset, "none")
+    side = min(dataset.train_images.shape[-2:])
+    if config.cutout > side:
+        raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
+    return Work(
+        config.batch_size,
+        config.local_epochs,
+        config.local_steps,
+        crop=CROP_PADDING if "crop" in augment else 0,
+        flip="flip" in augment,
+        cutout=config.cutout,
+        mixup=config.mixup,
+        keys=keys,
+    )
+
+
+def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelong.Lifelong | None:
+    """Return which classes are learnt when, where that is asked for."""
+    if not config.lifelong:
+        return None
+    made: lifelong.Lifelong = plugins.build(
+        "lifelong",
+        lifelong.lifelong,
+        config.lifelong_options,
+        ends=config.task_ends,
+        labels=dataset.train_labels,
+        classes=dataset.classes,
+    )
+    lifelong.check(made, partition, dataset.test_labels, config.min_clients)
+    return made
+
+
+def _says_nothing(make: Any, given: Collection[str]) -> bool:
+    """Return whether it is a function that takes any keyword and names none of these."""
+    parameters = inspect.signature(make).parameters
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return any_keyword and not inspect.isclass(make) and not set(given) & set(parameters)
+
+
+def _takes_arguments(function: Any) -> bool:
+    return bool(inspect.signature(function).parameters)

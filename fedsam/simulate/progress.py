@@ -1,0 +1,147 @@
+"""What a run shows while it runs and when it is done."""
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from fedsam.config.schema import Config
+from fedsam.simulate.profile import WAITING, Phase
+from fedsam.simulate.run import Outcome
+
+PLAIN_LINES = 20  # where there is no terminal, a run prints about so many
+
+
+class Rate(ProgressColumn):
+    """Rounds a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        return Text(f"{task.speed:.1f} rounds/s" if task.speed else "", style="cyan")
+
+
+class Progress:
+    """A live line on a terminal, now and then a plain one elsewhere, nothing if quiet.
+
+    Parameters
+    ----------
+    configs : sequence of Config
+        What is run: one run, or several as one program, a line each.
+    """
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self.configs = configs
+        self.quiet = configs[0].quiet
+        self.console = Console()
+        self.errors = Console(stderr=True)
+        self.shown = [""] * len(configs)
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            console=self.console,
+            disable=self.quiet or not self.console.is_terminal,
+        )
+        self.tasks = [
+            self.bar.add_task(f"{c.algorithm} on {c.dataset}", total=c.rounds, accuracy="")
+            for c in configs
+        ]
+
+    def __enter__(self) -> "Progress":
+        logger = logging.getLogger("fedsam")
+        self.handler = RichHandler(console=self.errors, show_time=False, show_path=False)
+        logger.addHandler(self.handler)
+        # Flower's strategies log every round, and warn that they do not evaluate on clients
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        logging.getLogger("fedsam").removeHandler(self.handler)
+
+    def update(self, line: dict[str, Any], run: int = 0) -> None:
+        """Show one line of metrics of a run."""
+        if "accuracy" in line:
+            self.shown[run] = f"accuracy {line['accuracy']:.2%}"
+        shown, rounds = self.shown[run], self.configs[run].rounds
+        self.bar.update(self.tasks[run], completed=line["round"], accuracy=shown)
+        every = max(1, rounds // PLAIN_LINES)
+        if self.bar.disable and not self.quiet and line["round"] % every == 0:
+            which = f"run {run}  " if len(self.configs) > 1 else ""
+            self.console.print(f"{which}round {line['round']}/{rounds}  {shown}", highlight=False)
+
+    def summarise(self, config: Config, outcome: Outcome) -> None:
+        """Print what was run, how well it did, and where the results lie."""
+        summary = outcome.summary
+        table = Table(show_header=False, box=None, pad_edge=False)
+        average = "" if config.averaging == "none" else f" + {config.averaging}"
+        table.add_row(
+            "run",
+            f"{config.algorithm}{average} ({config.minimizer}, {config.client} client, "
+            f"{config.strategy} server) on {config.dataset}",
+        )
+        table.add_row(
+            "clients",
+            f"{config.clients_per_round} of {config.clients} a round, "
+            f"{config.partition} split, alpha {config.alpha:g}",
+        )
+        table.add_row(
+            "rounds",
+            f"{summary['rounds']} in {summary['seconds']:.1f} s "
+            f"({summary['rounds_per_second']:.1f} a second), {summary['ended']}",
+        )
+        table.add_row(
+            "accuracy",
+            f"[bold]{_percent(summary['final_accuracy'])}[/bold] mean of the last 100 rounds "
+            f"(last {_percent(summary['last_accuracy'])}, best "
+            f"{_percent(summary['best_accuracy'])})",
+        )
+        if lifelong := summary.get("lifelong"):
+            table.add_row(
+                "lifelong",
+                f"{_percent(lifelong['average_accuracy'])} average accuracy after the last of "
+                f"{config.lifelong} tasks, {_percent(lifelong['forgetting'])} forgetting",
+            )
+        table.add_row("results", str(outcome.folder))
+        self.console.print(table, soft_wrap=True, highlight=False)
+        if outcome.phases:
+            self._show(outcome.phases)
+
+    def _show(self, phases: Sequence[Phase]) -> None:
+        """Print where the time went."""
+        whole = sum(phase.seconds for phase in phases if phase.name != WAITING)
+        table = Table("phase", box=None, pad_edge=False, title_justify="left")
+        for heading in ("calls", "seconds", "share"):
+            table.add_column(heading, justify="right")
+        for name, calls, seconds in phases:
+            share = "" if name == WAITING else f"{seconds / whole:.1%}"
+            table.add_row(name, f"{calls}", f"{seconds:.3f}", share)
+        self.console.print("\nTime by phase, summed over threads", highlight=False)
+        self.console.print(table, highlight=False)
+
+
+def _percent(accuracy: float | None) -> str:
+    return "none" if accuracy is None else f"{accuracy:.2%}"

@@ -1,0 +1,147 @@
+"""What a run needs to go on: gathered after a round, put back before the next one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedsam.base.errors import UsageError, flag
+from fedsam.config.schema import HOW, Config, resolve
+from fedsam.messages import VectorRecord
+from fedsam.runs import checkpoint
+from fedsam.runs.checkpoint import Snapshot, load
+from fedsam.server.side_vectors import SideVectors
+from fedsam.simulate.schedule import EarlyStop
+from fedsam.training.method import Vectors
+
+# keys of which a run may go on with other values
+FREE = HOW | {"rounds", "swa_start", "target_accuracy", "patience"}
+
+
+@dataclass
+class RunState:
+    """All that changes from round to round.
+
+    Attributes
+    ----------
+    strategy : Strategy
+        Flower's or ours.
+    exchange : SideVectors
+        What the server sends beside the model.
+    memories : dict
+        What the clients that have trained keep, by client; filled by the engine.
+    stop : EarlyStop
+        Counts evaluations.
+    """
+
+    strategy: Strategy
+    exchange: SideVectors
+    memories: dict[int, Vectors]
+    stop: EarlyStop
+
+    def __post_init__(self) -> None:
+        self._made = checkpoint.flatten(self.strategy, "strategy", {})
+
+    def gather(self, round: int, arrays: VectorRecord, metrics: int, seconds: float) -> Snapshot:
+        """Return the state after a round; tensors are held, not copied.
+
+        Parameters
+        ----------
+        round : int
+            The last one that is done.
+        arrays : VectorRecord
+            The global model.
+        metrics : int
+            Length of metrics.jsonl in bytes.
+        seconds : float
+            That the run has taken so far.
+        """
+        tensors = {"model": arrays.state}
+        strategy = checkpoint.flatten(self.strategy, "strategy", tensors)
+        tree = {
+            "strategy": checkpoint.without_defaults(strategy, self._made),
+            "best": self.stop.best,
+            "since": self.stop.since,
+            "clients": sorted(self.memories),
+            "metrics": metrics,
+            "seconds": seconds,
+        }
+        tensors |= {f"sent.{name}": vector for name, vector in self.exchange.vectors.items()}
+        for client, vectors in self.memories.items():
+            tensors |= {f"memory.{client}.{name}": vector for name, vector in vectors.items()}
+        return Snapshot(round, tree, tensors)
+
+    def put_back(self, snapshot: Snapshot, like: VectorRecord) -> VectorRecord:
+        """Let all be as it was when the snapshot was gathered; return the global model."""
+        layout, tree, tensors = like.layout, snapshot.tree, snapshot.tensors
+        checkpoint.unflatten(tree["strategy"], tensors, layout, self.strategy)
+        self.stop.best, self.stop.since = tree["best"], tree["since"]
+        there = {name: tensor.to(layout.device) for name, tensor in tensors.items()}
+        self.exchange.vectors = {name: there[f"sent.{name}"] for name in self.exchange.vectors}
+        for client in tree["clients"]:
+            start = f"memory.{client}."
+            self.memories[client] = {
+                name.removeprefix(start): v for name, v in there.items() if name.startswith(start)
+            }
+        return VectorRecord(layout, there["model"])
+
+
+def went_on(config: Config) -> tuple[Config, Snapshot | None]:
+    """Return a config, and where its run goes on in ``config.out`` if it was begun there.
+
+    Raises
+    ------
+    UsageError
+        As ``resumed``, and if the config names no folder.
+    """
+    if not config.out:
+        raise UsageError("--go-on: needs --out")
+    if not Path(config.out).exists():
+        return config, None
+    return resumed(Path(config.out), config.model_dump())
+
+
+def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
+    """Return the config with which a run goes on, and where it was.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    given : mapping
+        Config keys to go on with.
+
+    Raises
+    ------
+    UsageError
+        If there is no checkpoint, or the config contradicts the run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"--resume {folder}: there is no run")
+    before = resolve({}, folder / "config.yaml")
+    config = resolve(before.model_dump() | dict(given))
+    for key, value in config.model_dump().items():
+        if key not in FREE and value != getattr(before, key):
+            raise UsageError(
+                f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
+                "it can only go on with that"
+            )
+    if config.lifelong and config.rounds != before.rounds:
+        raise UsageError(
+            f"--rounds {config.rounds}: the tasks of the run in {folder} divide its "
+            f"{before.rounds}; it can only go on with that"
+        )
+    snapshot = load(folder)
+    if snapshot is None:
+        raise UsageError(f"--resume {folder}: it has no checkpoint to go on from; start it anew")
+    if config.rounds < snapshot.round:
+        raise UsageError(f"--rounds {config.rounds}: the run has done {snapshot.round} already")
+    starts = {before.averages_from, config.averages_from}
+    if config.averaging != "none" and len(starts) > 1 and min(starts) < snapshot.round:
+        raise UsageError(
+            f"--swa-start {config.swa_start:g}: averaging began after round "
+            f"{before.averages_from} of the run; give --swa-start {before.averages_from}"
+        )
+    return config.model_copy(update={"out": str(folder)}), snapshot

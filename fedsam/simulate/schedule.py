@@ -1,0 +1,59 @@
+"""When a run stops early, and when its checkpoints are due."""
+
+import re
+import time
+from dataclasses import dataclass
+
+
+@dataclass
+class EarlyStop:
+    """When to end before the last round.
+
+    Attributes
+    ----------
+    target : float
+        Accuracy that is enough; 0 for none.
+    patience : int
+        Evaluations without a better accuracy that are too many; 0 for any number.
+    """
+
+    target: float
+    patience: int
+    best: float = -1.0
+    since: int = 0
+
+    def reason(self, accuracy: float) -> str:
+        """Return why to stop after an evaluation with this accuracy, or ""."""
+        self.since = 0 if accuracy > self.best else self.since + 1
+        self.best = max(self.best, accuracy)
+        if self.target and accuracy >= self.target:
+            return f"reached --target-accuracy {self.target:g}"
+        if self.patience and self.since >= self.patience:
+            return f"--patience {self.patience}: no better accuracy since {self.best:.4f}"
+        return ""
+
+
+class Due:
+    """When the next checkpoint is written.
+
+    Parameters
+    ----------
+    every : str
+        Rounds ("100") or seconds ("60s"); "0" for never.
+    """
+
+    def __init__(self, every: str) -> None:
+        number, seconds = re.fullmatch(r"(\d+)(s?)", every).groups()  # type: ignore[union-attr]
+        self.ever = int(number) > 0
+        self._every = int(number)
+        self._seconds = bool(seconds)
+        self._last = time.monotonic()
+
+    def now(self, round: int) -> bool:
+        """Return whether one is due after this round."""
+        if not self.ever or not self._seconds:
+            return self.ever and round % self._every == 0
+        if time.monotonic() - self._last < self._every:
+            return False
+        self._last = time.monotonic()
+        return True

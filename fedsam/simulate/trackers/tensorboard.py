@@ -1,0 +1,48 @@
+"""TensorBoard: an event file in the run's folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsam.config.schema import Config
+from fedsam.simulate.tracking import finals, hyperparameters, needing, numbers, pictures
+
+FLUSH = 10  # seconds until what was logged is seen, and may be lost in a kill
+
+
+class TensorBoard:
+    """Scalars by round, hyper-parameters and pictures in ``RUN/tensorboard``.
+
+    TensorBoard keeps scalars in float32.
+    """
+
+    def __init__(self) -> None:
+        with needing("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        self._new_writer = SummaryWriter
+
+    def start(self, config: Config, folder: Path) -> None:
+        """Open the event file, and write the hyper-parameters."""
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        self.folder = folder
+        self.round = 0
+        self.writer = self._new_writer(str(folder / "tensorboard"), flush_secs=FLUSH)
+        self.writer.file_writer.add_summary(hparams_pb(hyperparameters(config), folder.name))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Write the line's metrics at its round."""
+        self.round = line["round"]
+        for name, value in numbers(line).items():
+            self.writer.add_scalar(name, value, self.round)
+
+    def finish(self, summary: Mapping[str, Any], error: BaseException | None) -> None:
+        """Write the final accuracies, why the run ended, and its pictures; close the file."""
+        from matplotlib.image import imread
+
+        for name, value in finals(summary).items():
+            self.writer.add_scalar(name, value, self.round)
+        self.writer.add_text("ended", summary.get("ended") or repr(error), self.round)
+        for name, path in pictures(self.folder).items():
+            self.writer.add_image(name, imread(path), self.round, dataformats="HWC")
+        self.writer.close()

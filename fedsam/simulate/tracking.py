@@ -1,0 +1,149 @@
+"""Live tracking: a run tells TensorBoard, Weights & Biases, MLflow or an object of yours."""
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from fedsam.base.errors import UsageError
+from fedsam.config import plugins
+from fedsam.config.schema import Config
+
+log = logging.getLogger("fedsam")
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """What follows a run. It is made without arguments, and follows one run.
+
+    What a tracker raises ends the run; its folder is left as after a mistake in training if that
+    is a TrainingError or a KeyboardInterrupt.
+    """
+
+    def start(self, config: Config, folder: Path) -> None:
+        """Begin: the run's folder is there, with the config and the partition in it."""
+        ...
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Take a line of metrics.jsonl; floats may be NaN here."""
+        ...
+
+    def finish(self, summary: Mapping[str, Any], error: BaseException | None) -> None:
+        """End, whatever happened.
+
+        Parameters
+        ----------
+        summary : mapping
+            What summary.json holds; empty if the run did not come to write one.
+        error : BaseException or None
+            What ended the run: a TrainingError, a KeyboardInterrupt, ...; None if all went well.
+        """
+        ...
+
+
+def new_trackers(track: str) -> list[Tracker]:
+    """Return the trackers that ``--track`` names.
+
+    Parameters
+    ----------
+    track : str
+        Names out of fedsam/trackers and import paths, between commas; "" for none.
+
+    Raises
+    ------
+    UsageError
+        If there is no such tracker, its extra is not installed, or it lacks a method.
+    """
+    trackers = []
+    for name in track.split(",") if track else []:
+        make: Any = plugins.find("track", name.strip(), "fedsam.simulate.trackers")
+        try:
+            inspect.signature(make).bind()
+        except TypeError as error:
+            raise UsageError(f"--track {name}: must be made without arguments: {error}") from error
+        tracker = make()
+        if not isinstance(tracker, Tracker):
+            raise UsageError(f"--track {name}: needs the methods start, log and finish")
+        trackers.append(tracker)
+    return trackers
+
+
+@contextmanager
+def tracking(
+    trackers: Sequence[Tracker], config: Config, folder: Path
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Start trackers, yield what gives all of them a line, and finish those that were started."""
+    started: list[Tracker] = []
+
+    def tell(line: Mapping[str, Any]) -> None:
+        for tracker in started:
+            tracker.log(line)
+
+    try:
+        for tracker in trackers:
+            tracker.start(config, folder)
+            started.append(tracker)
+        yield tell
+    except BaseException as error:
+        _finish(started, folder, error)
+        raise
+    _finish(started, folder, None)
+
+
+def _finish(trackers: Sequence[Tracker], folder: Path, error: BaseException | None) -> None:
+    """Finish all; raise the first mistake in that, unless it would hide what ended the run."""
+    if not trackers:
+        return
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    first = error
+    for tracker in trackers:
+        try:
+            tracker.finish(summary, error)
+        except Exception as mistake:
+            if first is None:
+                first = mistake
+            else:
+                log.exception("--track: %s could not finish", type(tracker).__name__)
+    if first is not None and first is not error:
+        raise first
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numeric metrics of a line or a summary; the round is not one."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and name != "round"
+    }
+
+
+def finals(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracies of a summary."""
+    return {name: v for name, v in numbers(summary).items() if name.endswith("_accuracy")}
+
+
+def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    """Return every key of a config as a scalar, mappings as JSON."""
+    items = config.model_dump().items()
+    return {key: json.dumps(v) if isinstance(v, dict) else v for key, v in items}
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    """Return the pictures that a run's folder holds by now."""
+    names = ("partition", "curves")
+    return {name: file for name in names if (file := folder / f"{name}.png").exists()}
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Raise UsageError where a block's import fails because an extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--track {extra}: there is no module {error.name!r}; pip install 'fedsam[{extra}]'"
+        ) from error

@@ -1,0 +1,1 @@
+"""Many runs over a grid of keys: ``python -m fedsam.sweep``."""

@@ -1,0 +1,114 @@
+"""``python -m fedsam.sweep FILE``: a grid of runs, and their report; started again, it goes on."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from pathlib import Path
+
+from fedsam.base.errors import UsageError
+from fedsam.base.system import cores
+from fedsam.cli import Parser, key_parser
+from fedsam.report import __main__ as report
+from fedsam.runs.run import finished
+from fedsam.sweep.grid import SweepPoint, cells_of, read
+from fedsam.sweep.live import LiveTable
+from fedsam.sweep.queue import Processes, RayTasks, Words, jobs_of
+
+Job = Sequence[SweepPoint]
+LOOK = 1.0  # seconds between looks at the running cells
+
+
+def flags() -> Parser:
+    """Return the parser of the command's flags."""
+    out = key_parser()
+    out.prog = "python -m fedsam.sweep"
+    out.description = (
+        "Runs a grid of experiments, each in a process of its own, and reports on them. Started "
+        "again with the same --out it leaves finished cells alone. Flags stand before the file's "
+        "keys, for every cell."
+    )
+    out.add_argument("sweep", help="a sweep's YAML file, or the name of a shipped one")
+    out.add_argument(
+        "--parallel", type=int, default=1, help="processes at a time on this machine (default: 1)"
+    )
+    out.add_argument(
+        "--ray",
+        action="store_true",
+        default=False,
+        help="run cells as Ray tasks of --threads cores and --gpus-per-worker GPUs, on the cluster "
+        "at --ray-address or on this machine",
+    )
+    out.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        help="cells that train as one program, where they can: for a GPU (default: 1)",
+    )
+    out.add_argument(
+        "--target", type=float, default=None, help="accuracy in [0, 1], for the report"
+    )
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 1 (a cell failed), 2 (wrong input) or 130."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as Ctrl-C does
+    try:
+        given = flags().read(arguments)
+        name, target = given.pop("sweep"), given.pop("target")
+        report.check_target(target)
+        out = Path(given.pop("out", "") or Path("runs") / Path(name).stem).absolute()
+        parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
+        for flag, number in (("--parallel", parallel), ("--together", together)):
+            if number < 1:
+                raise UsageError(f"{flag} {number}: must be at least 1")
+        # side by side, runs share the cores
+        shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
+        shares |= {"threads": 1} if ray else {}
+        cells = cells_of(read(name), out, shares | given)
+        jobs = jobs_of([cell for cell in cells if not cell.done()], together)
+        print(f"{len(cells)} cells, {len(cells) - sum(map(len, jobs))} done before", flush=True)
+        failed = {}
+        if jobs:
+            place = RayTasks(jobs[0][0].config) if ray else Processes(parallel)
+            with closing(place):
+                failed = run_all(jobs, place.submit)
+        if len(failed) < len(cells):
+            report.write([out], out / "report", target)
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fedsam: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 1 if failed else 0
+
+
+def run_all(jobs: Sequence[Job], submit: Callable[[Job], Future[Words]]) -> Words:
+    """Run jobs, with a live table; return why which cells failed."""
+    with LiveTable([cell for job in jobs for cell in job]) as board:
+        futures = {submit(job): job for job in jobs}
+        while futures:
+            ended, _ = wait(futures, timeout=LOOK, return_when=FIRST_COMPLETED)
+            for future in ended:
+                cells = futures.pop(future)
+                board.end(cells, words_of(cells, future))
+            board.look()
+    return board.failed
+
+
+def words_of(cells: Job, future: Future[Words]) -> Words:
+    """Return why which cells of a job that has ended failed."""
+    if error := future.exception():  # its process died, or fedsam has a bug
+        return dict.fromkeys((cell.name for cell in cells), str(error).strip().splitlines()[-1])
+    lost = f"no result in {cells[0].folder.parent}: all nodes must share --out's file system"
+    missing = {cell.name: lost for cell in cells if not finished(cell.folder)}
+    return missing | future.result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

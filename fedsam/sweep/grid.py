@@ -1,0 +1,157 @@
+"""The cells of a sweep: a grid over config keys, each cell a run in a folder of its own."""
+
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsam.base.errors import UsageError, nearest
+from fedsam.config.plugins import ROOT
+from fedsam.config.presets import CONFIGS
+from fedsam.config.schema import HOW, Config, resolve
+from fedsam.runs.checkpoint import names
+from fedsam.runs.run import finished
+
+
+class When(BaseModel):
+    """Keys of the cells that match all of ``if``."""
+
+    model_config = ConfigDict(extra="forbid")
+    match: dict[str, Any] = Field(alias="if")
+    set: dict[str, Any]
+
+
+class Sweep(BaseModel):
+    """A sweep's file.
+
+    Attributes
+    ----------
+    config : str
+        A run's YAML file, or a shipped one's name, that all cells start from.
+    set : dict
+        Keys of every cell.
+    grid : dict
+        From a key to its values; a cell is one of each. ``minimizer_options.start`` is the entry
+        ``start`` of that mapping, here and in the others.
+    when : list of When
+        Keys of some cells; a later entry stands before an earlier one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    config: str = ""
+    set: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = Field(min_length=1)
+    when: list[When] = []
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One run of a sweep: its name, its folder, its config."""
+
+    name: str
+    folder: Path
+    config: Config
+
+    def done(self) -> bool:
+        """Return whether the run is finished.
+
+        Raises
+        ------
+        UsageError
+            If its folder holds a run with another config.
+        """
+        if not finished(self.folder):
+            return False
+        before = resolve({}, self.folder / "config.yaml").model_dump()
+        for key, value in self.config.model_dump().items():
+            if key not in HOW and before[key] != value:
+                raise UsageError(
+                    f"{self.folder}: was run with {key} {before[key]!r}, not {value!r}; "
+                    "give another --out"
+                )
+        return True
+
+    def prepare(self) -> Config:
+        """Return the config, with the folder as its out; remove what cannot be gone on with."""
+        if not names(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return self.config.model_copy(update={"out": str(self.folder)})
+
+
+def read(path: str) -> Sweep:
+    """Return a sweep's file; ``path`` may be the name of one in ``configs/sweeps``.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it is wrong; one line.
+    """
+    places = [Path(path), ROOT / path, CONFIGS / "sweeps" / f"{path}.yaml"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))
+        raise UsageError(f"{path}: no such sweep{nearest(path, names)}; have {', '.join(names)}")
+    try:
+        return Sweep.model_validate(yaml.safe_load(file.read_text()) or {})
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(f"{file}: {where}: {first['msg']}") from error
+
+
+def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[SweepPoint]:
+    """Return the cells of a sweep; ``given`` are keys that stand before all in its file.
+
+    Raises
+    ------
+    UsageError
+        If a cell's config is wrong, ``given`` holds a key of the grid, or an entry of ``when``
+        matches no cell.
+    """
+    twice = sorted(set(given) & {key.partition(".")[0] for key in sweep.grid})
+    if twice:
+        raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
+    products = itertools.product(*sweep.grid.values())
+    places = [dict(zip(sweep.grid, values, strict=True)) for values in products]
+    for number, when in enumerate(sweep.when):
+        if not any(when.match.items() <= place.items() for place in places):
+            raise UsageError(f"when.{number}: no cell of the grid has {when.match}")
+    cells = []
+    for place in places:
+        keys = sweep.set | place
+        for when in sweep.when:
+            if when.match.items() <= place.items():
+                keys |= when.set
+        name = ",".join(f"{key}={value}".replace("/", "-") for key, value in place.items())
+        cells.append(
+            SweepPoint(name, out / name, resolve(nested(keys) | dict(given), sweep.config))
+        )
+    return cells
+
+
+def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys with those like ``minimizer_options.start`` put into their mappings.
+
+    Raises
+    ------
+    UsageError
+        If what stands before the dot is no mapping.
+    """
+    plain = {key: value for key, value in keys.items() if "." not in key}
+    for key, value in keys.items():
+        whole, dot, part = key.partition(".")
+        if not dot:
+            continue
+        mapping = plain.get(whole, {})
+        if not isinstance(mapping, dict):
+            raise UsageError(f"{key}: {whole} is no mapping but {mapping!r}")
+        plain[whole] = {**mapping, part: value}
+    return plain

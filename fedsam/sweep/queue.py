@@ -1,0 +1,138 @@
+"""How the cells of a sweep are run: alone or as one program, in processes here or Ray tasks."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+from fedsam.base.errors import TrainingError, UsageError
+from fedsam.config.schema import SHARED, Config, dump
+from fedsam.runs.run import ending
+from fedsam.sweep.grid import SweepPoint
+
+Words = dict[str, str]  # by the names of cells that failed: why
+
+
+def jobs_of(cells: Sequence[SweepPoint], together: int) -> list[list[SweepPoint]]:
+    """Return the cells as jobs of up to ``together`` that can share one program."""
+    jobs: list[list[SweepPoint]] = []
+    open_job: dict[str, list[SweepPoint]] = {}  # by what it shares: the one that has room
+    for cell in cells:
+        job = open_job.get(_shared(cell.config))
+        if job is None or len(job) == together:
+            job = open_job[_shared(cell.config)] = []
+            jobs.append(job)
+        job.append(cell)
+    return jobs
+
+
+def _shared(config: Config) -> str:
+    """Return what runs in one program have in common, as text.
+
+    Options may differ in floats, but not in a switch's start: a program trains one method.
+    """
+    options = [*config.minimizer_options.items(), *config.client_options.items()]
+    kinds = [(k, type(v) if isinstance(v, float) and k != "start" else v) for k, v in options]
+    return repr([*(getattr(config, key) for key in SHARED), kinds])
+
+
+def run_here(cells: Sequence[SweepPoint]) -> Words:
+    """Run cells in this process."""
+    from fedsam.simulate.joint import run_together
+    from fedsam.simulate.resume import went_on
+    from fedsam.simulate.run import run
+
+    try:
+        begins = [went_on(cell.prepare()) for cell in cells]
+        configs, snapshots = [c for c, _ in begins], [s for _, s in begins]
+        if len(cells) == 1:
+            run(configs[0], snapshot=snapshots[0])
+        else:
+            run_together(configs, snapshots=snapshots)
+    except (UsageError, TrainingError) as error:
+        return _words(cells, str(error))
+    return {}
+
+
+class Processes:
+    """Runs jobs in processes of this machine.
+
+    Parameters
+    ----------
+    number : int
+        At a time.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._pool = ThreadPoolExecutor(number, "fedsam-job")
+        self._running: set[subprocess.Popen[str]] = set()
+
+    def submit(self, cells: Sequence[SweepPoint]) -> Future[Words]:
+        """Run a job in a process of its own, when there is room."""
+        return self._pool.submit(self._run, cells)
+
+    def close(self) -> None:
+        """Begin no more jobs, and end those that run."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._running):
+            process.terminate()
+        self._pool.shutdown()
+
+    def _run(self, cells: Sequence[SweepPoint]) -> Words:
+        files = [cell.folder.parent / f"{cell.name}.yaml" for cell in cells]  # beside the folder
+        for file, cell in zip(files, cells, strict=True):
+            file.write_text(dump(cell.prepare()))
+        named = [word for file in files for word in ("--config", str(file))]
+        call = [sys.executable, "-m", "fedsam.simulate", *named, "--go-on", "--quiet"]
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._running.add(process)
+        said, errors = process.communicate()
+        self._running.discard(process)
+        for file in files:
+            file.unlink()
+        if process.returncode == 0:
+            return {}
+        last = (errors.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+        words = _words(cells, last)
+        for name in words:
+            (cells[0].folder.parent / f"{name}.log").write_text(said + errors)
+        return words
+
+
+class RayTasks:
+    """Runs jobs as Ray tasks; their folders must lie on a file system that all nodes share.
+
+    Parameters
+    ----------
+    config : Config
+        Of any cell: a task's cores are its ``threads``.
+
+    Raises
+    ------
+    UsageError
+        If Ray is not installed, has not what is asked for, or the cells use it themselves.
+    """
+
+    def __init__(self, config: Config) -> None:
+        if config.engine == "ray":
+            raise UsageError("--engine ray: cells are Ray tasks themselves (--ray); leave out one")
+        try:
+            from fedsam.engines.ray import Tasks
+        except ModuleNotFoundError as error:
+            raise UsageError("--ray: Ray is not installed; pip install 'fedsam[ray]'") from error
+        self._tasks = Tasks(config.threads, config.gpus_per_worker, config.ray_address)
+
+    def submit(self, cells: Sequence[SweepPoint]) -> Future[Words]:
+        """Run a job as a task, when there is room."""
+        return self._tasks.submit(partial(run_here, cells))
+
+    def close(self) -> None:
+        """End all tasks."""
+        self._tasks.close()
+
+
+def _words(cells: Sequence[SweepPoint], default: str) -> Words:
+    """Return why the cells of a job failed that did: what their own run said, else the job."""
+    endings = {cell.name: ending(cell.folder) for cell in cells}
+    return {name: reason or default for name, (finished, reason) in endings.items() if not finished}
