@@ -8,9 +8,9 @@ one.
 import time
 
 import torch
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.minimizers.sgd import SGD
 
-from clients.fedavg import FedAvg
-from clients.minimizers.sgd import SGD
 from fedsam.base.vector import Layout
 from fedsam.config.plugins import find
 from fedsam.data.images import Images

@@ -1,1 +1,1 @@
-"""What a client does in a round: corrections here, one file each; minimisers in ``minimizers``."""
+"""What a client does in a round: minimizers, corrections and losses, one file a method."""

@@ -4,12 +4,17 @@ Importing this package imports nothing heavy; ``python -m fedsam.simulate --help
 """
 
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsam.base.errors import TrainingError, UsageError
     from fedsam.config.schema import Config
     from fedsam.runs.run import Run
+
+# in a checkout and in Flower's app bundle clients, strategies and configs lie beside this folder
+if not (_HERE := Path(__file__).resolve().parent).joinpath("clients").is_dir():
+    __path__.append(str(_HERE.parent))
 
 __version__ = "0.1.0"
 __all__ = ["Config", "TrainingError", "UsageError", "load", "run"]
@@ -49,8 +54,6 @@ def load(folder: "str | PathLike[str]") -> "Run":
     UsageError
         If it is no folder of a finished run.
     """
-    from pathlib import Path
-
     from fedsam.runs.run import load
     from fedsam.simulate.build import new_network
 

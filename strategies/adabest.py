@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from fedsam.base.vector import weighted_mean
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 class AdaBest(FedAvg):
@@ -16,7 +17,7 @@ class AdaBest(FedAvg):
         w    <- mean - h
         last <- mean                                          the first model, at first
 
-    It goes with ``clients/adabest.py``. BatchNorm statistics are averaged. The server keeps P
+    It goes with the client of this name. BatchNorm statistics are averaged. The server keeps P
     numbers. Formula and value are from memory of the paper, not checked against its code.
 
     Parameters

@@ -8,7 +8,8 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsam.messages import VectorRecord, layout_of, state_of
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 class FedACG(FedAvg):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from strategies.fedavg import FedAvg
+from .fedavg import FedAvg
 
 
 class FedAvgM(FedAvg):

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from fedsam.base.vector import weighted_mean
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 class FedDyn(FedAvg):
@@ -16,7 +17,7 @@ class FedDyn(FedAvg):
         w <- mean_k w_k - h
 
     h is the paper's h / alpha, so that the server does not need alpha; it goes with
-    ``clients/feddyn.py``. Every client of the cohort counts the same. BatchNorm statistics, which
+    the client of this name. Every client of the cohort counts the same. BatchNorm statistics, which
     are not descended on, are averaged. The server keeps P numbers.
 
     Parameters

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from fedsam.base.vector import norm, weighted_mean
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 class FedExP(FedAvg):

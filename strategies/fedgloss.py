@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fedsam.base.vector import unit, weighted_mean
 from fedsam.messages import VectorRecord, layout_of, state_of
-from strategies.feddyn import FedDyn
+
+from .feddyn import FedDyn
 
 
 class FedGloSS(FedDyn):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fedsam.base.vector import weighted_mean
 from fedsam.messages import STEPS, states_and_weights
-from strategies.fedavg import FedAvg
+
+from .fedavg import FedAvg
 
 
 class FedNova(FedAvg):

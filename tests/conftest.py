@@ -15,6 +15,8 @@ import torch
 from fedsam.config.schema import Config, resolve
 from fedsam.simulate.run import Outcome, run
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)

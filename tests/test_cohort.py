@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import combined
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.corrections.scaffold import Scaffold
+from fedsam.clients.minimizers.asam import ASAM
+from fedsam.clients.minimizers.late import Late
+from fedsam.clients.minimizers.lookbehind import Lookbehind
+from fedsam.clients.minimizers.m_sam import MSAM
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
 from torch import nn
 
-from clients.fedavg import FedAvg
-from clients.fedprox import FedProx
-from clients.minimizers.asam import ASAM
-from clients.minimizers.late import Late
-from clients.minimizers.lookbehind import Lookbehind
-from clients.minimizers.m_sam import MSAM
-from clients.minimizers.sam import SAM
-from clients.minimizers.sgd import SGD
-from clients.scaffold import Scaffold
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.config import plugins
@@ -29,8 +29,8 @@ from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Job, Trainer
 from fedsam.training.method import Method
 
-MINIMIZERS = plugins.names("clients.minimizers")
-CLIENTS = plugins.names("clients")
+MINIMIZERS = plugins.names("fedsam.clients.minimizers")
+CLIENTS = plugins.names("fedsam.clients.corrections")
 SOME = combined(MINIMIZERS, CLIENTS, plain=("sgd", "fedavg"), more=25)
 # so that each shows what it is in two rounds of mini-batches of 4
 OPTIONS = {"late": {"then": "vasso", "start": 1}, "looksam": {"k": 3}, "m_sam": {"m": 3}}
@@ -129,10 +129,12 @@ def assert_same(together, alone):
 def test_batched_equals_one_by_one(gradients, minimizer, client, device):
     """Every method in the folders, momentum, all augmentations, ragged clients; two rounds."""
     values = {"rho": 0.1, "eta": 0.2, "rounds": 2}
-    cls = plugins.find("minimizer", minimizer, "clients.minimizers")
+    cls = plugins.find("minimizer", minimizer, "fedsam.clients.minimizers")
     method = Method(
         plugins.build("minimizer", cls, OPTIONS.get(minimizer, {}), **values),
-        plugins.build("client", plugins.find("client", client, "clients"), {}, **values),
+        plugins.build(
+            "client", plugins.find("client", client, "fedsam.clients.corrections"), {}, **values
+        ),
         momentum=0.9,
         weight_decay=0.01,
     )

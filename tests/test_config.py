@@ -5,9 +5,9 @@ import tomllib
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 from fedsam.base.errors import UsageError
-from fedsam.config.plugins import ROOT
 from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import Config, dump, from_run_config, resolve, run_config_defaults
 

@@ -9,11 +9,11 @@ from textwrap import dedent
 
 import pytest
 import torch
+from conftest import ROOT
+from fedsam.clients.minimizers.sam import SAM
 
-from clients.minimizers.sam import SAM
 from fedsam.base.errors import flag
 from fedsam.base.vector import unit
-from fedsam.config.plugins import ROOT
 from fedsam.config.schema import Config
 from fedsam.flatness import __main__ as flatness
 from fedsam.flatness import registry

@@ -6,13 +6,13 @@ import time
 
 import pytest
 import torch
+from fedsam.strategies.fedavg import FedAvg
 from safetensors.torch import load_file
 
 from fedsam.simulate.profile import WAITING, Phases
 from fedsam.training.client import Trainer
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.method import Method
-from strategies.fedavg import FedAvg
 
 
 def test_a_phase_is_without_those_inside_it():

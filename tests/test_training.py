@@ -7,14 +7,14 @@ from functools import partial
 import naive
 import pytest
 import torch
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.minimizers.asam import ASAM
+from fedsam.clients.minimizers.lookbehind import Lookbehind
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
 from torch import nn
 
-from clients.fedavg import FedAvg
-from clients.fedprox import FedProx
-from clients.minimizers.asam import ASAM
-from clients.minimizers.lookbehind import Lookbehind
-from clients.minimizers.sam import SAM
-from clients.minimizers.sgd import SGD
 from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan

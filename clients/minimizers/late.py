@@ -44,7 +44,9 @@ class Late:
         **options: object,
     ) -> None:
         self.start = rounds_before(start, rounds)
-        classes = [plugins.find("minimizer", name, "clients.minimizers") for name in (first, then)]
+        classes = [
+            plugins.find("minimizer", name, "fedsam.clients.minimizers") for name in (first, then)
+        ]
         known = {name for cls in classes for name in inspect.signature(cls).parameters}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"neither {first} nor {then} has an option {unknown[0]!r}")

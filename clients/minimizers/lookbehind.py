@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from clients.minimizers.asam import ASAM
-from clients.minimizers.sam import SAM
 from fedsam.base.vector import TINY
 from fedsam.training.method import Descend, Grad, Local
+
+from .asam import ASAM
+from .sam import SAM
 
 
 class Lookbehind:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from clients.minimizers.lookbehind import ascent_of
 from fedsam.training.method import Descend, Grad, Local
+
+from .lookbehind import ascent_of
 
 
 class MultistepSAM:

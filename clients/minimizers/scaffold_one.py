@@ -15,7 +15,7 @@ class ScaffoldOne:
         c_i <- mean over the round's mini-batches of g(w_global)         (option I)
         c   <- c + |cohort| / |population|  mean_i (new c_i - old c_i)
 
-    The paper's option II, which needs no second pass, is ``clients/scaffold.py``; this one needs
+    The paper's option II, which needs no second pass, is the client ``scaffold``; this one needs
     the gradient, so it is a minimiser, for FedAvg's client. The paper leaves open on which images
     g(w_global) is taken; with whole epochs it is all of the client's, as augmented.
 

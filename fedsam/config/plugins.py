@@ -14,13 +14,13 @@ from typing import Any
 from fedsam.base.errors import UsageError, flag, nearest, one_line
 
 EXTRAS = {"flwr_datasets": "flwr-datasets"}  # modules that an extra of ours installs
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout, app bundle or site-packages
 
 
 def names(package: str) -> list[str]:
-    """Return the methods that a package's folder holds, e.g. of ``"clients.minimizers"``."""
-    folder = ROOT.joinpath(*package.split("."))
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    """Return the methods that a package's folder holds, e.g. of ``"fedsam.clients.minimizers"``."""
+    folders = importlib.import_module(package).__path__
+    files = [path for folder in folders for path in Path(folder).glob("*.py")]
+    return sorted(path.stem for path in files if path.stem != "__init__")
 
 
 def find(key: str, value: str, package: str) -> type:

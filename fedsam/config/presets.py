@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+import fedsam
 from fedsam.base.errors import UsageError, nearest
-from fedsam.config.plugins import ROOT
 
-CONFIGS = ROOT / "configs"
+CONFIGS = next(p for folder in fedsam.__path__ if (p := Path(folder) / "configs").is_dir())
 
 
 def preset(algorithm: str, dataset: str) -> dict[str, Any]:

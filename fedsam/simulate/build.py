@@ -128,9 +128,9 @@ def new_network(config: Config) -> nn.Module:
 
 def new_method(config: Config) -> Method:
     """Return the clients' side of the algorithm."""
-    minimizer = plugins.find("minimizer", config.minimizer, "clients.minimizers")
-    client = plugins.find("client", config.client, "clients")
-    loss = plugins.find("loss", config.loss, "clients.losses")
+    minimizer = plugins.find("minimizer", config.minimizer, "fedsam.clients.minimizers")
+    client = plugins.find("client", config.client, "fedsam.clients.corrections")
+    loss = plugins.find("loss", config.loss, "fedsam.clients.losses")
     values = {"rho": config.rho, "eta": config.eta, "rounds": config.rounds}
     return Method(
         plugins.build("minimizer", minimizer, config.minimizer_options, **values),
@@ -146,7 +146,7 @@ def new_method(config: Config) -> Method:
 
 def new_strategy(config: Config) -> Strategy:
     """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
-    cls = plugins.find("strategy", config.strategy, "strategies")
+    cls = plugins.find("strategy", config.strategy, "fedsam.strategies")
     fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
     strategy = plugins.build(
         "strategy",
@@ -163,7 +163,7 @@ def new_strategy(config: Config) -> Strategy:
         strategy = Pooled(strategy)
     if config.averaging == "none":
         return strategy
-    rule = plugins.find("average", config.averaging, "strategies.averages")
+    rule = plugins.find("average", config.averaging, "fedsam.strategies.averages")
     values = {"start": config.averages_from, "cycle": config.swa_cycle, "lr": config.swa_lr}
     return Averaged(strategy, plugins.build("average", rule, config.average_options, **values))
 

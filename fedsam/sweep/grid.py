@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
-from fedsam.config.plugins import ROOT
 from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import HOW, Config, resolve
 from fedsam.runs.checkpoint import names
@@ -92,7 +91,7 @@ def read(path: str) -> Sweep:
     UsageError
         If there is none, or it is wrong; one line.
     """
-    places = [Path(path), ROOT / path, CONFIGS / "sweeps" / f"{path}.yaml"]
+    places = [Path(path), CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))

@@ -8,23 +8,30 @@ from collections import defaultdict
 
 import pytest
 import torch
+from fedsam.clients.corrections.adabest import AdaBest
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.corrections.fedcm import FedCM
+from fedsam.clients.corrections.feddyn import FedDyn
+from fedsam.clients.corrections.fedmoswa import FedMoSWA
+from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.corrections.fedswa import FedSWA
+from fedsam.clients.corrections.scaffold import Scaffold
+from fedsam.clients.minimizers.fedsmoo import FedSMOO
+from fedsam.clients.minimizers.late import Late
+from fedsam.clients.minimizers.lesam import LESAM
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.scaffold_one import ScaffoldOne
+from fedsam.clients.minimizers.sgd import SGD
+from fedsam.strategies.adabest import AdaBest as AdaBestServer
+from fedsam.strategies.fedacg import FedACG
+from fedsam.strategies.fedavg import FedAvg as FedAvgServer
+from fedsam.strategies.fedavgm import FedAvgM
+from fedsam.strategies.feddyn import FedDyn as FedDynServer
+from fedsam.strategies.fedgloss import FedGloSS
+from fedsam.strategies.fednova import FedNova
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from clients.adabest import AdaBest
-from clients.fedavg import FedAvg
-from clients.fedcm import FedCM
-from clients.feddyn import FedDyn
-from clients.fedmoswa import FedMoSWA
-from clients.fedprox import FedProx
-from clients.fedswa import FedSWA
-from clients.minimizers.fedsmoo import FedSMOO
-from clients.minimizers.late import Late
-from clients.minimizers.lesam import LESAM
-from clients.minimizers.sam import SAM
-from clients.minimizers.scaffold_one import ScaffoldOne
-from clients.minimizers.sgd import SGD
-from clients.scaffold import Scaffold
 from fedsam.data.plan import Work
 from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
@@ -34,13 +41,6 @@ from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots
 from fedsam.training.method import Method
-from strategies.adabest import AdaBest as AdaBestServer
-from strategies.fedacg import FedACG
-from strategies.fedavg import FedAvg as FedAvgServer
-from strategies.fedavgm import FedAvgM
-from strategies.feddyn import FedDyn as FedDynServer
-from strategies.fedgloss import FedGloSS
-from strategies.fednova import FedNova
 from tests.test_cohort import start_of, trainer_of
 
 COHORTS = {1: [0, 2], 2: [0, 1], 3: [1, 2]}

@@ -4,6 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.losses.pgd_at import PGDAT
+from fedsam.clients.losses.trades import TRADES
+from fedsam.clients.minimizers.late import Late
+from fedsam.clients.minimizers.m_sam import MSAM
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
 from test_cohort import (
     ENGINES,
     EVERYTHING,
@@ -16,13 +23,6 @@ from test_cohort import (
 from torch import nn
 from torch.nn import functional as F
 
-from clients.fedavg import FedAvg
-from clients.losses.pgd_at import PGDAT
-from clients.losses.trades import TRADES
-from clients.minimizers.late import Late
-from clients.minimizers.m_sam import MSAM
-from clients.minimizers.sam import SAM
-from clients.minimizers.sgd import SGD
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator, uniform
 from fedsam.base.vector import TINY

@@ -7,16 +7,16 @@ from itertools import pairwise
 import naive
 import pytest
 import torch
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.minimizers.asam import ASAM
+from fedsam.clients.minimizers.lookbehind import Lookbehind, adaptive_alpha
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from clients.fedavg import FedAvg
-from clients.fedprox import FedProx
-from clients.minimizers.asam import ASAM
-from clients.minimizers.lookbehind import Lookbehind, adaptive_alpha
-from clients.minimizers.sam import SAM
-from clients.minimizers.sgd import SGD
 from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import Entry, Layout, unit
 from fedsam.data.images import Images

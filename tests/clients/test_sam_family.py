@@ -6,20 +6,20 @@ from functools import partial
 import naive
 import pytest
 import torch
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.minimizers.asam import ASAM
+from fedsam.clients.minimizers.friendly_sam import FriendlySAM
+from fedsam.clients.minimizers.gsam import GSAM
+from fedsam.clients.minimizers.late import Late
+from fedsam.clients.minimizers.lookbehind import Lookbehind
+from fedsam.clients.minimizers.looksam import LookSAM
+from fedsam.clients.minimizers.m_sam import MSAM
+from fedsam.clients.minimizers.multistep_sam import MultistepSAM
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
+from fedsam.clients.minimizers.vasso import VaSSO
 from torch import nn
 
-from clients.fedavg import FedAvg
-from clients.minimizers.asam import ASAM
-from clients.minimizers.friendly_sam import FriendlySAM
-from clients.minimizers.gsam import GSAM
-from clients.minimizers.late import Late
-from clients.minimizers.lookbehind import Lookbehind
-from clients.minimizers.looksam import LookSAM
-from clients.minimizers.m_sam import MSAM
-from clients.minimizers.multistep_sam import MultistepSAM
-from clients.minimizers.sam import SAM
-from clients.minimizers.sgd import SGD
-from clients.minimizers.vasso import VaSSO
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import weighted_mean

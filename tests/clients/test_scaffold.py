@@ -3,11 +3,12 @@
 import naive
 import pytest
 import torch
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.corrections.scaffold import Scaffold
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
+from fedsam.strategies.fedavg import FedAvg as FedAvgServer
 
-from clients.fedavg import FedAvg
-from clients.minimizers.sam import SAM
-from clients.minimizers.sgd import SGD
-from clients.scaffold import Scaffold
 from fedsam.data.plan import Work
 from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
@@ -17,7 +18,6 @@ from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.method import Method
-from strategies.fedavg import FedAvg as FedAvgServer
 from tests.test_cohort import convolutions, start_of, trainer_of
 
 COHORTS = {1: [0, 2, 4], 2: [0, 1, 4], 3: [2, 3, 4], 4: [0, 1, 2]}

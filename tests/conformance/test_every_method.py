@@ -11,21 +11,21 @@ from fedsam.config.plugins import find, names
 from fedsam.config.presets import CONFIGS
 from fedsam.simulate.run import run
 
-MINIMIZERS = names("clients.minimizers")
-CLIENTS = names("clients")
-STRATEGIES = names("strategies")
-AVERAGES = names("strategies.averages")
+MINIMIZERS = names("fedsam.clients.minimizers")
+CLIENTS = names("fedsam.clients.corrections")
+STRATEGIES = names("fedsam.strategies")
+AVERAGES = names("fedsam.strategies.averages")
 PLAIN = ("sgd", "fedavg", "fedavg")
 SOME = combined(MINIMIZERS, CLIENTS, STRATEGIES, plain=PLAIN, more=25)
 FEWER_PASSES = {"lookbehind": {"k": 2}, "multistep_sam": {"k": 2}, "m_sam": {"m": 32}}
 FILES = [
     (key, package, name)
     for key, package in [
-        ("minimizer", "clients.minimizers"),
-        ("client", "clients"),
-        ("loss", "clients.losses"),
-        ("strategy", "strategies"),
-        ("average", "strategies.averages"),
+        ("minimizer", "fedsam.clients.minimizers"),
+        ("client", "fedsam.clients.corrections"),
+        ("loss", "fedsam.clients.losses"),
+        ("strategy", "fedsam.strategies"),
+        ("average", "fedsam.strategies.averages"),
         ("model", "fedsam.models"),
         ("task", "fedsam.tasks"),
     ]

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from fedsam.config.plugins import ROOT
+from conftest import ROOT
 
 SCRIPTS = ROOT / "docs" / "deploy"
 BIN = Path(sys.executable).parent

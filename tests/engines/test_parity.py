@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import free_port
+from conftest import ROOT, free_port
 from safetensors.torch import load_file
-
-from fedsam.config.plugins import ROOT
 
 FLWR = Path(sys.executable).with_name("flwr")
 MODELS = ("model.safetensors", "model-trained.safetensors")

@@ -4,6 +4,10 @@ import math
 
 import pytest
 import torch
+from fedsam.strategies.averages.ema import EMA
+from fedsam.strategies.averages.swa import SWA
+from fedsam.strategies.averages.wima import WiMA
+from fedsam.strategies.fedavg import FedAvg
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvgM
 from hypothesis import given, settings
@@ -15,10 +19,6 @@ from fedsam.messages import LEARNING_RATE, VectorRecord, only_record, state_of, 
 from fedsam.server import compat
 from fedsam.server.grids import CohortGrid
 from fedsam.server.wrapped import Averaged
-from strategies.averages.ema import EMA
-from strategies.averages.swa import SWA
-from strategies.averages.wima import WiMA
-from strategies.fedavg import FedAvg
 
 compat.identify_process()
 LAYOUT = Layout.of(nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)))

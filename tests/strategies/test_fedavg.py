@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fedsam.strategies.fedavg import FedAvg
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
@@ -12,7 +13,6 @@ from fedsam.messages import LEARNING_RATE, VectorRecord, train_reply
 from fedsam.server import compat
 from fedsam.server.grids import CohortGrid
 from fedsam.server.rounds import usable
-from strategies.fedavg import FedAvg
 
 compat.identify_process()
 LAYOUT = Layout.of(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))

@@ -5,6 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from fedsam.strategies.fedadagrad import FedAdagrad
+from fedsam.strategies.fedadam import FedAdam
+from fedsam.strategies.fedavg import FedAvg
+from fedsam.strategies.fedavgm import FedAvgM
+from fedsam.strategies.feddyn import FedDyn
+from fedsam.strategies.fedexp import FedExP
+from fedsam.strategies.fedyogi import FedYogi
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import strategy as flower
 from torch import nn
@@ -14,13 +21,6 @@ from fedsam.config.plugins import build
 from fedsam.messages import LEARNING_RATE, VectorRecord, state_of, train_reply
 from fedsam.server import compat
 from fedsam.server.grids import CohortGrid
-from strategies.fedadagrad import FedAdagrad
-from strategies.fedadam import FedAdam
-from strategies.fedavg import FedAvg
-from strategies.fedavgm import FedAvgM
-from strategies.feddyn import FedDyn
-from strategies.fedexp import FedExP
-from strategies.fedyogi import FedYogi
 
 compat.identify_process()
 PLAIN = Layout.of(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).double())

@@ -5,6 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from fedsam.strategies.averages.ema import EMA
+from fedsam.strategies.averages.swa import SWA
+from fedsam.strategies.averages.wima import WiMA
+from fedsam.strategies.fedavg import FedAvg
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -30,10 +34,6 @@ from fedsam.messages import (
 from fedsam.server import compat
 from fedsam.server.grids import CohortGrid
 from fedsam.server.wrapped import Averaged
-from strategies.averages.ema import EMA
-from strategies.averages.swa import SWA
-from strategies.averages.wima import WiMA
-from strategies.fedavg import FedAvg
 
 MODULE = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
 LAYOUT = Layout.of(MODULE)

@@ -1,0 +1,1 @@
+"""What a client corrects about its gradient, one file a correction."""
