@@ -1,6 +1,6 @@
 """Every touch of Flower's non-public modules, with the version that needs it.
 
-tests/engines/test_compat.py fails clearly when a new flwr moves one of them.
+tests/server/test_compat.py fails clearly when a new flwr moves one of them.
 """
 
 from flwr.supercore.run import Run as Run

@@ -29,6 +29,7 @@ from fedsam.strategies.fedavgm import FedAvgM
 from fedsam.strategies.feddyn import FedDyn as FedDynServer
 from fedsam.strategies.fedgloss import FedGloSS
 from fedsam.strategies.fednova import FedNova
+from test_batched import start_of, trainer_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -41,7 +42,6 @@ from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots
 from fedsam.training.method import Method
-from tests.test_cohort import start_of, trainer_of
 
 COHORTS = {1: [0, 2], 2: [0, 1], 3: [1, 2]}
 POPULATION = 5

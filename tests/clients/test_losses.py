@@ -11,7 +11,7 @@ from fedsam.clients.minimizers.late import Late
 from fedsam.clients.minimizers.m_sam import MSAM
 from fedsam.clients.minimizers.sam import SAM
 from fedsam.clients.minimizers.sgd import SGD
-from test_cohort import (
+from test_batched import (
     ENGINES,
     EVERYTHING,
     as_cohort,

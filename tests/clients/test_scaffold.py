@@ -8,6 +8,7 @@ from fedsam.clients.corrections.scaffold import Scaffold
 from fedsam.clients.minimizers.sam import SAM
 from fedsam.clients.minimizers.sgd import SGD
 from fedsam.strategies.fedavg import FedAvg as FedAvgServer
+from test_batched import convolutions, start_of, trainer_of
 
 from fedsam.data.plan import Work
 from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
@@ -18,7 +19,6 @@ from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.method import Method
-from tests.test_cohort import convolutions, start_of, trainer_of
 
 COHORTS = {1: [0, 2, 4], 2: [0, 1, 4], 3: [2, 3, 4], 4: [0, 1, 2]}
 LR = 0.05

@@ -58,7 +58,7 @@ def crowd() -> Dataset:
 
 def test_ten_thousand_clients_with_state_are_kept_and_go_on(tmp_path, capsys):
     keys = {
-        "dataset": "tests.test_soak:crowd",
+        "dataset": "tests.simulate.test_soak:crowd",
         "model": "mlp",
         "model_options": {"hidden": 8},
         "algorithm": "scaffold",

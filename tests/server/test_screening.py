@@ -167,7 +167,10 @@ class Faulty:
 @pytest.mark.parametrize("cohort", ["off", "vmap"])
 def test_a_client_that_raises_is_left_out_and_counted(tmp_path, caplog, cohort):
     config = quick_config(
-        tmp_path / "run", minimizer="tests.test_replies:Faulty", local_steps=1, cohort=cohort
+        tmp_path / "run",
+        minimizer="tests.server.test_screening:Faulty",
+        local_steps=1,
+        cohort=cohort,
     )
     with caplog.at_level(logging.WARNING, "fedsam"):
         outcome = run(config)
@@ -179,7 +182,7 @@ def test_a_client_that_raises_is_left_out_and_counted(tmp_path, caplog, cohort):
 
 
 def test_too_few_usable_updates_let_others_try_and_then_stop_the_run(tmp_path, caplog):
-    keys = {"minimizer": "tests.test_replies:Faulty", "local_steps": 1}
+    keys = {"minimizer": "tests.server.test_screening:Faulty", "local_steps": 1}
     few = quick_config(tmp_path / "few", min_clients=3, seed=3, **keys)
     with caplog.at_level(logging.WARNING, "fedsam"):
         outcome = run(few)

@@ -31,7 +31,7 @@ class DoubleCNN(DigitsCNN):
 
 
 AXES = {
-    "model": "tests.test_together:DoubleCNN",
+    "model": "tests.simulate.test_joint:DoubleCNN",
     "algorithm": "fedasam",
     "batch_size": 8,
     "local_epochs": 2,

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 from PIL import Image
-from test_measured import measure
 from test_report import write_run
+from test_scalars import measure
 
 from fedsam.report.page import html
 from fedsam.report.table import ResultTable

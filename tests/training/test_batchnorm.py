@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_cohort import trainer_of
+from test_batched import trainer_of
 from torch import nn
 from torch.optim.swa_utils import update_bn
 

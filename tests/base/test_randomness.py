@@ -74,7 +74,7 @@ def test_global_streams_are_keyed_and_put_back_even_by_an_error():
 
 def test_a_strategy_that_draws_from_global_generators_follows_the_seed(quick):
     """Flower's differential privacy adds NumPy's global noise; its sampling is Python's."""
-    noisy = {"strategy": "tests.test_randomness:noisy", "rounds": 1}
+    noisy = {"strategy": "tests.base.test_randomness:noisy", "rounds": 1}
     first, again, other = (
         (quick(seed=seed, **noisy).folder / "model.safetensors").read_bytes() for seed in (1, 1, 2)
     )
