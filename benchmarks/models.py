@@ -18,7 +18,7 @@ from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
 from fedsam.engines.threads import keep_freed_memory
 from fedsam.tasks.classification import Classification
-from fedsam.training.client import Job, Trainer
+from fedsam.training.client import ClientJob, Trainer
 from fedsam.training.method import Method
 
 CLIENT = Partition(torch.arange(500), torch.tensor([0, 500]))
@@ -43,7 +43,7 @@ def seconds(name: str, options: dict[str, str]) -> tuple[int, float]:
         trainer = Trainer(images, images, CLIENT, lambda: module, layout, method, task, work, 0)
         network = trainer.new_network()
         begin = time.process_time()
-        trainer.train_client(network, Job(0, network.state.clone(), 1, 0.01))
+        trainer.train_client(network, ClientJob(0, network.state.clone(), 1, 0.01))
         taken.append(time.process_time() - begin)
     return layout.trainable, min(taken[1:])
 

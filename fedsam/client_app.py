@@ -21,7 +21,7 @@ from fedsam.messages import (
     vectors_record,
 )
 from fedsam.simulate.build import new_trainer
-from fedsam.training.client import Job, Trainer
+from fedsam.training.client import ClientJob, Trainer
 from fedsam.training.flat_module import FlatModule
 
 app = ClientApp()
@@ -51,7 +51,7 @@ def train(message: Message, context: Context) -> Message:
         client = int(context.node_config[PARTITION])
         memory = vectors_of(context.state, trainer.layout, MEMORY)
         sent = vectors_of(message.content, trainer.layout)
-        done = trainer.train_client(network, Job(client, state, round, lr, memory, sent))
+        done = trainer.train_client(network, ClientJob(client, state, round, lr, memory, sent))
     if done.memory:  # Flower keeps a context's state for the node's next round
         context.state[MEMORY] = plain_record(vectors_record(done.memory))
     record = VectorRecord(trainer.layout, done.state)

@@ -12,7 +12,7 @@ from fedsam.data.plan import Plan
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.training.batched import Program, replies, why_not
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import Failed, Job, Trained, Trainer
+from fedsam.training.client import ClientJob, Failed, Result, Trainer
 from fedsam.training.method import Method
 
 log = logging.getLogger("fedsam")
@@ -57,7 +57,9 @@ class BatchedTrainer:
         self._drawn: dict[tuple[int, int, int], Plan] = {}
         self._most = sys.maxsize  # clients at a time, until the memory is full
 
-    def train(self, groups: Sequence[tuple[Member, Sequence[Job]]]) -> list[list[Trained | Failed]]:
+    def train(
+        self, groups: Sequence[tuple[Member, Sequence[ClientJob]]]
+    ) -> list[list[Result | Failed]]:
         """Train the jobs of each member; results are in the same order."""
         trainers = [member.trainer for member, jobs in groups for _ in jobs]
         every = [job for _, jobs in groups for job in jobs]
@@ -65,12 +67,12 @@ class BatchedTrainer:
         return [[next(trained) for _ in jobs] for _, jobs in groups]
 
     def _train(
-        self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[Job]
-    ) -> list[Trained | Failed]:
+        self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[ClientJob]
+    ) -> list[Result | Failed]:
         gradients = self._usable_gradients(jobs[0].round) if jobs else None
         if gradients is None:
             return self.crew.train(jobs, trainers)
-        trained: list[Trained | Failed] = []
+        trained: list[Result | Failed] = []
         while len(trained) < len(jobs):
             part = slice(len(trained), len(trained) + self._most)
             try:
@@ -99,9 +101,9 @@ class BatchedTrainer:
         self,
         members: Sequence[Member],
         trainers: Sequence[Trainer],
-        jobs: Sequence[Job],
+        jobs: Sequence[ClientJob],
         gradients: type[Slots | Vmapped],
-    ) -> list[Trained]:
+    ) -> list[Result]:
         key = tuple(map(id, trainers))
         if key not in self._programs:
             self._programs[key] = Program(trainers, gradients, capture=self._capture)
@@ -121,7 +123,7 @@ class BatchedTrainer:
                 self.gradients = None
         return self.gradients
 
-    def _plan(self, trainer: Trainer, job: Job) -> Plan:
+    def _plan(self, trainer: Trainer, job: ClientJob) -> Plan:
         plan = self._drawn.get((id(trainer), job.round, job.client))
         return trainer.plan(job.client, job.round) if plan is None else plan
 
@@ -134,7 +136,7 @@ class BatchedTrainer:
         }
 
 
-def clients_of(jobs: Sequence[Job]) -> str:
+def clients_of(jobs: Sequence[ClientJob]) -> str:
     """Return the jobs' clients, for a warning."""
     return ", ".join(str(job.client) for job in jobs)
 
@@ -154,6 +156,6 @@ class BatchedExecutor:
         self.cohort = cohort
         self.member = member
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
+    def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
         """Return what each job's client returns, in the jobs' order."""
         return self.cohort.train([(self.member, jobs)])[0]

@@ -23,14 +23,14 @@ from fedsam.messages import (
     vectors_of,
 )
 from fedsam.server import compat
-from fedsam.training.client import Failed, Job, Trained
+from fedsam.training.client import ClientJob, Failed, Result
 from fedsam.training.method import Vectors
 
 
 class Executor(Protocol):
     """Whoever trains clients."""
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
+    def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
         """Return what each job's client returns, in the jobs' order."""
         ...
 
@@ -113,7 +113,7 @@ class LocalGrid(Grid):
             state = state_of(arrays, layout)
             client = message.metadata.dst_node_id
             sent = vectors_of(message.content, layout)
-            jobs.append(Job(client, state, round, lr, self.memories.get(client), sent))
+            jobs.append(ClientJob(client, state, round, lr, self.memories.get(client), sent))
         trained = self.hands.train(jobs)
         self._remember(jobs, trained)
         return [
@@ -123,12 +123,12 @@ class LocalGrid(Grid):
             for t in trained
         ]
 
-    def _remember(self, jobs: Sequence[Job], trained: Sequence[Trained | Failed]) -> None:
+    def _remember(self, jobs: Sequence[ClientJob], trained: Sequence[Result | Failed]) -> None:
         """Keep what the clients keep; one whose vectors are not finite keeps what it had."""
         ended = [
             (job, done)
             for job, done in zip(jobs, trained, strict=True)
-            if isinstance(done, Trained) and done.memory
+            if isinstance(done, Result) and done.memory
         ]
         if not ended:
             return

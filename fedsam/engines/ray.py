@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.threads import keep_freed_memory
-from fedsam.training.client import Failed, Job, Trained, Trainer, attempt, longest_first
+from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 from fedsam.training.method import Vectors
 
 log = logging.getLogger("fedsam")
@@ -53,7 +53,7 @@ class Worker:
         if broadcast is not None:
             state, sent = broadcast
             self.state, self.sent = self._tensor(state), self._tensors(sent)
-        job = Job(client, self.state, round, lr, self._tensors(memory), self.sent)
+        job = ClientJob(client, self.state, round, lr, self._tensors(memory), self.sent)
         done = attempt(self.trainer, self.network, job)
         if isinstance(done, Failed):
             return done.reason
@@ -128,7 +128,7 @@ def connect(address: str, cores: int | None) -> None:
         ) from error
 
 
-def broadcasts(jobs: Sequence[Job]) -> dict[int, Any]:
+def broadcasts(jobs: Sequence[ClientJob]) -> dict[int, Any]:
     """Put each state that jobs begin with into Ray's store, once; by the state's id."""
     sent: dict[int, Any] = {}
     for job in jobs:
@@ -196,7 +196,7 @@ class RayExecutor:
         actor = self._new()
         self._pending[actor.ready.remote()] = actor, None
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
+    def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
         """Train clients, the longest first; those of an actor that dies are trained by another.
 
         An actor that is lost is asked for anew, and the others go on until it has a place.
@@ -209,7 +209,7 @@ class RayExecutor:
         sent = broadcasts(jobs)
         waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
         holds: dict[int, int] = {}  # which broadcast an actor has: fetching it takes a millisecond
-        done: dict[int, Trained | Failed] = {}
+        done: dict[int, Result | Failed] = {}
         deaths = 0
         while len(done) < len(jobs):
             while waiting and self._idle:
@@ -249,7 +249,7 @@ class RayExecutor:
                 done[number] = Failed(answer) if failed else self._trained(device, *answer)
         return [done[number] for number in range(len(jobs))]
 
-    def _hand_out(self, actor: Any, number: int, job: Job, broadcast: Any) -> None:
+    def _hand_out(self, actor: Any, number: int, job: ClientJob, broadcast: Any) -> None:
         """Let an actor begin with a job."""
         arguments = broadcast, arrays(job.memory), job.client, job.round, job.lr
         reply = actor.train.remote(*arguments)
@@ -295,13 +295,13 @@ class RayExecutor:
         loss: float,
         memory: Any,
         reply: Any,
-    ) -> Trained:
+    ) -> Result:
         """Return what an actor returned, as tensors."""
         back = [
             {name: torch.tensor(v, device=device) for name, v in vectors.items()}
             for vectors in (memory, reply)
         ]
-        return Trained(torch.tensor(state, device=device), examples, steps, loss, *back)
+        return Result(torch.tensor(state, device=device), examples, steps, loss, *back)
 
     def close(self) -> None:
         """Let the actors go, and Ray too if it was started here."""

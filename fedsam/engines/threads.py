@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsam.base.system import Stop
 from fedsam.data.images import Images
 from fedsam.training import batchnorm
-from fedsam.training.client import Failed, Job, Trained, Trainer, attempt, longest_first
+from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 from fedsam.training.flat_module import FlatModule
 
 Item = TypeVar("Item")
@@ -110,8 +110,8 @@ class ThreadExecutor:
         return list(self._pool.map(run, items))
 
     def train(
-        self, jobs: Sequence[Job], trainers: Sequence[Trainer] | None = None
-    ) -> list[Trained | Failed]:
+        self, jobs: Sequence[ClientJob], trainers: Sequence[Trainer] | None = None
+    ) -> list[Result | Failed]:
         """Train clients, as many at a time as there are threads; results are in the jobs' order.
 
         Each by the crew's trainer, or, where jobs of several runs come together, by its own.

@@ -22,7 +22,7 @@ from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer
 from fedsam.simulate.run import Outcome, new_crew, play_out, sampling
 from fedsam.training.batched import stacked
-from fedsam.training.client import Failed, Job, Trained
+from fedsam.training.client import ClientJob, Failed, Result
 
 
 def run_together(
@@ -117,8 +117,8 @@ class Rendezvous:
         self.seated = set(range(runs))
         self.closed = False
         self.changed = Condition()
-        self.waiting: dict[int, tuple[Member, Sequence[Job]]] = {}
-        self.done: dict[int, list[Trained | Failed]] = {}
+        self.waiting: dict[int, tuple[Member, Sequence[ClientJob]]] = {}
+        self.done: dict[int, list[Result | Failed]] = {}
 
     def serve(self) -> None:
         """Train round after round until all seats are empty."""
@@ -148,7 +148,7 @@ class SharedExecutor:
         self.number = number
         self.member = member
 
-    def train(self, jobs: Sequence[Job]) -> list[Trained | Failed]:
+    def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
         """Return what each job's client returns, once all runs have handed in theirs."""
         rendezvous = self.rendezvous
         with rendezvous.changed:

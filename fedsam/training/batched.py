@@ -20,7 +20,7 @@ from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import Job, Trained, Trainer
+from fedsam.training.client import ClientJob, Result, Trainer
 from fedsam.training.loop import LocalRound
 from fedsam.training.method import Local, Method, Vectors
 
@@ -83,7 +83,7 @@ class Program:
         self._captures = capture
         self._phase: list[Method] = []
 
-    def begin(self, jobs: Sequence[Job], plans: Sequence[Plan]) -> None:
+    def begin(self, jobs: Sequence[ClientJob], plans: Sequence[Plan]) -> None:
         """Hand all steps of a round to the device; does not wait for a GPU."""
         self._drawn.reverse()
         self.packing.pack(plans, self._drawn[0])
@@ -118,7 +118,7 @@ class Program:
         self.base = self.method.base_state(self.w)
         self.kept = self.method.minimizer_state(self.w)
 
-    def _load(self, jobs: Sequence[Job], lengths: Sequence[int]) -> None:
+    def _load(self, jobs: Sequence[ClientJob], lengths: Sequence[int]) -> None:
         self.plans.copy_(self._drawn[0], non_blocking=True)
         self.step.zero_()
         for buffer, numbers in (
@@ -181,12 +181,12 @@ class Program:
 
 
 def replies(
-    trainers: Sequence[Trainer], jobs: Sequence[Job], plans: Sequence[Plan], program: Program
-) -> list[Trained]:
+    trainers: Sequence[Trainer], jobs: Sequence[ClientJob], plans: Sequence[Plan], program: Program
+) -> list[Result]:
     """Return what each client of a round that was begun returns; waits for the device."""
     rows = zip(trainers, jobs, plans, program.end(), strict=True)
     return [
-        Trained(
+        Result(
             *(done.state, len(trainer.rows(job.client, job.round)), len(plan)),
             *(done.loss, done.memory, done.reply),
         )
@@ -209,7 +209,7 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) 
     work = replace(trainer.work, batch_size=2, local_epochs=1.0, local_steps=0)
     small = replace(trainer, partition=partition, work=work, lifelong=None)
     state = network.state.clone()
-    jobs = [Job(client, state, round, 0.01) for client in (0, 1)]
+    jobs = [ClientJob(client, state, round, 0.01) for client in (0, 1)]
     pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
     try:
         alone = [small.train_client(network, job) for job in jobs]
@@ -229,7 +229,7 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) 
     return ""
 
 
-def _results(trained: Sequence[Trained], start: Tensor) -> list[Tensor]:
+def _results(trained: Sequence[Result], start: Tensor) -> list[Tensor]:
     """Return the updates of clients that began at ``start``, and all else that they return."""
     names = [[done.state - start, *done.memory.values(), *done.reply.values()] for done in trained]
     return [torch.stack(vectors) for vectors in zip(*names, strict=True)]

@@ -26,7 +26,7 @@ log = logging.getLogger("fedsam")
 STATISTICS = "statistics"  # in a client's memory: its own values behind w
 
 
-class Job(NamedTuple):
+class ClientJob(NamedTuple):
     """One client's round: who, from which global state (S,), which round, at what rate.
 
     ``memory`` is what the client kept from its last round (None: it has not trained yet), ``sent``
@@ -42,7 +42,7 @@ class Job(NamedTuple):
     sent: Vectors | None = None
 
 
-class Trained(NamedTuple):
+class Result(NamedTuple):
     """What one client returns: its state (S,), images it trained on, steps it took, mean loss.
 
     ``memory`` is for its next round, ``reply`` goes to the server beside the state.
@@ -135,7 +135,7 @@ class Trainer:
             return state
         return torch.cat([state[: self.layout.trainable], memory[STATISTICS]])
 
-    def train_client(self, network: FlatModule, job: Job) -> Trained:
+    def train_client(self, network: FlatModule, job: ClientJob) -> Result:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
         plan = self.plan(client, round).to(self.layout.device)
@@ -158,7 +158,7 @@ class Trainer:
             kept = {**kept, STATISTICS: ended[P:].clone()}
             ended = torch.cat([ended[:P], state[P:]])
         examples = len(self.rows(client, round))
-        return Trained(ended, examples, len(plan), done.loss, kept, done.reply)
+        return Result(ended, examples, len(plan), done.loss, kept, done.reply)
 
     @torch.no_grad()
     def statistics(
@@ -171,7 +171,7 @@ class Trainer:
         return self.task.statistics(network.forward(batch.images), batch.targets)
 
 
-def attempt(trainer: Trainer, network: FlatModule, job: Job) -> Trained | Failed:
+def attempt(trainer: Trainer, network: FlatModule, job: ClientJob) -> Result | Failed:
     """Train one client; whatever its own code raises costs the round this client, not the run."""
     try:
         return trainer.train_client(network, job)

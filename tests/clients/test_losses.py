@@ -33,7 +33,7 @@ from fedsam.simulate.build import new_method
 from fedsam.tasks.classification import Classification
 from fedsam.training.attack import Attack
 from fedsam.training.batched import Program, why_not
-from fedsam.training.client import Job
+from fedsam.training.client import ClientJob
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.gradient import Plain
 from fedsam.training.loop import train_client
@@ -307,7 +307,7 @@ def test_in_a_cohort_it_is_the_same_as_one_by_one(gradients, minimizer, loss):
     trainers, state = [trainer] * 5, start_of(trainer)
     program = Program(trainers, gradients, capture=False)
     for round in (1, 2):
-        jobs = [Job(client, state, round, 0.02) for client in (4, 1, 0, 3, 2)]
+        jobs = [ClientJob(client, state, round, 0.02) for client in (4, 1, 0, 3, 2)]
         assert_same(as_cohort(trainers, jobs, gradients, program), one_by_one(trainers, jobs))
     assert why_not(trainer, gradients, 2) == ""
 

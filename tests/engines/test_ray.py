@@ -17,7 +17,7 @@ from conftest import command, free_port, quick_config
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.simulate.build import new_actors, new_trainer
-from fedsam.training.client import Job
+from fedsam.training.client import ClientJob
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
@@ -106,7 +106,7 @@ def test_an_actor_that_dies_before_its_first_client_is_replaced_and_said_so(tmp_
         while not begun.exists():
             time.sleep(0.02)
         kill(*actors(os.getpid()))
-        (done,) = crew.train([Job(0, initial.state, 1, 0.1)])
+        (done,) = crew.train([ClientJob(0, initial.state, 1, 0.1)])
     finally:
         crew.close()
     assert done.steps == trainer.steps(0)
@@ -173,7 +173,7 @@ def test_why_an_actor_cannot_start_is_said_in_one_line(tmp_path):
     actors = RayExecutor(trainer, make, 1)
     try:
         with pytest.raises(TrainingError, match=r"^a Ray actor cannot start: .*no data here$"):
-            actors.train([Job(0, initial.state, 1, 0.1)])
+            actors.train([ClientJob(0, initial.state, 1, 0.1)])
     finally:
         actors.close()
 
@@ -274,7 +274,7 @@ def test_two_states_in_one_cohort_are_kept_apart(tmp_path):
     config = quick_config(tmp_path / "none", engine="ray", workers=1)
     trainer, initial = new_trainer(config)
     states = initial.state, initial.state + 0.01
-    jobs = [Job(client, states[client % 2], 1, 0.1) for client in (0, 1, 3, 2, 4)]
+    jobs = [ClientJob(client, states[client % 2], 1, 0.1) for client in (0, 1, 3, 2, 4)]
     crew, actors = ThreadExecutor(trainer, 1), new_actors(config, trainer)
     try:
         for mine, theirs in zip(actors.train(jobs), crew.train(jobs), strict=True):

@@ -27,7 +27,7 @@ from fedsam.simulate.build import new_model
 from fedsam.tasks.classification import Classification
 from fedsam.training.batched import why_not
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import Job
+from fedsam.training.client import ClientJob
 
 
 def parameters(module):
@@ -234,7 +234,9 @@ def test_clients_on_threads_and_in_cohorts_are_those_one_by_one(name):
     template = new(name, (2, 8, 8), 3).double()
     work = Work(2, local_steps=1, crop=1, flip=True)
     trainer = trainer_of(module=lambda: copy.deepcopy(template), work=work)
-    jobs = [Job(client, start_of(trainer), 1, 0.02) for client in (0, 1)]  # the second has 1 image
+    jobs = [
+        ClientJob(client, start_of(trainer), 1, 0.02) for client in (0, 1)
+    ]  # the second has 1 image
     alone = one_by_one([trainer] * 2, jobs)
     with closing(ThreadExecutor(trainer, 2)) as crew:
         for mine, other in zip(crew.train(jobs), alone, strict=True):

@@ -26,7 +26,7 @@ from fedsam.data.plan import Work
 from fedsam.tasks.classification import Classification
 from fedsam.training.batched import Program, replies, stacked, why_not
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import Job, Trainer
+from fedsam.training.client import ClientJob, Trainer
 from fedsam.training.method import Method
 
 MINIMIZERS = plugins.names("fedsam.clients.minimizers")
@@ -145,7 +145,7 @@ def test_batched_equals_one_by_one(gradients, minimizer, client, device):
     program = Program(trainers, gradients, capture=device == "cuda")
     for round in (1, 2):
         jobs = [
-            Job(client, state, round, 0.02 / round, *vectors_of(trainer, round * client))
+            ClientJob(client, state, round, 0.02 / round, *vectors_of(trainer, round * client))
             for client in (4, 1, 0, 3, 2)
         ]
         together = as_cohort(trainers, jobs, gradients, program)
@@ -171,7 +171,7 @@ def test_batched_equals_one_by_one(gradients, minimizer, client, device):
 )
 def test_base_optimisers_and_options_in_a_cohort(gradients, minimizer, base):
     trainer = trainer_of(Method(minimizer, FedProx(0.1), **base))
-    jobs = [Job(client, start_of(trainer), 1, 0.01) for client in range(5)]
+    jobs = [ClientJob(client, start_of(trainer), 1, 0.01) for client in range(5)]
     trainers = [trainer] * 5
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
     assert why_not(trainer, gradients) == ""
@@ -185,7 +185,7 @@ def test_after_the_late_switch_it_is_the_other_minimiser_for_all_of_a_program(gr
         trainers, start = [trainer] * 2, start_of(trainer)
         program = Program(trainers, gradients, capture=False)
         for round in (4, 5):
-            jobs = [Job(client, start, round, 0.1) for client in (0, 4)]
+            jobs = [ClientJob(client, start, round, 0.1) for client in (0, 4)]
             ends.append(
                 torch.stack([d.state for d in as_cohort(trainers, jobs, gradients, program)])
             )
@@ -200,7 +200,7 @@ def test_after_the_late_switch_it_is_the_other_minimiser_for_all_of_a_program(gr
 )
 def test_any_work(gradients, work):
     trainer = trainer_of(Method(SAM(0.2), FedAvg()), work=work)
-    jobs = [Job(client, start_of(trainer), 3, 0.1) for client in range(5)]
+    jobs = [ClientJob(client, start_of(trainer), 3, 0.1) for client in range(5)]
     trainers = [trainer] * 5
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
 
@@ -210,7 +210,7 @@ def test_states_of_one_round_are_not_those_of_the_next(gradients):
     """What a strategy was handed must not change when the buffers are used again."""
     trainer = trainer_of()
     program = Program([trainer] * 2, gradients, capture=False)
-    jobs = [Job(client, start_of(trainer), 1, 0.1) for client in (0, 1)]
+    jobs = [ClientJob(client, start_of(trainer), 1, 0.1) for client in (0, 1)]
     first = as_cohort([trainer] * 2, jobs, gradients, program)
     kept = [done.state.clone() for done in first]
     as_cohort([trainer] * 2, [job._replace(round=2) for job in jobs], gradients, program)
@@ -231,7 +231,7 @@ def test_clients_of_several_runs_share_one_program(gradients, device):
     trainers = [run for run in shared for _ in range(2)]
     starts = [start_of(run, seed) for seed, run in enumerate(runs)]
     jobs = [
-        Job(client, starts[n], n + 1, 0.1 / (n + 1))
+        ClientJob(client, starts[n], n + 1, 0.1 / (n + 1))
         for n, clients in enumerate([(0, 4), (2, 4), (1, 3)])
         for client in clients
     ]
@@ -245,7 +245,7 @@ def test_runs_in_one_program_switch_together(gradients):
     trainers = [replace(run, train=runs[0].train) for run in runs for _ in range(2)]
     program, start = Program(trainers, gradients, capture=False), start_of(runs[0])
     for round in (1, 2):
-        jobs = [Job(client, start, round, 0.1) for client in (0, 4, 2, 4)]
+        jobs = [ClientJob(client, start, round, 0.1) for client in (0, 4, 2, 4)]
         together = as_cohort(trainers, jobs, gradients, program)
         assert_same(together, one_by_one(trainers, jobs))
         assert torch.equal(together[1].state, together[3].state) == (round == 1)  # rho

@@ -38,7 +38,7 @@ from fedsam.messages import (
 from fedsam.server.rounds import play
 from fedsam.simulate.build import new_strategy, new_trainer
 from fedsam.training.batchnorm import layers, places, pooled
-from fedsam.training.client import STATISTICS, Job
+from fedsam.training.client import STATISTICS, ClientJob
 
 NORMED = {"model": "resnet20", "model_options": {"norm": "batch"}, "clients": 6}
 SMALL = {**NORMED, "clients_per_round": 3, "local_steps": 2, "batch_size": 8, "rounds": 2}
@@ -159,7 +159,7 @@ def test_a_client_goes_on_from_its_own_statistics_and_returns_the_global_ones():
     memory = None
     for round in (1, 2):
         sent = start + 0.01 * round  # the server's of this round, statistics too
-        done = trainer.train_client(trainer.new_network(), Job(4, sent, round, 0.1, memory))
+        done = trainer.train_client(trainer.new_network(), ClientJob(4, sent, round, 0.1, memory))
         given = trainer.layout.read(sent)
         own = [e.name for e in trainer.layout.entries if e.offset >= P] if round == 2 else []
         kept = {name: theirs.state_dict()[name] for name in own}
@@ -261,7 +261,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     context = Context(1, 7, {PARTITION: 2}, RecordDict(), run_config)
     memory, remote = None, {}
     for round in (1, 2):
-        done = trainer.train_client(here, Job(2, initial.state, round, 0.1, memory))
+        done = trainer.train_client(here, ClientJob(2, initial.state, round, 0.1, memory))
         memory = done.memory
         state, *_, remote, _ = worker.train((initial.state.numpy(), {}), remote, 2, round, 0.1)
         assert np.array_equal(state, done.state.numpy())

@@ -29,7 +29,7 @@ from fedsam.flatness.subject import (
 )
 from fedsam.runs.metrics import drift
 from fedsam.simulate.run import sampling
-from fedsam.training.client import Job, Trainer
+from fedsam.training.client import ClientJob, Trainer
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def train_cohort(
     network = trainer.new_network()
     ended = []
     for done, client in enumerate(clients, 1):
-        ended.append(trainer.train_client(network, Job(client, state, round, lr)))
+        ended.append(trainer.train_client(network, ClientJob(client, state, round, lr)))
         tick(done, len(clients))
     states = [done.state for done in ended]
     average = weighted_mean(states, [done.examples for done in ended])
