@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedsam.config.schema import Config, resolve
+from fedsam.server.compat import identify_process
 from fedsam.simulate.run import Outcome, run
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    identify_process()  # tests build messages of their own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, 
 from fedsam.training.flat_module import FlatModule
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, in bytes
 EVALUATION_BATCH = 500  # images; fixed, as what is summed must not depend on the number of threads
 
@@ -88,17 +88,17 @@ class ThreadExecutor:
 
     def map(
         self,
-        work: Callable[[FlatModule, Item], Result],
+        work: Callable[[FlatModule, Item], Output],
         items: Sequence[Item],
         *,
         to_the_end: bool = False,
-    ) -> list[Result]:
+    ) -> list[Output]:
         """Return ``work(network, item)`` for each item; they are started in the given order.
 
         ``to_the_end``: also where the run was asked to stop.
         """
 
-        def run(item: Item) -> Result:
+        def run(item: Item) -> Output:
             if not to_the_end:
                 self._stop.check()
             network = self._networks.get()

@@ -155,7 +155,7 @@ def test_cuda_agrees_with_the_cpu(quick):
 def test_no_thread_outlives_a_run(tmp_path):
     code = (
         "import threading, sys\n"
-        "from fedsam.simulate import main\n"
+        "from fedsam.simulate.__main__ import main\n"
         f"code = main(['--rounds', '2', '--quiet', '--out', {str(tmp_path / 'run')!r}])\n"
         "left = [t.name for t in threading.enumerate() if t.name.startswith('fedsam')]\n"
         "sys.exit(code or len(left))"

@@ -177,7 +177,7 @@ def test_a_client_that_raises_is_left_out_and_counted(tmp_path, caplog, cohort):
     left = [client for line in lines(outcome.folder) for client in line.get("left_out", [])]
     assert left
     assert caplog.text.count("failed: ArithmeticError: what a client's code may raise") == len(left)
-    assert "(test_replies.py:" in caplog.text
+    assert "(test_screening.py:" in caplog.text
     assert outcome.summary["finished"]
 
 
