@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 if not (_HERE := Path(__file__).resolve().parent).joinpath("clients").is_dir():
     __path__.append(str(_HERE.parent))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Config", "TrainingError", "UsageError", "load", "run"]
 
 
