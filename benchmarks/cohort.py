@@ -20,19 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from local import random_images
+from ours import Ours
 from torch.func import grad_and_value, vmap
 
-from fedsam.config.schema import Config, resolve
-from fedsam.data import datasets
-from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
-from fedsam.engines.local import LocalGrid
-from fedsam.engines.threads import ThreadExecutor, cores, on_device
-from fedsam.messages import VectorRecord
-from fedsam.server.rounds import play
-from fedsam.simulate.build import new_gradients, new_strategy, new_trainer
+from fedsam.base.system import cores
+from fedsam.config.schema import resolve
+from fedsam.engines.threads import on_device
+from fedsam.simulate.build import new_gradients, new_trainer
 from fedsam.simulate.joint import run_together
-from fedsam.simulate.run import new_crew, sampling
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 
@@ -49,38 +44,7 @@ class Compiled(Vmapped):
         self._gradients = torch.compile(vmap(grad_and_value(self._loss)))
 
 
-class Way:
-    """Rounds of one run, its clients trained in one way."""
-
-    def __init__(
-        self,
-        config: Config,
-        made: tuple[Trainer, VectorRecord],
-        gradients: type[Slots | Vmapped] | None,
-        capture: bool,
-    ) -> None:
-        trainer, self.initial = made
-        self.crew: ThreadExecutor = new_crew(config, trainer)
-        cohort = BatchedTrainer(self.crew, gradients, capture=capture)
-        hands = BatchedExecutor(cohort, Member(trainer, sampling(config, trainer)))
-        grid = LocalGrid(self.crew, hands if gradients else None)
-        self.turns = play(
-            new_strategy(config),
-            grid,
-            self.initial,
-            rounds=range(1, 10**9),
-            sample=sampling(config, trainer),
-            seed=config.seed,
-            lr=config.rate,
-            node_of=range(config.clients),
-        )
-        self.cohort = cohort
-
-    def round(self) -> torch.Tensor:
-        return next(self.turns).arrays.state
-
-
-def race(ways: dict[str, Way], seconds: float) -> dict[str, list[float]]:
+def race(ways: dict[str, Ours], seconds: float) -> dict[str, list[float]]:
     """Return each way's rounds a second over five spans of time, taken in turn."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(5):
@@ -113,16 +77,16 @@ def measure(title: str, options: dict[str, Any], preset: str, on_gpu: bool, seco
     print("| way | rounds a second | least to most | to one by one | first two rounds |")
     print("| --- | ---: | ---: | ---: | ---: |")
     with on_device(made[0].layout.device, config.precision):
-        reference = Way(config, made, None, False).round()
+        reference = Ours(config, made).round()
         moved = float((reference - made[1].state).norm())
         usable, starts = {}, {}
         for name, (gradients, capture) in ways.items():
             begin = time.perf_counter()
-            way = Way(config, made, gradients, capture)
+            way = Ours(config, made, gradients=gradients, capture=capture)
             apart = float((way.round() - reference).norm()) / moved
             if apart > TOLERANCE[config.precision]:
                 print(f"| {name} | not the same: the update differs by {apart:.1e} | | | |")
-            elif gradients and way.cohort.gradients is None:
+            elif way.batched is not None and way.batched.gradients is None:
                 print(f"| {name} | trained one by one | | | |")
             else:
                 way.round()
@@ -132,7 +96,7 @@ def measure(title: str, options: dict[str, Any], preset: str, on_gpu: bool, seco
         ratio = median(a / b for a, b in zip(mine, rates["one by one"], strict=True))
         spread = f"{min(mine):.2f} to {max(mine):.2f}"
         print(f"| {name} | {median(mine):.2f} | {spread} | {ratio:.2f} | {starts[name]:.1f} s |")
-        usable[name].crew.close()
+        usable[name].close()
 
 
 def measure_together(options: dict[str, Any], rounds: int) -> None:
@@ -161,7 +125,7 @@ def profile(options: dict[str, Any], folder: Path) -> None:
     """Print where a GPU's time goes in rounds of FedASAM, and leave a trace to open."""
     config = resolve(options | {"algorithm": "fedasam", "alpha": 0.0, "out": ""}, "paper/cifar10")
     made = new_trainer(config)
-    way = Way(config, made, new_gradients(config, made[0]), True)
+    way = Ours(config, made, gradients=new_gradients(config, made[0]), capture=True)
     for _ in range(5):
         way.round()
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -180,25 +144,27 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timed rounds, each way")
     parser.add_argument("--trace", type=Path, help="folder for a profiler trace (GPU only)")
+    parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     given = parser.parse_args()
     logging.getLogger("fedsam").setLevel(logging.WARNING)
     on_gpu = given.device != "cpu" and torch.cuda.is_available()
     name = torch.cuda.get_device_name() if on_gpu else f"{cores()} cores"
     print(f"{name}, torch {torch.__version__}, Python {platform.python_version()}")
+    torch.set_num_threads(1)  # on a CPU: one core for every way
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    small = {"device": given.device, "threads": 1}
+    if given.tiny:
+        measure("fedavg, digits, 10 clients of 14", small, "", on_gpu, 0.0)
+        return
     if on_gpu:
         tests = [sys.executable, "-m", "pytest", "-m", "gpu", str(ROOT / "tests")]
         subprocess.run(tests, cwd=ROOT, check=False)
-    torch.set_num_threads(1)  # on a CPU: one core for every way, one thread for the crew's
-    if not given.data_root:
-        datasets.LOADERS["cifar10"] = lambda root: random_images()
-    options = {"data_root": given.data_root or "data", "device": given.device, "threads": 1}
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    options = small | {"data_root": given.data_root or "none", "dataset": "shapes:cifar10"}
     for precision in ("fp32", "tf32", "bf16") if on_gpu else ("fp32",):
         for algorithm in ("fedavg", "fedasam"):
             more = {"precision": precision, "algorithm": algorithm, "alpha": 0.0, "rho": 0.1}
             title = f"{algorithm}, the paper's CNN, CIFAR-10, 5 clients of 500, {precision}"
             measure(title, options | more, "paper/cifar10", on_gpu, given.seconds)
-    small = {"device": given.device, "threads": 1}
     measure("fedavg, digits, 10 clients of 14", small, "", on_gpu, given.seconds)
     if FASHION.exists():
         mlp = small | {"dataset": "fashion-mnist", "data_root": str(FASHION), "batch_size": 10}

@@ -25,9 +25,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from contest import (
     ROOT,
     Contestant,
@@ -40,16 +42,17 @@ from contest import (
     take_turns,
     tree,
 )
-from local import Bare, Ours
+from local import Bare
+from ours import Ours
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from fedsam.config.schema import Config, resolve
-from fedsam.engines.threads import cores
+from fedsam.base.system import cores
+from fedsam.config.schema import Config, dump, resolve
 from fedsam.simulate.build import load_dataset, new_trainer
 
 HERE = Path(__file__).resolve().parent
-WORKLOADS = {  # what is trained: config file, keys over it
+WORKLOADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is trained: config file, keys over it
     "cnn": ("paper/cifar10", {"dataset": "shapes:cifar10", "clients_per_round": 10}),
     "mlp": (
         "digits",
@@ -62,8 +65,9 @@ WORKLOADS = {  # what is trained: config file, keys over it
         },
     ),
     "digits": ("digits", {}),
+    "tiny": ("digits", {"clients": 4, "clients_per_round": 2, "alpha": 100.0}),
 }
-LONGER = {"cnn": 1, "mlp": 3, "digits": 5}  # rounds of short workloads, times --rounds
+LONGER = {"cnn": 1, "mlp": 3, "digits": 5, "tiny": 1}  # rounds of short workloads, times --rounds
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # relative to the largest weight
 PATIENCE = 240  # seconds without a new round after which Flower's run is given up
 Weights = Mapping[str, np.ndarray]
@@ -80,6 +84,12 @@ def config_of(workload: str, precision: str, data_root: str) -> Config:
     return resolve(keys | {"data_root": root, "precision": precision, "device": "cpu"}, file)
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Return a config's keys, as its YAML file has them."""
+    keys: dict[str, Any] = yaml.safe_load(dump(config))
+    return keys
+
+
 def serve_engine(engine: str, given: dict) -> None:
     """Play one engine's rounds in this process, as told on standard input."""
     torch.set_num_threads(1)
@@ -92,7 +102,7 @@ def serve_engine(engine: str, given: dict) -> None:
         player: Ours | Bare = Bare(trainer, initial, cohort, threads, bf16=bf16, lr=config.lr)
         layout = trainer.layout
     else:
-        player = Ours(config.model_dump(), config.threads)
+        player = Ours(config)
         layout = player.trainer.layout
     last = torch.empty(0)
 
@@ -162,7 +172,7 @@ def commands(config: Config, folder: Path, pfl: str) -> dict[str, list[str]]:
     many = cores()
 
     def engine(name: str, **more: object) -> list[str]:
-        given = json.dumps(config.model_dump() | more)
+        given = json.dumps(flat(config) | more)
         return [sys.executable, str(HERE / "engines.py"), "--serve", name, given]
 
     found = {
@@ -198,9 +208,9 @@ class FlowerRun:
     def __init__(self, config: Config, rounds: int, folder: Path, cpus: int) -> None:
         folder.mkdir()
         self.out, self.log, home = folder / "out", folder / "log", folder / "home"
-        keys = config.model_dump() | {"rounds": rounds, "eval_every": 10**6, "out": str(self.out)}
-        defaults = Config().model_dump()
-        settings = {k.replace("_", "-"): v for k, v in keys.items() if v != defaults[k]}
+        keys = flat(config) | {"rounds": rounds, "eval_every": 10**6, "out": str(self.out)}
+        defaults = flat(Config())
+        settings = {k.replace("_", "-"): v for k, v in keys.items() if v != defaults.get(k)}
         text = " ".join(
             f'{k}="{v}"' if isinstance(v, str) else f"{k}={str(v).lower()}"
             for k, v in settings.items()
@@ -310,11 +320,14 @@ def main() -> None:
     parser.add_argument("--workload", default="all", choices=[*WORKLOADS, "all"])
     parser.add_argument("--precision", default="all", choices=[*TOLERANCE, "all"])
     parser.add_argument("--pfl", default="", help="Python of an environment that has pfl")
+    parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve_engine(given.serve[0], json.loads(given.serve[1]))
         return
+    if given.tiny:
+        given.workload, given.precision, given.rounds = "tiny", "fp32", 1
     load = os.getloadavg()[0]
     print(
         f"{cores()} cores, {platform.machine()}, load {load:.1f}, Python "
@@ -322,11 +335,14 @@ def main() -> None:
         f"ray {version('ray')}"
     )
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
-    for workload in WORKLOADS if given.workload == "all" else [given.workload]:
+    everything = [name for name in WORKLOADS if name != "tiny"]
+    for workload in everything if given.workload == "all" else [given.workload]:
         for precision in TOLERANCE if given.precision == "all" else [given.precision]:
             config = config_of(workload, precision, given.data_root)
             print(f"\n{workload}, {precision}, {config.clients_per_round} clients a round\n")
             flower_cpus = [1, 2] if precision == "fp32" else [1]
+            if given.tiny:  # its start takes half a minute, and is played by tests/engines
+                flower_cpus = []
             folder = Path(tempfile.mkdtemp(prefix="fedsam-bench-"))
             try:
                 rounds = given.rounds * LONGER[workload]

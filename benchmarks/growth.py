@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -24,17 +24,22 @@ from typing import Any
 import torch
 from contest import Contestant, environment, ratio, serve, take_turns
 
+from fedsam.base.system import cores
 from fedsam.config.schema import resolve
 from fedsam.data.splits import METHODS
-from fedsam.engines.threads import cores
 from fedsam.simulate.build import load_dataset, split
 from fedsam.simulate.run import run
 
 HERE = Path(__file__).resolve().parent
 ALWAYS = {"device": "cpu", "eval_every": 10**6, "quiet": True}
-COHORTS = (1, 10, 100)
+COHORTS: tuple[int, ...] = (1, 10, 100)
 POPULATIONS = {100: "hundred", 10_000: "ten_thousand", 1_000_000: "million"}
-SPLITS = {"dirichlet": {}, "iid": {}, "shards": {"shards": 1}, "quantity": {}}
+SPLITS: dict[str, dict[str, int]] = {
+    "dirichlet": {},
+    "iid": {},
+    "shards": {"shards": 1},
+    "quantity": {},
+}
 
 
 def serve_run(given: dict) -> None:
@@ -82,11 +87,11 @@ def compete(runs: dict[str, dict], rounds: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def partition_times() -> None:
+def partition_times(populations: Mapping[int, str]) -> None:
     """Print how long each way of splitting takes."""
-    print("| partition | " + " | ".join(f"{n:,} clients" for n in POPULATIONS) + " |")
-    print("| --- |" + " --- |" * len(POPULATIONS))
-    sets = {n: load_dataset(resolve({"dataset": f"shapes:{s}"})) for n, s in POPULATIONS.items()}
+    print("| partition | " + " | ".join(f"{n:,} clients" for n in populations) + " |")
+    print("| --- |" + " --- |" * len(populations))
+    sets = {n: load_dataset(resolve({"dataset": f"shapes:{s}"})) for n, s in populations.items()}
     for name, options in SPLITS.items():
         assert name in METHODS
         cells = []
@@ -108,26 +113,30 @@ def partition_times() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50, help="timed rounds of each number")
+    parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve_run(json.loads(given.serve))
         return
+    rounds, cohorts, populations = given.rounds, COHORTS, POPULATIONS
+    engines: tuple[str, ...] = ("local", "ray")
+    if given.tiny:
+        rounds, engines, cohorts, populations = 2, ("local",), (1,), {100: "hundred"}
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
-    sys.path.insert(0, str(HERE))
     print(f"{cores()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-    for engine in ("local", "ray"):
+    for engine in engines:
         print(f"\nClients a round of 100, digits, --engine {engine}\n")
         many = {"clients": 100, "engine": engine}
-        compete({f"{n}": many | {"clients_per_round": n} for n in COHORTS}, given.rounds // 2)
+        compete({f"{n}": many | {"clients_per_round": n} for n in cohorts}, rounds // 2)
     print("\nClients in the population, 10 a round, --engine local\n")
     same = {"partition": "iid", "local_steps": 10, "model": "digits-cnn"}
     runs = {
-        f"{n:,}": same | {"clients": n, "dataset": f"shapes:{s}"} for n, s in POPULATIONS.items()
+        f"{n:,}": same | {"clients": n, "dataset": f"shapes:{s}"} for n, s in populations.items()
     }
-    compete(runs, given.rounds)
+    compete(runs, rounds)
     print("\nSeconds to split as many images, one each\n")
-    partition_times()
+    partition_times(populations)
 
 
 if __name__ == "__main__":

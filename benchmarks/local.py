@@ -13,51 +13,20 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
-from shapes import random_images
+from ours import Ours
 from torch import Tensor, nn
 
-from fedsam.base.randomness import sample_clients, torch_generator
-from fedsam.config.schema import resolve
-from fedsam.data import datasets
-from fedsam.data.plan import make_plan
-from fedsam.engines.local import LocalGrid
-from fedsam.engines.threads import ThreadExecutor
+from fedsam.base.randomness import sample_clients
+from fedsam.config.schema import Config, resolve
 from fedsam.messages import VectorRecord
-from fedsam.server.rounds import Round, play
-from fedsam.simulate.build import new_actors, new_strategy, new_trainer
 from fedsam.training.client import Trainer
 
 LR, RHO, ETA = 0.01, 0.1, 0.2
-
-
-class Ours:
-    """Rounds of fedsam with so many threads, or Ray actors."""
-
-    def __init__(self, options: dict, threads: int) -> None:
-        config = resolve(options | {"rounds": 10**6, "device": "cpu"})
-        self.trainer, self.initial = new_trainer(config)
-        ray = config.engine == "ray"
-        self.crew = ThreadExecutor(self.trainer, 1 if ray else threads)
-        self.turns: Iterator[Round] = play(
-            new_strategy(config),
-            LocalGrid(self.crew, new_actors(config, self.trainer) if ray else None),
-            self.initial,
-            rounds=range(1, 10**6),
-            sample=lambda r, attempt: sample_clients(
-                config.seed, r, config.clients, config.clients_per_round
-            ),
-            seed=config.seed,
-            lr=config.rate,
-            node_of=range(config.clients),
-        )
-
-    def round(self) -> Tensor:
-        return next(self.turns).arrays.state
 
 
 class Bare:
@@ -102,11 +71,8 @@ class Bare:
                 p.add_(step)
         return steps
 
-    def client(self, client: int) -> int:
-        rows = self.trainer.partition[client]
-        generator = torch_generator(0, "plan", self.number, client)
-        shape = self.trainer.train.height, self.trainer.train.width
-        plan = make_plan(rows, self.trainer.work, shape, generator)
+    def client(self, client: int) -> None:
+        plan = self.trainer.plan(client, self.number)
         self.model.to(memory_format=self.format).train().load_state_dict(self.state)
         decay = self.trainer.method.weight_decay
         optimiser = torch.optim.SGD(self.model.parameters(), lr=self.lr, weight_decay=decay)
@@ -123,7 +89,6 @@ class Bare:
                     for p, step_taken in zip(self.model.parameters(), back, strict=True):
                         p.sub_(step_taken)
             optimiser.step()
-        return len(rows)
 
     def round(self) -> Tensor:
         torch.set_num_threads(self.threads)
@@ -164,28 +129,35 @@ def race(contestants: dict[str, Callable[[], object]], rounds: int, base: str) -
         print(f"  {name:44s} {median(mine):7.3f} s  ({spread})   {median(ratios):.2f} x {base}")
 
 
+def options(data_root: str, *, tiny: bool) -> Callable[..., Config]:
+    """Return a function from further keys to a config: the paper's, or one of moments."""
+    keys: dict[str, Any] = {"data_root": data_root or "none", "dataset": "shapes:cifar10"}
+    keys |= {"device": "cpu", "rounds": 10**6, "alpha": 0.0}
+    if tiny:
+        keys |= {"dataset": "digits", "model": "digits-cnn", "augment": "none"}
+    return lambda **more: resolve(keys | more, "paper/cifar10")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", default="", help="folder with CIFAR-10 (else random images)")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each contestant")
+    parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     given = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    source = "cifar10"
-    if not given.data_root:
-        datasets.LOADERS["cifar10"] = lambda root: random_images()
-        source = "random images in CIFAR-10's shape"
-    load = f"load {os.getloadavg()[0]:.1f}"
+    rounds = 1 if given.tiny else given.rounds
+    config = options(given.data_root, tiny=given.tiny)
+    source = "cifar10" if given.data_root else "random images in CIFAR-10's shape"
     print(
-        f"{source}; torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, {load}"
+        f"{'digits' if given.tiny else source}; torch {torch.__version__}, {os.cpu_count()} cores, "
+        f"{platform.machine()}, load {os.getloadavg()[0]:.1f}"
     )
 
-    def options(**more: object) -> dict:
-        here = {"data_root": str(Path(given.data_root)), "alpha": 0.0, "out": ""}
-        return resolve(here | more, "paper/cifar10").model_dump()
-
     print("\nA round of 5 clients, one thread (seconds, lower is better)")
-    ours = {m: Ours(options(minimizer=m, rho=RHO, eta=ETA), 1) for m in ("sgd", "sam", "asam")}
+    ours = {
+        m: Ours(config(minimizer=m, rho=RHO, eta=ETA, threads=1)) for m in ("sgd", "sam", "asam")
+    }
     trainer, initial = ours["sgd"].trainer, ours["sgd"].initial
     bare = {m: Bare(trainer, initial, 5, 1, minimizer=m) for m in ours}
     plain = Bare(trainer, initial, 5, 1, channels_last=False)
@@ -194,15 +166,14 @@ def main() -> None:
     contestants = {f"bare loop, {m}, channels-last": bare[m].round for m in bare}
     contestants["bare loop, sgd, as PyTorch comes"] = plain.round
     contestants |= {f"fedsam, {m}": ours[m].round for m in ours}
-    race(contestants, given.rounds, "bare loop, sgd, channels-last")
-    race_minimisers = {f"fedsam, {m}": ours[m].round for m in ours}
-    print("\nThe same, minimisers against SGD")
-    race(race_minimisers, given.rounds, "fedsam, sgd")
+    race(contestants, rounds, "bare loop, sgd, channels-last")
+    print("\nThe same, minimizers against SGD")
+    race({f"fedsam, {m}": ours[m].round for m in ours}, rounds, "fedsam, sgd")
 
     print("\nA round of 10 clients, two threads")
     for precision in ("fp32", "bf16"):
-        two = Ours(options(clients_per_round=10, precision=precision), 2)
-        one = Ours(options(clients_per_round=10, precision=precision), 1)
+        two = Ours(config(clients_per_round=10, precision=precision, threads=2))
+        one = Ours(config(clients_per_round=10, precision=precision, threads=1))
         half = precision == "bf16"
         loops = {
             f"bare loop, {precision}, 2 compute threads": Bare(
@@ -218,13 +189,13 @@ def main() -> None:
             f"fedsam, {precision}, 1 thread": one.round,
             f"fedsam, {precision}, 2 threads": two.round,
         }
-        race(players, given.rounds, f"bare loop, {precision}, 2 compute threads")
+        race(players, rounds, f"bare loop, {precision}, 2 compute threads")
 
     print("\nA round in which 10 clients train nothing")
     for threads in (1, 2):
-        idle = Ours(options(clients_per_round=10, local_epochs=0.0), threads)
+        idle = Ours(config(clients_per_round=10, local_epochs=0.0, threads=threads))
         times = []
-        for _ in range(50):
+        for _ in range(10 if given.tiny else 50):
             begin = time.perf_counter()
             idle.round()
             times.append(time.perf_counter() - begin)

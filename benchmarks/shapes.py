@@ -15,18 +15,21 @@ TESTS = 100
 STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
 
 
-def random_images() -> Dataset:
-    """Return random images in CIFAR-10's shape."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (60_000, 3, 32, 32), dtype=torch.uint8, generator=g)
-    y = torch.arange(60_000) % 10
-    return Dataset("random", x[:50_000], y[:50_000], x[50_000:], y[50_000:], 10, *STATISTICS)
-
-
 def cifar10(root: Path) -> Dataset:
     """Return CIFAR-10 where it lies under ``root``, else random images in its shape."""
-    genuine = (root / "cifar-10-batches-py").is_dir()
-    return _few_tests(datasets.load("cifar10", root) if genuine else random_images())
+    if (root / "cifar-10-batches-py").is_dir():
+        return _few_tests(datasets.load("cifar10", root))
+    return _random(50_000)
+
+
+def one_client() -> Dataset:
+    """Return 500 random images in CIFAR-10's shape."""
+    return _random(500)
+
+
+def a_few() -> Dataset:
+    """Return 40 random images in CIFAR-10's shape."""
+    return _random(40)
 
 
 def fashion_mnist(root: Path) -> Dataset:
@@ -47,6 +50,13 @@ def ten_thousand() -> Dataset:
 def million() -> Dataset:
     """Return an image for each of 1,000,000 clients."""
     return _one_each(1_000_000)
+
+
+def _random(images: int) -> Dataset:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (images + TESTS, 3, 32, 32), dtype=torch.uint8, generator=g)
+    y = torch.arange(images + TESTS) % 10
+    return Dataset("random", x[:images], y[:images], x[images:], y[images:], 10, *STATISTICS)
 
 
 def _one_each(clients: int) -> Dataset:

@@ -1,0 +1,71 @@
+"""Rounds of fedsam as the benchmarks time them: the only file of theirs that knows its engines."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fedsam.base.system import Stop
+from fedsam.config.schema import Config
+from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
+from fedsam.engines.local import Executor, LocalGrid
+from fedsam.messages import VectorRecord
+from fedsam.server.rounds import Round, play
+from fedsam.simulate.build import new_actors, new_strategy, new_trainer
+from fedsam.simulate.run import new_crew, sampling
+from fedsam.training.batched_gradient import Slots, Vmapped
+from fedsam.training.client import Trainer
+
+Made = tuple[Trainer, VectorRecord]
+
+
+class Ours:
+    """Whole rounds: sampling, messages, plans, training, averaging. Nothing is tested or written.
+
+    Parameters
+    ----------
+    config : Config
+        What is run, on threads of this process or on Ray; ``rounds`` does not matter.
+    made : tuple, optional
+        Trainer and first weights, where another one's are to be used again.
+    gradients : type, optional
+        Train a cohort as one program: ``Slots`` or ``Vmapped``.
+    capture : bool
+        On a GPU, replay steps of that program from a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        made: Made | None = None,
+        *,
+        gradients: type[Slots | Vmapped] | None = None,
+        capture: bool = False,
+    ) -> None:
+        self.trainer, self.initial = made or new_trainer(config)
+        self.threads = new_crew(config, self.trainer, Stop())
+        sample = sampling(config, self.trainer)
+        executor: Executor | None = None
+        self.batched: BatchedTrainer | None = None
+        if config.engine == "ray":
+            executor = new_actors(config, self.trainer)
+        elif gradients is not None:
+            self.batched = BatchedTrainer(self.threads, gradients, capture=capture)
+            executor = BatchedExecutor(self.batched, Member(self.trainer, sample))
+        self.turns: Iterator[Round] = play(
+            new_strategy(config),
+            LocalGrid(self.threads, executor),
+            self.initial,
+            rounds=range(1, 10**9),
+            sample=sample,
+            seed=config.seed,
+            lr=config.rate,
+            node_of=range(config.clients),
+        )
+
+    def round(self) -> Tensor:
+        """Play one more round and return the model (S,)."""
+        return next(self.turns).arrays.state
+
+    def close(self) -> None:
+        """End the threads."""
+        self.threads.close()

@@ -1,0 +1,61 @@
+"""Every benchmark starts: it says what it takes, and plays one tiny round."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from conftest import ROOT
+
+# the others are what these import
+SCRIPTS = [p for p in sorted(ROOT.glob("benchmarks/*.py")) if "__main__" in p.read_text()]
+# what the last line of a tiny round begins with
+LAST = {
+    "cohort": "| vmap | ",
+    "engines": "| pfl | not installed",
+    "growth": "| quantity | 0.",
+    "local": "  fedsam, threads 2: ",
+    "models": "| `mlp` |  | 656,810 | ",
+}
+NEEDS = {"pfl_loop": ("pfl", "pfl_loop: this Python has no pfl: pip install 'pfl[pytorch]'")}
+
+
+def ended(script, *words, cwd):
+    call = [sys.executable, script, *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    return subprocess.run(
+        call, capture_output=True, text=True, cwd=cwd, env=environment, timeout=270
+    )
+
+
+def test_every_benchmark_has_its_test():
+    assert {script.stem for script in SCRIPTS} == {*LAST, *NEEDS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_help_measures_nothing(tmp_path, script):
+    done = ended(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--tiny" in done.stdout
+    assert "|" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAST)
+def test_a_tiny_round_is_played(tmp_path, name):
+    if name == "engines":
+        pytest.importorskip("ray", reason="the engines benchmark needs ray and flwr[simulation]")
+    done = ended(ROOT / "benchmarks" / f"{name}.py", "--tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1].startswith(LAST[name]), done.stdout
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_package_that_is_not_there_is_named_in_one_line(tmp_path, name):
+    package, line = NEEDS[name]
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    done = ended(ROOT / "benchmarks" / f"{name}.py", "none", "--tiny", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [line]
