@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, free_port
+from record import float64
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.xdist_group("clusters")
 FLWR = Path(sys.executable).with_name("flwr")
 MODELS = ("model.safetensors", "model-trained.safetensors")
 SAME = {
@@ -119,33 +121,40 @@ def vector(path: Path) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("name", "options", "tolerance"),
+    ("name", "options"),
     [
-        ("local", {"threads": 2}, 0),
-        ("local", {"cohort": "slots"}, 1e-6),
-        ("ray", {"workers": 1}, 0),
-        ("ray", {"workers": 2}, 0),
-        ("flower", {}, 0),
+        ("local", {"threads": 2}),
+        ("ray", {"workers": 1}),
+        ("ray", {"workers": 2}),
+        ("flower", {}),
     ],
-    ids=["local-2-threads", "local-slots", "ray-1-actor", "ray-2-actors", "flower"],
+    ids=["local-2-threads", "ray-1-actor", "ray-2-actors", "flower"],
 )
-def test_every_engine_trains_the_same_clients_to_the_same_model(
-    engine, name, options, tolerance, method
-):
-    """To the byte, or a cohort to 1e-6 of the norm; all with SWA."""
+def test_every_engine_trains_the_same_clients_to_the_same_bytes(engine, name, options, method):
     axes, learns_to = METHODS[method]
     mine, local = engine(name, **axes, **options), engine("local", **axes, threads=1)
     ours, theirs = rounds(mine), rounds(local)
-    for key in ("clients", "accuracy"):
-        assert [line.get(key) for line in ours] == [line.get(key) for line in theirs]
-    if not tolerance:
-        assert ours == theirs
+    assert ours == theirs
     for file in MODELS:
-        if not tolerance:
-            assert (mine / file).read_bytes() == (local / file).read_bytes()
-        assert (vector(mine / file) - vector(local / file)).norm() <= (
-            tolerance * vector(local / file).norm()
-        )
+        assert (mine / file).read_bytes() == (local / file).read_bytes()
     assert len({tuple(line["clients"]) for line in theirs[1:]}) > 1
     assert theirs[-1]["accuracy"] > learns_to
     assert len({(local / file).read_bytes() for file in MODELS}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cohort_as_one_program_ends_where_its_clients_end_one_by_one(engine, method):
+    """In float64, and with steps that forget a rounding: ASAM's rho of 0.7 beside a momentum of
+    0.9 makes 1e-2 of 1e-8 in three rounds.
+    """
+    axes = METHODS[method][0] | {"rho": 0.05}
+    with float64():
+        mine, local = engine("local", **axes, cohort="slots"), engine("local", **axes, threads=1)
+    for key in ("clients", "accuracy"):
+        ours, theirs = ([line.get(key) for line in rounds(run)] for run in (mine, local))
+        assert ours == theirs
+    for file in MODELS:
+        apart = (vector(mine / file) - vector(local / file)).norm()
+        assert vector(mine / file).dtype == torch.float64
+        assert apart <= 1e-9 * vector(local / file).norm()
