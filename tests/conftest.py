@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     identify_process()  # tests build messages of their own
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would be deaf
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

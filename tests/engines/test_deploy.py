@@ -21,10 +21,13 @@ NODES = 2
 LOOPBACK = "0100007F"  # 127.0.0.1 as /proc/net/tcp writes it
 NEEDED = ("bash", "openssl", "ssh-keygen", "ps")
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, NEEDED)) or not Path("/proc/net/tcp").exists(),
-    reason=f"needs Linux with {', '.join(NEEDED)}",
-)
+pytestmark = [
+    pytest.mark.xdist_group("deployment"),
+    pytest.mark.skipif(
+        not all(map(shutil.which, NEEDED)) or not Path("/proc/net/tcp").exists(),
+        reason=f"needs Linux with {', '.join(NEEDED)}",
+    ),
+]
 flower = pytest.mark.skipif(
     not (BIN / "flower-superlink").exists(),
     reason="Flower's commands are not beside this Python",

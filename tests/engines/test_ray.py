@@ -19,7 +19,7 @@ from fedsam.engines.threads import ThreadExecutor
 from fedsam.simulate.build import new_actors, new_trainer
 from fedsam.training.client import ClientJob
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters")]
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
 
 QUICK = {"rounds": 4, "algorithm": "fedasam", "partition": "quantity", "batch_size": 8}
@@ -179,8 +179,11 @@ def test_why_an_actor_cannot_start_is_said_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nowhere", "127.0.0.1:x"])
-def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatch):
+def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatch, tmp_path):
+    # clusters that happen to run on this machine, of other tests or users, are none of ours
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
     with pytest.raises(UsageError, match=f"--ray-address {address}: no Ray cluster there"):
         quick(engine="ray", ray_address=address)
 
