@@ -197,10 +197,11 @@ def test_the_ratios_in_the_readme_were_measured():
 def test_the_two_commands_of_the_readme_are_what_ci_and_users_run():
     shell = "\n".join(blocks(README, "sh"))
     assert "python -m fedsam.simulate --alpha 0.05" in shell
-    test_command = next(line for line in shell.splitlines() if line.endswith("python -m pytest"))
+    test_command = next(line for line in shell.splitlines() if "python -m pytest" in line)
     script = (ROOT / ".ci" / "run").read_text()
     for part in test_command.split(" && "):
         assert part in script, f".ci/run does not do {part!r}"
+    assert part in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_links_between_documents_lead_somewhere():
