@@ -31,6 +31,8 @@ class FedNova(FedAvg):
         Those of Flower's FedAvg.
     """
 
+    needs = ("momentum",)
+
     def __init__(self, momentum: float = 0.0, **flower: Any) -> None:
         super().__init__(**flower)
         self.momentum = momentum

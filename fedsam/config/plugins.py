@@ -9,10 +9,12 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedsam.base.errors import UsageError, flag, nearest, one_line
 
+NONE: Mapping[str, Any] = MappingProxyType({})
 EXTRAS = {"flwr_datasets": "flwr-datasets"}  # modules that an extra of ours installs
 
 
@@ -78,8 +80,12 @@ def imported(key: str, path: str) -> Any:
     return getattr(found, name)
 
 
-def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
-    """Construct ``cls`` from its options and those of the given values that it takes.
+def build(
+    key: str, cls: Any, options: Mapping[str, Any], facts: Mapping[str, Any] = NONE, /, **run: Any
+) -> Any:
+    """Construct ``cls`` from its options, from facts, and from what it asks of the run.
+
+    Nothing that a class does not ask for is set over its own default.
 
     Parameters
     ----------
@@ -88,10 +94,13 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
     cls : callable
         A class or function.
     options : mapping
-        What the user set for it; stands before ``given``.
-    **given
-        Values of the run (rho, eta, start, ...), used where the signature names them, or that of
-        a parent to which ``**`` hands them on.
+        What the user set for it; stands before all else.
+    facts : mapping
+        What cannot be otherwise, such as the number of classes of the data: set wherever the
+        signature names it, over a default, too.
+    **run
+        Values of the run (rho, eta, momentum, ...): fill parameters of these names that have no
+        default, and those that the class names in ``needs``, a tuple of names.
 
     Raises
     ------
@@ -99,28 +108,37 @@ def build(key: str, cls: Any, options: Mapping[str, Any], **given: Any) -> Any:
         If an option is unknown, a parameter is missing, or the class refuses a value.
     """
     where = flag(f"{key}_options")
-    parameters = inspect.signature(cls).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    # a class that takes any keyword hands it on to its parents
-    lineage = getattr(cls, "__mro__", ()) if open_ended else ()
-    taken = {*parameters, *(name for c in lineage for name in inspect.signature(c).parameters)}
+    own = inspect.signature(cls).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in own.values())
     for name in options:
-        if name not in parameters and not open_ended:
-            known = ", ".join(parameters) or "none"
+        if name not in own and not open_ended:
+            known = ", ".join(own) or "none"
             raise UsageError(
-                f"{where}: {cls.__name__} has no option {name!r}{nearest(name, parameters)}; "
+                f"{where}: {cls.__name__} has no option {name!r}{nearest(name, own)}; "
                 f"it takes: {known}"
             )
-    values = {name: value for name, value in given.items() if name in taken} | dict(options)
+    # a class that takes any keyword hands it on to its parents
+    lineage = getattr(cls, "__mro__", ()) if open_ended else ()
+    taken = dict(own)
+    for parent in lineage:
+        taken = {**inspect.signature(parent).parameters, **taken}
+    needs = tuple(getattr(cls, "needs", ()))
+    asked = {*needs, *(name for name, p in taken.items() if p.default is p.empty)}
+    values = {name: value for name, value in run.items() if name in asked}
+    values |= {name: value for name, value in facts.items() if name in taken}
+    values |= options
     missing = [
         p.name
-        for p in parameters.values()
+        for p in own.values()
         if p.default is p.empty
         and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         and p.name not in values
     ]
     if missing:
         raise UsageError(f"{where}: {cls.__name__} needs {', '.join(missing)}")
+    if unknown := [name for name in needs if name not in values]:
+        have = ", ".join(sorted(run)) or "nothing"
+        raise UsageError(f"{where}: {cls.__name__} needs {unknown[0]}: of a run it gets {have}")
     try:
         return cls(**values)
     except UsageError:

@@ -63,11 +63,13 @@ def partitioned(
         "partition",
         cls,
         options,
-        num_partitions=clients,
-        partition_by="label",
-        partition_sizes=even_sizes(len(labels), clients).tolist(),
+        {
+            "num_partitions": clients,
+            "partition_by": "label",
+            "partition_sizes": even_sizes(len(labels), clients).tolist(),
+            "seed": seed,
+        },
         alpha=alpha,
-        seed=seed,
     )
     images = Dataset.from_dict({"image": np.arange(len(labels)), "label": labels.numpy()})
     try:

@@ -47,7 +47,7 @@ def load_dataset(config: Config) -> Dataset:
     if ":" not in config.dataset:
         return datasets.load(config.dataset, Path(config.data_root))
     make = plugins.imported("dataset", config.dataset)
-    dataset = make(Path(config.data_root)) if _takes_arguments(make) else make()
+    dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
     datasets.check(dataset)
     return dataset
 
@@ -72,9 +72,7 @@ def split(config: Config, dataset: Dataset) -> Partition:
             "partition",
             method,
             options,
-            labels=labels,
-            clients=clients,
-            generator=generator,
+            {"labels": labels, "clients": clients, "generator": generator},
             alpha=config.alpha,
         )
     if ":" in config.partition:
@@ -106,13 +104,13 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
     make = plugins.find("model", name, "fedsam.models")
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
-    given = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
+    facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
     options = config.model_options
-    if _says_nothing(make, given):  # then it hands on what torchvision's and timm's models take
+    if _says_nothing(make, facts):  # then it hands on what torchvision's and timm's models take
         channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
         options = {"num_classes": classes, **channels, **options}
     with global_streams(config.seed, "initialisation"):
-        model = plugins.build("model", make, options, **given)
+        model = plugins.build("model", make, options, facts)
     if not batchnorm.layers(model):
         if config.bn != "values":
             raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
@@ -148,16 +146,20 @@ def new_strategy(config: Config) -> Strategy:
     """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
     cls = plugins.find("strategy", config.strategy, "fedsam.strategies")
     fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
+    # a strategy is shown a round's clients alone, and Flower's must take them all
+    facts = {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": fewest,
+        "min_available_nodes": fewest,
+    }
     strategy = plugins.build(
         "strategy",
         cls,
         config.strategy_options,
+        facts,
         clients=config.clients,
         momentum=config.momentum,
-        fraction_train=1.0,
-        fraction_evaluate=0.0,
-        min_train_nodes=fewest,
-        min_available_nodes=fewest,
     )
     if config.bn == "pooled":
         strategy = Pooled(strategy)
@@ -283,9 +285,7 @@ def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelon
         "lifelong",
         lifelong.lifelong,
         config.lifelong_options,
-        ends=config.task_ends,
-        labels=dataset.train_labels,
-        classes=dataset.classes,
+        {"ends": config.task_ends, "labels": dataset.train_labels, "classes": dataset.classes},
     )
     lifelong.check(made, partition, dataset.test_labels, config.min_clients)
     return made
@@ -298,5 +298,7 @@ def _says_nothing(make: Any, given: Collection[str]) -> bool:
     return any_keyword and not inspect.isclass(make) and not set(given) & set(parameters)
 
 
-def _takes_arguments(function: Any) -> bool:
-    return bool(inspect.signature(function).parameters)
+def _needs_folder(function: Any) -> bool:
+    """Return whether its first parameter must be given: a default is the function's own."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return first is not None and first.default is first.empty

@@ -27,6 +27,8 @@ class SWA:
         later, at the highest, as its released code does where ``start`` is a multiple of c.
     """
 
+    needs = ("cycle", "lr")
+
     def __init__(self, start: int, cycle: int = 10, lr: float = 1e-4, phase: str = "end") -> None:
         if phase not in ("end", "official"):
             raise ValueError(f"phase: must be 'end' or 'official', got {phase!r}")

@@ -111,10 +111,10 @@ def test_fedexps_rate_is_half_the_clients_where_their_updates_are_orthogonal():
 
 
 def test_a_strategy_of_ours_gets_flowers_arguments_and_the_population_from_the_run():
-    run = {"clients": 50, "fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
-    strategy = build("strategy", FedDyn, {}, **run)
+    facts = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
+    strategy = build("strategy", FedDyn, {}, facts, clients=50)
     assert (strategy.clients, strategy.min_train_nodes, strategy.fraction_evaluate) == (50, 1, 0.0)
-    assert build("strategy", FedAdam, {"eta": 0.5}, **run).min_available_nodes == 1
+    assert build("strategy", FedAdam, {"eta": 0.5}, facts).min_available_nodes == 1
 
 
 def vectors():
