@@ -8,6 +8,7 @@ import yaml
 
 import fedsam
 from fedsam.base.errors import UsageError, nearest
+from fedsam.config import text
 
 CONFIGS = next(p for folder in fedsam.__path__ if (p := Path(folder) / "configs").is_dir())
 
@@ -51,7 +52,7 @@ def located(file: str | PathLike[str]) -> Path:
 def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a file's keys over those of the file that its ``base`` key names, if any."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = text.parse(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {path}: cannot be read as YAML: {reason}") from error

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedsam.base.errors import UsageError, flag, nearest
+from fedsam.config import text
 from fedsam.config.presets import located, preset, read
 
 # what runs that train as one program share: the model, the images, the shape of a mini-batch
@@ -35,7 +36,7 @@ def _options(value: Any) -> Any:
     """Accept a mapping also as text, as flags and Flower's run config hold it."""
     if isinstance(value, str):
         try:
-            value = yaml.safe_load(value or "{}")
+            value = text.parse(value or "{}")
         except yaml.YAMLError as error:
             raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
     if isinstance(value, dict):
@@ -377,7 +378,7 @@ def run_config_defaults() -> dict[str, bool | int | float | str]:
 
 def dump(config: Config) -> str:
     """Return the YAML from which ``resolve`` makes the same config."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+    return text.write(config.model_dump())
 
 
 def _one_line(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
+from fedsam.config import text
 from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import HOW, Config, resolve
 from fedsam.runs.checkpoint import names
@@ -97,7 +98,7 @@ def read(path: str) -> Sweep:
         names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))
         raise UsageError(f"{path}: no such sweep{nearest(path, names)}; have {', '.join(names)}")
     try:
-        return Sweep.model_validate(yaml.safe_load(file.read_text()) or {})
+        return Sweep.model_validate(text.parse(file.read_text()) or {})
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
