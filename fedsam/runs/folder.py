@@ -150,7 +150,7 @@ class RunDir:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / "curves.png")
         if self.config.lifelong:
-            draw_lifelong(self.lines, self.config.task_ends, self.path / "metrics.png")
+            draw_lifelong(self.lines, self.config.task_ends, self.path / "lifelong.png")
         return summary
 
     def summary(self, parameters: int, reason: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def corruptions(subject: Subject, *, folder: str = "", images: int = 2000) -> di
     Parameters
     ----------
     subject : Subject
-        Result on clean images.
+        Trained on clean images.
     folder : str
         Of the published files: labels.npy and a file for each corruption. Without it, those
         corruptions that can be are made here from the run's own test images; that is not
