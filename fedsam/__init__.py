@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
     from fedsam.base.errors import TrainingError, UsageError
+    from fedsam.base.strategy import ServerMethod
     from fedsam.config.schema import Config
     from fedsam.runs.run import Run
 
@@ -17,7 +20,7 @@ if not (_HERE := Path(__file__).resolve().parent).joinpath("clients").is_dir():
     __path__.append(str(_HERE.parent))
 
 __version__ = "0.2.0"
-__all__ = ["Config", "TrainingError", "UsageError", "load", "run"]
+__all__ = ["Config", "TrainingError", "UsageError", "as_strategy", "load", "run"]
 
 
 def run(config: "str | PathLike[str]" = "", **keys: Any) -> "Run":
@@ -58,6 +61,26 @@ def load(folder: "str | PathLike[str]") -> "Run":
     from fedsam.simulate.build import new_network
 
     return load(Path(folder), new_network)
+
+
+def as_strategy(method: "ServerMethod", **flower: Any) -> "Strategy":
+    """Return a Flower Strategy that updates as a method of ours says, for any ServerApp.
+
+    Parameters
+    ----------
+    method : ServerMethod
+        Such as ``fedsam.strategies.fedadam.FedAdam()``.
+    **flower
+        Arguments of Flower's FedAvg: ``fraction_train``, ``weighted_by_key``, ...
+
+    Raises
+    ------
+    UsageError
+        If it is no server method.
+    """
+    from fedsam.server.adapter import MethodStrategy
+
+    return MethodStrategy(method, **flower)
 
 
 def __getattr__(name: str) -> object:

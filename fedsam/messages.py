@@ -171,20 +171,9 @@ def vectors_record(vectors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def vectors_of(content: RecordDict, layout: Layout, key: str = EXCHANGED) -> dict[str, Tensor]:
-    """Return the vectors under a key, on the layout's device; {} if there are none.
-
-    Raises
-    ------
-    ValueError
-        If one that travels has another length than w.
-    """
-    vectors = {}
-    for name, array in content.array_records.get(key, ArrayRecord()).items():
-        vectors[name] = tensor_of(array).to(layout.device, layout.dtype)
-        if key == EXCHANGED and vectors[name].shape != (layout.trainable,):
-            shape = tuple(vectors[name].shape)
-            raise ValueError(f"{name!r} has shape {shape}, w is ({layout.trainable},)")
-    return vectors
+    """Return the vectors under a key, on the layout's device; {} if there are none."""
+    record = content.array_records.get(key, ArrayRecord())
+    return {n: tensor_of(array).to(layout.device, layout.dtype) for n, array in record.items()}
 
 
 def model_of(content: RecordDict) -> ArrayRecord:

@@ -1,18 +1,14 @@
 """FedACG (Kim et al., CVPR 2024): clients start where the server's momentum leads."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsam.messages import VectorRecord, layout_of, state_of
+from fedsam.base.strategy import ServerMethod, State
+from fedsam.base.vector import weighted_mean
 
-from .fedavg import FedAvg
 
-
-class FedACG(FedAvg):
+class FedACG(ServerMethod):
     """Send a lookahead, Nesterov's way; the model is the mean of what comes back::
 
         sent  = w + server_momentum m
@@ -26,25 +22,22 @@ class FedACG(FedAvg):
     ----------
     server_momentum : float
         The paper's lambda, in [0, 1): 0.85. 0 is FedAvg.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
 
-    def __init__(self, server_momentum: float = 0.85, **flower: Any) -> None:
+    state = ("m",)
+
+    def __init__(self, server_momentum: float = 0.85) -> None:
         if not 0 <= server_momentum < 1:
             raise ValueError(f"server_momentum: must lie in [0, 1), got {server_momentum}")
-        super().__init__(**flower)
         self.server_momentum = server_momentum
-        self.last: Tensor | None = None
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the lookahead to the nodes."""
-        layout = layout_of(arrays)
-        w, P = state_of(arrays, layout), layout.trainable
-        ahead = w.clone()
-        if self.last is not None:
-            ahead[:P] += self.server_momentum * (w[:P] - self.last[:P])
-        self.last = w
-        return super().configure_train(server_round, VectorRecord(layout, ahead), config, grid)
+    def send(self, w: Tensor, state: State, round: int) -> Tensor:
+        """Return the lookahead (P,)."""
+        return w + self.server_momentum * state["m"]
+
+    def update(
+        self, w: Tensor, W: Sequence[Tensor], n: Sequence[float], state: State, round: int
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state."""
+        new = weighted_mean(W, n)
+        return new, {"m": new - w}

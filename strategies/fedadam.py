@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from .fedavg import FedAvg
+from fedsam.base.strategy import ServerMethod, State
+from fedsam.base.vector import weighted_mean
 
 
-class FedAdam(FedAvg):
+class FedAdam(ServerMethod):
     """Adam, the cohort's update as its direction::
 
         m <- beta_1 m + (1 - beta_1) d,     d = mean_k w_k - w
@@ -31,9 +31,9 @@ class FedAdam(FedAvg):
         How much of v is kept; the paper's is 0.99.
     tau : float
         Adaptivity, in the units of an update; the paper's default is 1e-3.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
+
+    state = ("m", "v")
 
     def __init__(
         self,
@@ -41,23 +41,19 @@ class FedAdam(FedAvg):
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         tau: float = 1e-3,
-        **flower: Any,
     ) -> None:
-        super().__init__(**flower)
         self.eta = eta
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.tau = tau
-        self.m: Tensor | float = 0.0
-        self.v: Tensor | float = 0.0
 
-    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
-        """Return the new state (S,)."""
-        new, P = super().aggregate(w, W, n), self.layout.trainable
-        d = new[:P] - w[:P]
-        self.m = self.beta_1 * self.m + (1 - self.beta_1) * d
-        self.v = self.beta_2 * self.v + (1 - self.beta_2) * d**2
-        t = self.round + 1  # as in Flower's
+    def update(
+        self, w: Tensor, W: Sequence[Tensor], n: Sequence[float], state: State, round: int
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state."""
+        d = weighted_mean(W, n) - w
+        m = self.beta_1 * state["m"] + (1 - self.beta_1) * d
+        v = self.beta_2 * state["v"] + (1 - self.beta_2) * d**2
+        t = round + 1  # as in Flower's
         eta = self.eta * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
-        new[:P] = w[:P] + eta * self.m / (self.v.sqrt() + self.tau)
-        return new
+        return w + eta * m / (v.sqrt() + self.tau), {"m": m, "v": v}

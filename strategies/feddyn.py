@@ -1,16 +1,14 @@
 """FedDyn's server (Acar et al., ICLR 2021): the average, moved by all updates so far."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from fedsam.base.vector import weighted_mean
+from fedsam.base.strategy import ServerMethod, State
+from fedsam.base.vector import mean
 
-from .fedavg import FedAvg
 
-
-class FedDyn(FedAvg):
+class FedDyn(ServerMethod):
     """Add to the plain mean the sum of all updates that the clients ever made::
 
         h <- h - 1/N sum_{k in cohort} (w_k - w)
@@ -24,19 +22,17 @@ class FedDyn(FedAvg):
     ----------
     clients : int
         N, the population; the run's.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
 
-    def __init__(self, clients: int, **flower: Any) -> None:
-        super().__init__(**flower)
-        self.clients = clients
-        self.h: Tensor | float = 0.0
+    state = ("h",)
 
-    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
-        """Return the new state (S,)."""
-        new, P = super().aggregate(w, W, n), self.layout.trainable
-        mean = weighted_mean([w_k[:P] for w_k in W], [1.0] * len(W))
-        self.h = self.h - len(W) / self.clients * (mean - w[:P])
-        new[:P] = mean - self.h
-        return new
+    def __init__(self, clients: int) -> None:
+        self.clients = clients
+
+    def update(
+        self, w: Tensor, W: Sequence[Tensor], n: Sequence[float], state: State, round: int
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state."""
+        mean_w = mean(W)
+        h = state["h"] - len(W) / self.clients * (mean_w - w)
+        return mean_w - h, {"h": h}

@@ -1,16 +1,14 @@
 """FedExP (Jhunjhunwala et al., ICLR 2023): a server step as long as the updates disagree."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
+from fedsam.base.strategy import ServerMethod, State
 from fedsam.base.vector import norm, weighted_mean
 
-from .fedavg import FedAvg
 
-
-class FedExP(FedAvg):
+class FedExP(ServerMethod):
     """Extrapolate: the more the clients' updates cancel each other, the longer the step::
 
         d_k  = w_k - w,    d = sum_k p_k d_k                p_k = n_k / sum n
@@ -26,21 +24,18 @@ class FedExP(FedAvg):
     ----------
     epsilon : float
         Squared length of an update below which rates do not grow. The paper's for CIFAR: 1e-3.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
 
-    def __init__(self, epsilon: float = 1e-3, **flower: Any) -> None:
+    def __init__(self, epsilon: float = 1e-3) -> None:
         if epsilon <= 0:
             raise ValueError(f"epsilon: must be above 0, got {epsilon}")
-        super().__init__(**flower)
         self.epsilon = epsilon
 
-    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
-        """Return the new state (S,)."""
-        new, P = super().aggregate(w, W, n), self.layout.trainable
-        d = new[:P] - w[:P]
-        lengths = weighted_mean([norm(w_k[:P] - w[:P]) ** 2 for w_k in W], n)
+    def update(
+        self, w: Tensor, W: Sequence[Tensor], n: Sequence[float], state: State, round: int
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state."""
+        d = weighted_mean(W, n) - w
+        lengths = weighted_mean([norm(w_k - w) ** 2 for w_k in W], n)
         rate = (lengths / (2 * (norm(d) ** 2 + self.epsilon))).clamp(min=1)
-        new[:P] = w[:P] + rate * d
-        return new
+        return w + rate * d, state

@@ -1,19 +1,16 @@
 """FedGloSS's server (Caldarola et al., CVPR 2025): SAM on the server, without a second round."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsam.base.vector import unit, weighted_mean
-from fedsam.messages import VectorRecord, layout_of, state_of
+from fedsam.base.strategy import ServerMethod, State
+from fedsam.base.vector import mean, unit
 
 from .feddyn import FedDyn
 
 
-class FedGloSS(FedDyn):
+class FedGloSS(ServerMethod):
     """Let clients start at the server's worst point near w, as the last round's update shows it::
 
         e     = rho_t unit(g)         g: the pseudo-gradient of the round before, at first 0
@@ -25,7 +22,7 @@ class FedGloSS(FedDyn):
     whose alpha is 1 / beta of the paper, and SAM as the minimiser. The released code divides the
     server's correction by the cohort's size once more than FedDyn's formula, which is used here,
     and lets the clients' rho grow by the same schedule; here it is constant. With rho = 0 it is
-    FedDyn. The server keeps 3P numbers; P travel each way.
+    FedDyn. The server keeps 2P numbers; P travel each way.
 
     Parameters
     ----------
@@ -37,37 +34,30 @@ class FedGloSS(FedDyn):
         Radius in the first round: 0.001.
     warmup : int
         Rounds. CIFAR-10: 2000 of 10,000; CIFAR-100: 15,000 of 20,000. 0: rho from the start.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
 
+    state = ("g", "h")
+
     def __init__(
-        self,
-        clients: int,
-        rho: float = 0.15,
-        rho_0: float = 0.001,
-        warmup: int = 0,
-        **flower: Any,
+        self, clients: int, rho: float = 0.15, rho_0: float = 0.001, warmup: int = 0
     ) -> None:
-        super().__init__(clients, **flower)
+        self.feddyn = FedDyn(clients)
         self.rho, self.rho_0, self.warmup = rho, rho_0, warmup
-        self.g: Tensor | None = None
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the perturbed model to the nodes."""
-        layout = layout_of(arrays)
-        w, P = state_of(arrays, layout).clone(), layout.trainable
-        done = min(1.0, (server_round - 1) / self.warmup) if self.warmup else 1.0
-        rho = self.rho_0 + done * (self.rho - self.rho_0)
-        self.e = 0 * w[:P] if self.g is None else rho * unit(self.g)
-        w[:P] += self.e
-        return super().configure_train(server_round, VectorRecord(layout, w), config, grid)
+    def ascent(self, g: Tensor, round: int) -> Tensor:
+        """Return e (P,), the round's step from w to what is sent."""
+        done = min(1.0, (round - 1) / self.warmup) if self.warmup else 1.0
+        return (self.rho_0 + done * (self.rho - self.rho_0)) * unit(g)
 
-    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
-        """Return the new state (S,)."""
-        new, P = super().aggregate(w, W, n), self.layout.trainable
-        self.g = w[:P] - weighted_mean([w_k[:P] for w_k in W], [1.0] * len(W))
-        new[:P] -= self.e
-        return new
+    def send(self, w: Tensor, state: State, round: int) -> Tensor:
+        """Return the perturbed model (P,)."""
+        return w + self.ascent(state["g"], round)
+
+    def update(
+        self, w: Tensor, W: Sequence[Tensor], n: Sequence[float], state: State, round: int
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state."""
+        e = self.ascent(state["g"], round)
+        sent = w + e
+        new, feddyn = self.feddyn.update(sent, W, n, state, round)
+        return new - e, {"g": sent - mean(W), **feddyn}

@@ -1,18 +1,14 @@
 """FedNova (Wang et al., NeurIPS 2020): updates that count the same however many steps they took."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
+from fedsam.base.strategy import ServerMethod, State
 from fedsam.base.vector import weighted_mean
-from fedsam.messages import STEPS, states_and_weights
-
-from .fedavg import FedAvg
 
 
-class FedNova(FedAvg):
+class FedNova(ServerMethod):
     """Average the clients' mean directions, then go as far as the mean client went::
 
         a_k  = steps_k                                    without momentum
@@ -20,39 +16,36 @@ class FedNova(FedAvg):
         w   <- w + (sum_k p_k a_k) sum_k p_k (w_k - w) / a_k           p_k = n_k / sum n
 
     Clients of one number of steps make it FedAvg. It knows the steps from the replies' metrics.
-    BatchNorm statistics are averaged. The server keeps nothing; P numbers travel each way.
-    The formula is from memory of the paper, not checked against its code.
+    The server keeps nothing; P numbers travel each way. The formula is from memory of the paper,
+    not checked against its code.
 
     Parameters
     ----------
     momentum : float
         m, of the clients' SGD; the run's.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
 
+    takes = ("steps",)
     needs = ("momentum",)
 
-    def __init__(self, momentum: float = 0.0, **flower: Any) -> None:
-        super().__init__(**flower)
+    def __init__(self, momentum: float = 0.0) -> None:
         self.momentum = momentum
-        self.steps: list[float] = []
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the new global model and the weighted mean of the train metrics."""
-        good = [reply for reply in replies if not reply.has_error()]
-        self.steps = states_and_weights([reply.content for reply in good], self.layout, STEPS)[1]
-        return super().aggregate_train(server_round, good)
-
-    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
-        """Return the new state (S,)."""
-        new, P, m = super().aggregate(w, W, n), self.layout.trainable, self.momentum
-        a = [(s - m * (1 - m**s) / (1 - m)) / (1 - m) for s in self.steps]
-        if any(a):
-            shares = [n_k / a_k if a_k else 0.0 for n_k, a_k in zip(n, a, strict=True)]
-            length = sum(n_k * a_k for n_k, a_k in zip(n, a, strict=True)) / sum(n)
-            d = weighted_mean([w_k[:P] for w_k in W], shares) - w[:P]
-            new[:P] = w[:P] + length * sum(shares) / sum(n) * d
-        return new
+    def update(
+        self,
+        w: Tensor,
+        W: Sequence[Tensor],
+        n: Sequence[float],
+        state: State,
+        round: int,
+        steps: Sequence[float] = (),
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state; ``steps`` are those of the K clients."""
+        m, total = self.momentum, sum(n)
+        a = [(s - m * (1 - m**s) / (1 - m)) / (1 - m) for s in steps]
+        if not any(a):
+            return weighted_mean(W, n), state
+        shares = [n_k / a_k if a_k else 0.0 for n_k, a_k in zip(n, a, strict=True)]
+        length = sum(n_k * a_k for n_k, a_k in zip(n, a, strict=True)) / total
+        d = weighted_mean(W, shares) - w
+        return w + length * sum(shares) / total * d, state

@@ -1,14 +1,14 @@
 """FedYogi (Reddi et al., ICLR 2021): Yogi on the server."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from .fedavg import FedAvg
+from fedsam.base.strategy import ServerMethod, State
+from fedsam.base.vector import weighted_mean
 
 
-class FedYogi(FedAvg):
+class FedYogi(ServerMethod):
     """Yogi, the cohort's update as its direction::
 
         m <- beta_1 m + (1 - beta_1) d,     d = mean_k w_k - w
@@ -28,9 +28,9 @@ class FedYogi(FedAvg):
         How much of v is kept; the paper's is 0.99.
     tau : float
         Adaptivity, in the units of an update; the paper's default is 1e-3.
-    flower : keyword arguments
-        Those of Flower's FedAvg.
     """
+
+    state = ("m", "v")
 
     def __init__(
         self,
@@ -38,21 +38,17 @@ class FedYogi(FedAvg):
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         tau: float = 1e-3,
-        **flower: Any,
     ) -> None:
-        super().__init__(**flower)
         self.eta = eta
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.tau = tau
-        self.m: Tensor | float = 0.0
-        self.v: Tensor | float = 0.0
 
-    def aggregate(self, w: Tensor, W: Sequence[Tensor], n: Sequence[float]) -> Tensor:
-        """Return the new state (S,)."""
-        new, P = super().aggregate(w, W, n), self.layout.trainable
-        d = new[:P] - w[:P]
-        self.m = self.beta_1 * self.m + (1 - self.beta_1) * d
-        self.v = self.v - (1 - self.beta_2) * d**2 * (self.v - d**2).sign()
-        new[:P] = w[:P] + self.eta * self.m / (self.v.sqrt() + self.tau)
-        return new
+    def update(
+        self, w: Tensor, W: Sequence[Tensor], n: Sequence[float], state: State, round: int
+    ) -> tuple[Tensor, State]:
+        """Return the new model (P,) and the new state."""
+        d = weighted_mean(W, n) - w
+        m = self.beta_1 * state["m"] + (1 - self.beta_1) * d
+        v = state["v"] - (1 - self.beta_2) * d**2 * (state["v"] - d**2).sign()
+        return w + self.eta * m / (v.sqrt() + self.tau), {"m": m, "v": v}

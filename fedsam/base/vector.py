@@ -73,6 +73,11 @@ def weighted_mean(vectors: Sequence[Tensor] | Tensor, weights: Sequence[float]) 
     return mean
 
 
+def mean(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the mean (S,) of K vectors that count the same, a new tensor."""
+    return weighted_mean(vectors, [1.0] * len(vectors))
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a model: where it lies in the state vector and what it is."""

@@ -69,7 +69,7 @@ def play(
     seed: int,
     lr: Callable[[int], float],
     node_of: Mapping[int, int] | Sequence[int],
-    exchange: SideVectors | None = None,
+    side_vectors: SideVectors | None = None,
     limits: Limits | None = None,
 ) -> Iterator[Round]:
     """Run rounds of federated learning, one at each iteration.
@@ -92,7 +92,7 @@ def play(
         From a round number to the clients' learning rate, which a strategy may change.
     node_of : mapping or sequence
         From partition id to node id.
-    exchange : SideVectors, optional
+    side_vectors : SideVectors, optional
         What travels beside the model, where the clients' method has such.
     limits : Limits, optional
         What a round takes.
@@ -114,59 +114,40 @@ def play(
         for attempt in range(ATTEMPTS):
             clients = sample(number, attempt)
             nodes = {node_of[client]: client for client in clients}
-            replies = _asked(
-                strategy, grid, arrays, number, seed, lr(number), nodes, exchange, limits
-            )
+            config = ConfigRecord({LEARNING_RATE: lr(number)})
+            cohort = CohortGrid(grid, list(nodes))
+            with global_streams(seed, "strategy", number, 0):  # not for longer: runs share them
+                messages = list(strategy.configure_train(number, arrays, config, cohort))
+            if side_vectors is not None:
+                side_vectors.attach(messages)
+            answers = cohort.send_and_receive(messages, timeout=limits.timeout)
+            beside = side_vectors.vectors if side_vectors is not None else ()
+            replies = usable(answers, nodes, arrays, number, limits=limits, beside=beside)
             if len(replies) >= limits.min_clients:
                 break
+            log.warning(
+                "round %d: %d of %d updates can be used, --min-clients is %d",
+                *(number, len(replies), len(nodes), limits.min_clients),
+            )
         else:
             raise _too_few(number, len(replies), limits.min_clients)
-        kept = {nodes[reply.metadata.src_node_id] for reply in replies}
-        if exchange is not None:
-            exchange.fold(replies)
+        if side_vectors is not None:
+            side_vectors.fold(replies)
         with global_streams(seed, "strategy", number, 1):
             new, metrics = strategy.aggregate_train(number, replies)
         before, arrays = arrays, _sound(new, arrays.layout, number)
-        left_out = [client for client in clients if client not in kept]
+        averaged = {nodes[reply.metadata.src_node_id] for reply in replies}
+        left_out = [client for client in clients if client not in averaged]
         seconds = time.perf_counter() - begin
         train = _scalars(metrics)
         yield Round(number, clients, before, arrays, replies, train, left_out, seconds)
 
 
-def _asked(
-    strategy: Strategy,
-    grid: Grid,
-    arrays: VectorRecord,
-    number: int,
-    seed: int,
-    lr: float,
-    nodes: Mapping[int, int],
-    exchange: SideVectors | None,
-    limits: Limits,
-) -> list[Message]:
-    """Return the usable replies of one cohort."""
-    cohort = CohortGrid(grid, list(nodes))
-    config = ConfigRecord({LEARNING_RATE: lr})
-    with global_streams(seed, "strategy", number, 0):  # not for longer: runs share them
-        messages = list(strategy.configure_train(number, arrays, config, cohort))
-    if exchange is not None:
-        exchange.attach(messages)
-    answers = cohort.send_and_receive(messages, timeout=limits.timeout)
-    exchanged = exchange.vectors if exchange is not None else ()
-    replies = usable(answers, nodes, arrays, number, limits=limits, exchanged=exchanged)
-    if len(replies) < limits.min_clients:
-        log.warning(
-            "round %d: %d of %d updates can be used, --min-clients is %d",
-            *(number, len(replies), len(nodes), limits.min_clients),
-        )
-    return replies
-
-
 def _too_few(number: int, replies: int, wanted: int) -> TrainingError:
     """Return the error of a round that could not be played."""
-    found = "no client" if not replies else f"only {replies} of --min-clients {wanted} clients"
+    who = "no client" if not replies else f"only {replies} of --min-clients {wanted} clients"
     return TrainingError(
-        f"round {number}: {found} returned a usable update, in {ATTEMPTS} attempts; the model of "
+        f"round {number}: {who} returned a usable update, in {ATTEMPTS} attempts; the model of "
         "the round before is kept (the warnings before say why; where updates are not finite, a "
         "smaller --lr or --rho may help)"
     )

@@ -54,7 +54,7 @@ def usable(
     number: int,
     *,
     limits: Limits | None = None,
-    exchanged: Collection[str] = (),
+    beside: Collection[str] = (),
 ) -> list[Message]:
     """Return the replies that may be averaged, by ascending client; warn of each other one.
 
@@ -70,7 +70,7 @@ def usable(
         The round, for the warnings.
     limits : Limits, optional
         On the length of an update.
-    exchanged : collection of str
+    beside : collection of str
         Names of the vectors that travel beside the model.
     """
     limits = limits or Limits()
@@ -79,7 +79,7 @@ def usable(
     known = [reply for reply in answers if reply.metadata.src_node_id in nodes]
     for reply in sorted(known, key=lambda reply: nodes[reply.metadata.src_node_id]):
         client = nodes[reply.metadata.src_node_id]
-        if reason := why_unusable(reply, client in seen, before, exchanged):
+        if reason := why_unusable(reply, client in seen, before, beside):
             log.warning("round %d: client %d %s", number, client, reason)
             continue
         seen.add(client)
@@ -89,9 +89,7 @@ def usable(
     return within(good, [nodes[r.metadata.src_node_id] for r in good], before, number, limits)
 
 
-def why_unusable(
-    reply: Message, again: bool, before: VectorRecord, exchanged: Collection[str]
-) -> str:
+def why_unusable(reply: Message, again: bool, before: VectorRecord, beside: Collection[str]) -> str:
     """Return what is wrong with the form of a reply, or ""; its model is made a vector."""
     if reply.has_error():
         return f"failed: {reply.error.reason}"
@@ -103,7 +101,7 @@ def why_unusable(
         state = checked_state(records[key], before.layout)
         if not isinstance(records[key], VectorRecord):
             reply.content[key] = VectorRecord(before.layout, state)
-        check_vectors(reply.content, before.layout, exchanged)
+        check_vectors(reply.content, before.layout, beside)
         examples = number_in(only_record(reply.content.metric_records), EXAMPLES)
         if not (math.isfinite(examples) and examples > 0):
             raise ValueError(f"{EXAMPLES} is {examples}")
@@ -132,7 +130,7 @@ def within(
     lengths = [0.0] * len(replies)
     if limits.max_norm or limits.clip_norm:
         lengths = torch.stack([update(reply, before).norm() for reply in replies]).tolist()
-    kept = []
+    taken = []
     for reply, client, whole, length in zip(replies, clients, finite, lengths, strict=True):
         if not whole:
             said = "its update is not finite"
@@ -143,8 +141,8 @@ def within(
         else:
             if limits.clip_norm and length > limits.clip_norm:
                 clip(reply, before, limits.clip_norm / length)
-            kept.append(reply)
-    return kept
+            taken.append(reply)
+    return taken
 
 
 def update(reply: Message, before: VectorRecord) -> Tensor:

@@ -1,13 +1,14 @@
 """Strategies around any strategy: weight averages, and BatchNorm statistics of all clients."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from fedsam.base.strategy import Average
 from fedsam.messages import (
     LEARNING_RATE,
     VectorRecord,
@@ -21,25 +22,48 @@ from fedsam.training.batchnorm import pooled
 RecordType = TypeVar("RecordType", bound=ArrayRecord)
 
 
-class Average(Protocol):
-    """A rule of averaging: the classes of ``strategies/averages/``, or yours."""
+class Wrapped(Strategy):
+    """Any strategy, passed on to; what differs is overridden.
 
-    start: int
+    Parameters
+    ----------
+    strategy : Strategy
+        The one inside: one of Flower's, or a method of ours in its adapter.
+    """
 
-    def rate(self, round: int, lr: float) -> float:
-        """Return the clients' learning rate in ``round``."""
-        ...
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
 
-    def collects(self, round: int) -> bool:
-        """Return whether the model after ``round`` enters the average."""
-        ...
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy send its messages."""
+        return self.strategy.configure_train(server_round, arrays, config, grid)
 
-    def average(self, average: Tensor, n: int, w: Tensor) -> Tensor:
-        """Return the new average (S,), a new tensor, from the old, its n members and a model."""
-        ...
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the strategy's model and metrics."""
+        return self.strategy.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy send its messages."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the strategy's evaluation metrics."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the strategy's summary."""
+        self.strategy.summary()
 
 
-class Averaged(Strategy):
+class Averaged(Wrapped):
     """Any strategy, with an average of its global models beside it.
 
     The strategy inside trains on as if nothing were there; from round ``start`` on the averaged
@@ -49,13 +73,13 @@ class Averaged(Strategy):
     Parameters
     ----------
     strategy : Strategy
-        One of Flower's or ours.
+        The one inside.
     rule : Average
         How to average.
     """
 
     def __init__(self, strategy: Strategy, rule: Average) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.rule = rule
         self.state: Tensor | None = None
         self.members = 0
@@ -76,13 +100,13 @@ class Averaged(Strategy):
         if LEARNING_RATE in config:
             lr = float(config[LEARNING_RATE])  # type: ignore[arg-type]
             config[LEARNING_RATE] = self.rule.rate(server_round, lr)
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the strategy's model; put a copy of it into the average when it is time."""
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        arrays, metrics = super().aggregate_train(server_round, replies)
         if arrays is not None and self.state is not None and self.rule.collects(server_round):
             w = state_of(arrays, layout_of(arrays))
             self.state = self.rule.average(self.state, self.members, w)
@@ -93,17 +117,7 @@ class Averaged(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the averaged model to be evaluated."""
-        return self.strategy.configure_evaluate(server_round, self.model(arrays), config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return the strategy's evaluation metrics."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Log the strategy's summary."""
-        self.strategy.summary()
+        return super().configure_evaluate(server_round, self.model(arrays), config, grid)
 
     def start(
         self,
@@ -122,32 +136,18 @@ class Averaged(Strategy):
         )
 
 
-class Pooled(Strategy):
+class Pooled(Wrapped):
     """Any strategy, with the variance of the mixture where it averaged BatchNorm's variances.
 
     Clients count by their examples, whatever the strategy does with the parameters.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        One of Flower's or ours.
     """
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Let the strategy send its messages."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the strategy's model with the pooled statistics, and its metrics."""
         replies = list(replies)
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        arrays, metrics = super().aggregate_train(server_round, replies)
         contents = [reply.content for reply in replies if not reply.has_error()]
         if arrays is None or not contents:
             return arrays, metrics
@@ -155,19 +155,3 @@ class Pooled(Strategy):
         states, n = states_and_weights(contents, layout)
         state = pooled(state_of(arrays, layout), states, n, layout)
         return VectorRecord(layout, state), metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Let the strategy send its messages."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return the strategy's evaluation metrics."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Log the strategy's summary."""
-        self.strategy.summary()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
+from fedsam.base.strategy import ServerMethod
 from fedsam.base.system import cores
 from fedsam.base.vector import Layout
 from fedsam.config import plugins
@@ -28,6 +29,7 @@ from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
 from fedsam.messages import VectorRecord
+from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Pooled
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
@@ -143,24 +145,36 @@ def new_method(config: Config) -> Method:
 
 
 def new_strategy(config: Config) -> Strategy:
-    """Return the server's side: a strategy that trains every node it is shown, maybe averaged."""
-    cls = plugins.find("strategy", config.strategy, "fedsam.strategies")
+    """Return the server's side: a strategy that trains every node it is shown, maybe averaged.
+
+    A method of ours is put into its adapter, a Flower Strategy is taken as it is.
+    """
+    make = plugins.find("strategy", config.strategy, "fedsam.strategies")
+    wrong = UsageError(
+        f"--strategy {config.strategy}: neither a ServerMethod (fedsam.base.strategy) nor a "
+        "Flower Strategy"
+    )
+    if inspect.isclass(make) and not issubclass(make, ServerMethod | Strategy):
+        raise wrong
     fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
-    # a strategy is shown a round's clients alone, and Flower's must take them all
-    facts = {
+    # a strategy is shown a round's clients alone, and must take them all
+    sampling: dict[str, Any] = {
         "fraction_train": 1.0,
         "fraction_evaluate": 0.0,
         "min_train_nodes": fewest,
         "min_available_nodes": fewest,
     }
-    strategy = plugins.build(
-        "strategy",
-        cls,
-        config.strategy_options,
-        facts,
-        clients=config.clients,
-        momentum=config.momentum,
-    )
+    run = {"clients": config.clients, "momentum": config.momentum}
+    if inspect.isclass(make) and issubclass(make, ServerMethod):
+        options = dict(config.strategy_options)
+        flower = options.keys() & inspect.signature(FedAvg).parameters.keys()
+        sampling |= {name: options.pop(name) for name in flower}
+        method = plugins.build("strategy", make, options, **run)
+        strategy: Strategy = MethodStrategy(method, **sampling)
+    else:
+        strategy = plugins.build("strategy", make, config.strategy_options, sampling, **run)
+    if not isinstance(strategy, Strategy):
+        raise wrong
     if config.bn == "pooled":
         strategy = Pooled(strategy)
     if config.averaging == "none":

@@ -169,7 +169,7 @@ def play_out(
         seed=config.seed,
         lr=config.rate,
         node_of=nodes,
-        exchange=exchange,
+        side_vectors=exchange,
         limits=Limits(
             config.min_clients, config.max_norm, config.clip_norm, config.client_timeout or None
         ),

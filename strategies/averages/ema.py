@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from fedsam.base.strategy import Average
 
-class EMA:
+
+class EMA(Average):
     """Forget old models geometrically::
 
         avg <- decay avg + (1 - decay) w          after each round r > start
@@ -19,16 +21,8 @@ class EMA:
     def __init__(self, start: int, decay: float = 0.99) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay: must lie in [0, 1), got {decay}")
-        self.start = start
+        super().__init__(start)
         self.decay = decay
-
-    def rate(self, round: int, lr: float) -> float:
-        """Return ``lr``: the clients' learning rate is left as it is."""
-        return lr
-
-    def collects(self, round: int) -> bool:
-        """Return whether the model after ``round`` enters the average."""
-        return round > self.start
 
     def average(self, average: Tensor, n: int, w: Tensor) -> Tensor:
         """Return the new average (S,)."""

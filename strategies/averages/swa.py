@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from fedsam.base.strategy import Average
 
-class SWA:
+
+class SWA(Average):
     """Average the models at the ends of learning-rate cycles, all with one weight::
 
         t(r)  = ((r - start - 1) mod c + 1) / c          rounds r > start, counted from 1
@@ -32,7 +34,7 @@ class SWA:
     def __init__(self, start: int, cycle: int = 10, lr: float = 1e-4, phase: str = "end") -> None:
         if phase not in ("end", "official"):
             raise ValueError(f"phase: must be 'end' or 'official', got {phase!r}")
-        self.start = start
+        super().__init__(start)
         self.cycle = cycle
         self.lr = lr
         self.phase = phase

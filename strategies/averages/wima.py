@@ -4,8 +4,10 @@ from collections import deque
 
 from torch import Tensor
 
+from fedsam.base.strategy import Average
 
-class WiMA:
+
+class WiMA(Average):
     """Average the global models of the last W rounds::
 
         avg = mean of w_{r-W+1}, ..., w_r          after each round r > start
@@ -23,18 +25,10 @@ class WiMA:
     def __init__(self, start: int, window: int = 100) -> None:
         if window < 1:
             raise ValueError(f"window: must be at least 1, got {window}")
-        self.start = start
+        super().__init__(start)
         self.window = window
         self.models: deque[Tensor] = deque()
         self.total: Tensor | None = None
-
-    def rate(self, round: int, lr: float) -> float:
-        """Return ``lr``: the clients' learning rate is left as it is."""
-        return lr
-
-    def collects(self, round: int) -> bool:
-        """Return whether the model after ``round`` enters the window."""
-        return round > self.start
 
     def average(self, average: Tensor, n: int, w: Tensor) -> Tensor:
         """Return the mean of the window (S,) once ``w`` is in it."""

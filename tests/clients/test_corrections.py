@@ -33,6 +33,7 @@ from test_batched import start_of, trainer_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from fedsam import as_strategy
 from fedsam.data.plan import Work
 from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
@@ -65,7 +66,12 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
     member = Member(trainer, lambda r: cohorts.get(r, []))
     hands = BatchedExecutor(BatchedTrainer(crew, gradients), member) if gradients else None
     turns = play(
-        strategy(**options, fraction_evaluate=0.0, min_train_nodes=size, min_available_nodes=size),
+        as_strategy(
+            strategy(**options),
+            fraction_evaluate=0.0,
+            min_train_nodes=size,
+            min_available_nodes=size,
+        ),
         LocalGrid(crew, hands),
         VectorRecord(trainer.layout, start_of(trainer)),
         rounds=cohorts,
@@ -73,7 +79,7 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
         seed=0,
         lr=lambda round: LR,
         node_of=range(len(trainer.partition)),
-        exchange=SideVectors(trainer.method, trainer.layout, POPULATION),
+        side_vectors=SideVectors(trainer.method, trainer.layout, POPULATION),
     )
     states = [turn.arrays.state for turn in turns]
     crew.close()
@@ -521,11 +527,9 @@ def test_fednova_counts_steps_with_momentum_as_their_gradients_weigh():
     m, steps = 0.9, [1, 4, 7]
     weights = [sum((1 - m**j) / (1 - m) for j in range(1, s + 1)) for s in steps]
     assert weights == pytest.approx([(s - m * (1 - m**s) / (1 - m)) / (1 - m) for s in steps])
-    strategy = FedNova(momentum=m)
-    strategy.layout, strategy.steps = trainer_for(SGD(), FedAvg()).layout, steps
-    w, g = torch.zeros(2, strategy.layout.size, dtype=torch.float64)
-    g = g + 1
-    new = strategy.aggregate(w, [w - a * g for a in weights], [1.0, 2.0, 3.0])
+    w, g = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    W = [w - a * g for a in weights]
+    new, _ = FedNova(momentum=m).update(w, W, [1.0, 2.0, 3.0], {}, 1, steps)
     expected = sum(n * a for n, a in zip([1, 2, 3], weights, strict=True)) / 6
     torch.testing.assert_close(new, w - expected * g)
 

@@ -1,5 +1,7 @@
 """SCAFFOLD against its algorithm box, and the seam for what clients keep and exchange."""
 
+import re
+
 import naive
 import pytest
 import torch
@@ -8,14 +10,17 @@ from fedsam.clients.corrections.scaffold import Scaffold
 from fedsam.clients.minimizers.sam import SAM
 from fedsam.clients.minimizers.sgd import SGD
 from fedsam.strategies.fedavg import FedAvg as FedAvgServer
+from flwr.app import Message, RecordDict
 from test_batched import convolutions, start_of, trainer_of
 
+from fedsam import as_strategy
 from fedsam.data.plan import Work
 from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.messages import VectorRecord, train_reply, vectors_of
+from fedsam.messages import VectorRecord, train_reply
 from fedsam.server.rounds import play
+from fedsam.server.screening import usable
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.method import Method
@@ -25,16 +30,21 @@ LR = 0.05
 
 
 def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
-    """Play rounds with given cohorts; return the grid, the exchange and each round's state."""
+    """Play rounds with given cohorts; return the grid, the side vectors and each round's state."""
     crew = ThreadExecutor(trainer, 2)
     member = Member(trainer, lambda r: cohorts.get(r, []))
     grid = LocalGrid(
         crew, BatchedExecutor(BatchedTrainer(crew, gradients), member) if gradients else None
     )
-    exchange = SideVectors(trainer.method, trainer.layout, len(trainer.partition))
+    side_vectors = SideVectors(trainer.method, trainer.layout, len(trainer.partition))
     cohort = len(cohorts[1])
     turns = play(
-        FedAvgServer(fraction_evaluate=0.0, min_train_nodes=cohort, min_available_nodes=cohort),
+        as_strategy(
+            FedAvgServer(),
+            fraction_evaluate=0.0,
+            min_train_nodes=cohort,
+            min_available_nodes=cohort,
+        ),
         grid,
         VectorRecord(trainer.layout, start_of(trainer)),
         rounds=cohorts,
@@ -42,11 +52,11 @@ def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
         seed=0,
         lr=lambda round: lr,
         node_of=range(len(trainer.partition)),
-        exchange=exchange,
+        side_vectors=side_vectors,
     )
     states = [turn.arrays.state for turn in turns]
     crew.close()
-    return grid, exchange, states
+    return grid, side_vectors, states
 
 
 def by_hand(trainer):
@@ -85,12 +95,12 @@ def by_hand(trainer):
 @pytest.mark.parametrize("gradients", [None, Slots, Vmapped])
 def test_scaffold_is_its_algorithm_box(gradients):
     trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4, local_epochs=2.0))
-    grid, exchange, states = rounds(trainer, gradients)
+    grid, side_vectors, states = rounds(trainer, gradients)
     kept, c, expected = by_hand(trainer)
     for state, other in zip(states, expected, strict=True):
         torch.testing.assert_close(state, other, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
-        exchange.vectors["c"], trainer.layout.write(c), rtol=1e-9, atol=1e-12
+        side_vectors.vectors["c"], trainer.layout.write(c), rtol=1e-9, atol=1e-12
     )
     assert set(grid.memories) == {0, 1, 2, 3, 4}
     for k, vectors in grid.memories.items():
@@ -127,11 +137,11 @@ class Poison(Scaffold):
 def test_a_client_that_is_left_out_keeps_what_it_had_and_is_not_folded():
     trainer = trainer_of(Method(SGD(), Poison()), work=Work(4))
     cohorts = {1: [0, 2, 4], 2: [0, 2, 4]}
-    grid, exchange, states = rounds(trainer, cohorts=cohorts)
+    grid, side_vectors, states = rounds(trainer, cohorts=cohorts)
     first = rounds(trainer, cohorts={1: [0, 2, 4]})[0]
     assert torch.equal(grid.memories[2]["c_i"], first.memories[2]["c_i"])
     assert not torch.equal(grid.memories[0]["c_i"], first.memories[0]["c_i"])
-    assert exchange.vectors["c"].isfinite().all()
+    assert side_vectors.vectors["c"].isfinite().all()
     assert states[-1].isfinite().all()
 
 
@@ -149,20 +159,19 @@ def test_a_client_that_defines_half_of_it_is_refused():
         Method(SGD(), Half())
 
 
-def test_a_reply_without_its_vectors_is_refused():
+@pytest.mark.parametrize(
+    ("vectors", "says"),
+    [
+        ({}, r"it sent \[\] beside the model, not \['c'\]"),
+        ({"c": torch.zeros(3)}, r"'c' is float32 \(3,\), the model's is float64"),
+        ({"d": torch.zeros(3)}, r"it sent \['d'\] beside the model"),
+    ],
+)
+def test_a_reply_without_its_vectors_or_with_others_is_left_out(vectors, says, caplog):
     trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4))
-    exchange = SideVectors(trainer.method, trainer.layout, 5)
-
-    class Reply:
-        content = train_reply(VectorRecord(trainer.layout, start_of(trainer)), 1, 1, 0.0)
-
-    with pytest.raises(ValueError, match=r"expected the vectors \['c'\] in the reply, got \[\]"):
-        exchange.fold([Reply])
-
-
-def test_vectors_of_another_length_are_refused():
-    trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4))
+    side_vectors = SideVectors(trainer.method, trainer.layout, 5)
     record = VectorRecord(trainer.layout, start_of(trainer))
-    content = train_reply(record, 1, 1, 0.0, {"c": torch.zeros(3)})
-    with pytest.raises(ValueError, match="'c' has shape"):
-        vectors_of(content, trainer.layout)
+    question = Message(RecordDict(), 0, "train")
+    reply = Message(train_reply(record, 1, 1, 0.0, vectors), reply_to=question)
+    assert usable([reply], {0: 0}, record, 1, beside=side_vectors.vectors) == []
+    assert re.search(says, caplog.text)

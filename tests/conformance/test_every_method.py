@@ -7,6 +7,7 @@ import torch
 from conftest import combined, quick_config
 from safetensors.torch import load_file
 
+from fedsam.base.strategy import Average, ServerMethod
 from fedsam.config.plugins import find, names
 from fedsam.config.presets import CONFIGS
 from fedsam.simulate.run import run
@@ -77,6 +78,16 @@ def test_a_minimiser_learns_the_digits(quick, minimizer):
         local_epochs=2,
     )
     assert outcome.summary["last_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_server_method_extends_its_contract_and_no_other_method(name):
+    assert find("strategy", name, "fedsam.strategies").__bases__ == (ServerMethod,)
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_a_rule_of_averaging_extends_its_contract_and_no_other_rule(name):
+    assert find("average", name, "fedsam.strategies.averages").__bases__ == (Average,)
 
 
 @pytest.mark.parametrize("average", AVERAGES)

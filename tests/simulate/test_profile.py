@@ -9,6 +9,7 @@ import torch
 from fedsam.strategies.fedavg import FedAvg
 from safetensors.torch import load_file
 
+from fedsam import as_strategy
 from fedsam.simulate.profile import WAITING, Phases
 from fedsam.training.client import Trainer
 from fedsam.training.flat_module import FlatModule
@@ -32,11 +33,13 @@ def test_a_phase_is_without_those_inside_it():
 
 
 def test_methods_are_put_back_even_by_an_error():
-    before = FlatModule.gradient, Trainer.plan, Method.step, FedAvg.aggregate_train
-    strategy = FedAvg(fraction_evaluate=0.0)
+    strategy = as_strategy(FedAvg(), fraction_evaluate=0.0)
+    aggregate = type(strategy).aggregate_train
+    before = FlatModule.gradient, Trainer.plan, Method.step, aggregate
     with pytest.raises(KeyError), Phases().watching(strategy):
         {}["an error while it watches"]
-    assert (FlatModule.gradient, Trainer.plan, Method.step, FedAvg.aggregate_train) == before
+    aggregate = type(strategy).aggregate_train
+    assert (FlatModule.gradient, Trainer.plan, Method.step, aggregate) == before
 
 
 @pytest.mark.parametrize("cohort", ["off", "slots"])

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsam import as_strategy
 from fedsam.base.vector import Layout
 from fedsam.messages import LEARNING_RATE, VectorRecord, only_record, state_of, train_reply
 from fedsam.server import compat
 from fedsam.server.grids import CohortGrid
-from fedsam.server.wrapped import Averaged
+from fedsam.server.wrapped import Averaged, Wrapped
 
 compat.identify_process()
 LAYOUT = Layout.of(nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)))
@@ -26,15 +27,16 @@ NODES = CohortGrid(None, range(2))
 TWO = {"min_train_nodes": 2, "min_available_nodes": 2}
 
 
-class Walk(FedAvg):
+class Walk(Wrapped):
     """A strategy whose global models are those of a list."""
 
     def __init__(self, models):
-        super().__init__(min_evaluate_nodes=2, **TWO)
+        super().__init__(as_strategy(FedAvg(), min_evaluate_nodes=2, **TWO))
         self.models = iter(models)
 
-    def aggregate(self, w, W, n):
-        return next(self.models).clone()
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return arrays and VectorRecord(LAYOUT, next(self.models).clone()), metrics
 
 
 def reply(node, vector):

@@ -1,21 +1,26 @@
-"""Server optimisers against Flower's own on the same replies; FedExP against its formula."""
+"""Methods against Flower's own on the same replies or their formulas; what all of them promise."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from fedsam.strategies.adabest import AdaBest
+from fedsam.strategies.fedacg import FedACG
 from fedsam.strategies.fedadagrad import FedAdagrad
 from fedsam.strategies.fedadam import FedAdam
 from fedsam.strategies.fedavg import FedAvg
 from fedsam.strategies.fedavgm import FedAvgM
 from fedsam.strategies.feddyn import FedDyn
 from fedsam.strategies.fedexp import FedExP
+from fedsam.strategies.fedgloss import FedGloSS
+from fedsam.strategies.fednova import FedNova
 from fedsam.strategies.fedyogi import FedYogi
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import strategy as flower
 from torch import nn
 
+from fedsam import as_strategy
 from fedsam.base.vector import Layout
 from fedsam.config.plugins import build
 from fedsam.messages import LEARNING_RATE, VectorRecord, state_of, train_reply
@@ -75,17 +80,17 @@ def updates(layout, w, r):
 def test_a_server_optimiser_has_flowers_numbers(ours, options):
     theirs = getattr(flower, ours.__name__)
     defaults = {} if ours is FedAvgM else {"eta": 0.01}
-    mine = rounds(ours(**options, **FLOWER))
+    mine = rounds(as_strategy(ours(**options), **FLOWER))
     for a, b in zip(mine, rounds(theirs(**(defaults | options), **FLOWER)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     assert not torch.equal(mine[0], mine[1])
 
 
-@pytest.mark.parametrize("strategy", [FedAvgM, FedAdam, FedYogi, FedAdagrad, FedExP])
-def test_statistics_that_are_not_trained_are_averaged(strategy):
+@pytest.mark.parametrize("method", [FedAvgM, FedAdam, FedYogi, FedAdagrad, FedExP])
+def test_statistics_that_are_not_trained_are_averaged(method):
     P = NORMED.trainable
-    (plain,) = rounds(FedAvg(**FLOWER), NORMED, 1)
-    (ours,) = rounds(strategy(**FLOWER), NORMED, 1)
+    (plain,) = rounds(as_strategy(FedAvg(), **FLOWER), NORMED, 1)
+    (ours,) = rounds(as_strategy(method(), **FLOWER), NORMED, 1)
     torch.testing.assert_close(ours[P:], plain[P:])
     assert len(ours[P:]) == 5
 
@@ -93,7 +98,7 @@ def test_statistics_that_are_not_trained_are_averaged(strategy):
 def test_fedexp_is_its_formula():
     w, epsilon = state(PLAIN, 99), 0.01
     p = torch.tensor(EXAMPLES).double() / sum(EXAMPLES)
-    for r, model in enumerate(rounds(FedExP(epsilon, **FLOWER)), 1):
+    for r, model in enumerate(rounds(as_strategy(FedExP(epsilon), **FLOWER)), 1):
         D = updates(PLAIN, w, r)
         d = (p[:, None] * D).sum(0)
         rate = max(1.0, float((p * D.square().sum(1)).sum() / (2 * (d.square().sum() + epsilon))))
@@ -102,19 +107,56 @@ def test_fedexp_is_its_formula():
 
 
 def test_fedexps_rate_is_half_the_clients_where_their_updates_are_orthogonal():
-    strategy, w = FedExP(1e-12), torch.zeros(PLAIN.size, dtype=torch.float64)
-    strategy.layout = PLAIN
+    method, w = FedExP(1e-12), torch.zeros(PLAIN.size, dtype=torch.float64)
     W = list(torch.eye(PLAIN.size, dtype=torch.float64)[:10])
-    torch.testing.assert_close(strategy.aggregate(w, W, [1.0] * 10), 5 * sum(W) / 10)
+    torch.testing.assert_close(method.update(w, W, [1.0] * 10, {}, 1)[0], 5 * sum(W) / 10)
     same = [W[0]] * 10  # equal updates: FedAvg
-    torch.testing.assert_close(strategy.aggregate(w, same, [1.0] * 10), W[0])
+    torch.testing.assert_close(method.update(w, same, [1.0] * 10, {}, 1)[0], W[0])
 
 
-def test_a_strategy_of_ours_gets_flowers_arguments_and_the_population_from_the_run():
-    facts = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
-    strategy = build("strategy", FedDyn, {}, facts, clients=50)
-    assert (strategy.clients, strategy.min_train_nodes, strategy.fraction_evaluate) == (50, 1, 0.0)
-    assert build("strategy", FedAdam, {"eta": 0.5}, facts).min_available_nodes == 1
+METHODS = [
+    *(AdaBest(), FedACG(), FedAdagrad(), FedAdam(), FedAvg(), FedAvgM(), FedDyn(9), FedExP()),
+    *(FedGloSS(9), FedNova(), FedYogi()),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_a_formula_changes_nothing_that_it_is_given_and_keeps_its_state(method):
+    w, W = state(PLAIN, 99), [state(PLAIN, 1, k) for k in range(3)]
+    old, taken = dict(method.start(w)), {name: [3.0, 4.0, 5.0] for name in method.takes}
+    assert set(old) == set(method.state)
+    inputs = [w, *W, *old.values()]
+    before = [v.clone() for v in inputs]
+    for r in (1, 2):
+        sent = method.send(w, old, r)
+        new, vectors = method.update(w, W, [1.0, 2.0, 3.0], old, r, **taken)
+        assert set(vectors) == set(method.state)
+        for v in (sent, new, *vectors.values()):
+            assert (v.shape, v.dtype) == (w.shape, w.dtype)
+            assert v.isfinite().all()
+        assert all(map(torch.equal, inputs, before))
+        old, inputs = vectors, [w, *W, *vectors.values()]
+        before = [v.clone() for v in inputs]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_the_order_of_clients_does_not_matter(method):
+    w, W = state(PLAIN, 99), [state(PLAIN, 1, k) for k in range(3)]
+    n, steps, old = [1.0, 2.0, 3.0], [3.0, 4.0, 5.0], method.start(w)
+
+    def updated(order):
+        taken = {name: [steps[k] for k in order] for name in method.takes}
+        return method.update(w, [W[k] for k in order], [n[k] for k in order], old, 1, **taken)[0]
+
+    torch.testing.assert_close(updated([2, 0, 1]), updated([0, 1, 2]), rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_fills_what_has_no_default_or_is_asked_for():
+    run = {"clients": 50, "momentum": 0.9}
+    assert build("strategy", FedDyn, {}, **run).clients == 50
+    assert build("strategy", FedNova, {}, **run).momentum == 0.9
+    assert build("strategy", FedNova, {"momentum": 0.5}, **run).momentum == 0.5
+    assert build("strategy", FedAdam, {"eta": 0.5}, **run).eta == 0.5
 
 
 def vectors():

@@ -1,42 +1,23 @@
-"""The server: FedAvg against Flower's, averages against arithmetic, snapshots that are copies."""
+"""Averages around any strategy against arithmetic: members, rates, copies."""
 
-import copy
-
-import numpy as np
 import pytest
 import torch
 from fedsam.strategies.averages.ema import EMA
 from fedsam.strategies.averages.swa import SWA
 from fedsam.strategies.averages.wima import WiMA
 from fedsam.strategies.fedavg import FedAvg
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Error,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvgM
 from torch import nn
 
+from fedsam import as_strategy
 from fedsam.base.vector import Layout
-from fedsam.messages import (
-    LEARNING_RATE,
-    VectorRecord,
-    only_record,
-    plain_record,
-    state_of,
-    train_reply,
-)
+from fedsam.messages import LEARNING_RATE, VectorRecord, only_record, state_of, train_reply
 from fedsam.server import compat
 from fedsam.server.grids import CohortGrid
-from fedsam.server.wrapped import Averaged
+from fedsam.server.wrapped import Averaged, Wrapped
 
-MODULE = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
-LAYOUT = Layout.of(MODULE)
+LAYOUT = Layout.of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
 compat.identify_process()
 FOUR = {"min_train_nodes": 4, "min_available_nodes": 4, "fraction_evaluate": 0.0}
 
@@ -66,92 +47,20 @@ def config(lr=0.1):
     return ConfigRecord({LEARNING_RATE: lr})
 
 
-def aggregate(strategy, vectors, examples, round=1, start=None):
-    start = VectorRecord(LAYOUT, state(99) if start is None else start)
-    list(strategy.configure_train(round, start, config(), Nodes()))
-    pairs = enumerate(zip(vectors, examples, strict=True))
-    return strategy.aggregate_train(round, [reply(k, v, n) for k, (v, n) in pairs])
-
-
 VECTORS = [state(k) for k in (1, 2, 3, 4)]
-EXAMPLES = [1, 20, 300, 4]
 
 
-def test_fedavg_is_the_mean_weighted_by_examples():
-    arrays, metrics = aggregate(FedAvg(**FOUR), VECTORS, EXAMPLES)
-    mean = torch.stack(VECTORS).double().mul(torch.tensor(EXAMPLES).view(4, 1)).sum(0) / 325
-    torch.testing.assert_close(arrays.state.double(), mean, rtol=1e-6, atol=1e-6)
-    assert metrics["loss"] == pytest.approx((0 * 1 + 1 * 20 + 2 * 300 + 3 * 4) / 325, rel=1e-12)
-    assert metrics["steps"] == 3
-
-
-def test_fedavg_agrees_with_flowers_and_keeps_integers():
-    ours, _ = aggregate(FedAvg(**FOUR), VECTORS, EXAMPLES)
-    theirs, _ = aggregate(FlowerFedAvg(**FOUR), VECTORS, EXAMPLES)
-    assert list(ours) == list(theirs)
-    for name in ours:
-        if name.endswith("num_batches_tracked"):
-            assert ours[name].numpy().dtype == np.int64
-            assert ours[name].numpy() == round(float(theirs[name].numpy()))
-        else:
-            np.testing.assert_allclose(
-                ours[name].numpy(), theirs[name].numpy(), rtol=1e-5, atol=1e-6
-            )
-
-
-def test_fedavg_reads_records_that_flower_built():
-    states = [{n: t.clone() for n, t in LAYOUT.read(v).items()} for v in VECTORS]
-    replies = [
-        reply(k, None, n, ArrayRecord(s))
-        for k, (s, n) in enumerate(zip(states, EXAMPLES, strict=True))
-    ]
-    strategy = FedAvg(**FOUR)
-    list(strategy.configure_train(1, VectorRecord(LAYOUT, state(99)), config(), Nodes()))
-    plain, _ = strategy.aggregate_train(1, replies)
-    tensors, _ = aggregate(FedAvg(**FOUR), VECTORS, EXAMPLES)
-    assert torch.equal(plain.state, tensors.state)
-
-
-def test_fedavg_works_for_somebody_who_knows_only_flower():
-    start = ArrayRecord({n: t.clone() for n, t in LAYOUT.read(state(1)).items()})
-    strategy = FedAvg(**FOUR)
-    messages = list(strategy.configure_train(1, start, ConfigRecord(), Nodes()))
-    assert sorted(m.metadata.dst_node_id for m in messages) == [0, 1, 2, 3]
-    equal, _ = strategy.aggregate_train(1, [reply(k, None, 5, start) for k in range(4)])
-    for name in start:
-        np.testing.assert_allclose(equal[name].numpy(), start[name].numpy(), rtol=1e-6)
-
-
-def test_equal_clients_are_the_identity_and_nothing_is_changed():
-    vector = state(5)
-    before = vector.clone()
-    arrays, _ = aggregate(FedAvg(**FOUR), [vector] * 4, EXAMPLES, start=vector)
-    torch.testing.assert_close(arrays.state, before, rtol=1e-6, atol=1e-6)
-    assert torch.equal(vector, before)
-    assert arrays.state.data_ptr() != vector.data_ptr()
-
-
-def test_replies_with_errors_are_skipped_and_none_is_none():
-    strategy = FedAvg(**FOUR)
-    list(strategy.configure_train(1, VectorRecord(LAYOUT, state(0)), config(), Nodes()))
-    question = Message(RecordDict(), 3, MessageType.TRAIN)
-    failed = Message(Error(0, "broken"), reply_to=question)
-    arrays, _ = strategy.aggregate_train(1, [reply(0, VECTORS[0], 7), failed])
-    assert torch.equal(arrays.state, VECTORS[0])
-    assert strategy.aggregate_train(1, [failed]) == (None, None)
-
-
-class Walk(FedAvg):
+class Walk(Wrapped):
     """A strategy whose model after round r is r everywhere."""
 
-    def aggregate(self, w, W, n):
-        self.seen = getattr(self, "seen", 0) + 1
-        return torch.full_like(w, float(self.seen))
+    def aggregate_train(self, server_round, replies):
+        _, metrics = super().aggregate_train(server_round, replies)
+        return VectorRecord(LAYOUT, torch.full((LAYOUT.size,), float(server_round))), metrics
 
 
 def walk(rule, rounds, observe=lambda r, a, s: None):
     """Drive an average through rounds of ``Walk``; return it and the learning rates it sent."""
-    strategy, rates = Averaged(Walk(**FOUR), rule), {}
+    strategy, rates = Averaged(Walk(as_strategy(FedAvg(), **FOUR)), rule), {}
     arrays = VectorRecord(LAYOUT, torch.zeros(LAYOUT.size))
     for r in range(1, rounds + 1):
         mine = config(0.01)
@@ -225,7 +134,7 @@ def test_the_averaged_model_is_a_copy_that_is_evaluated_from_its_start_on():
 
 @pytest.mark.parametrize("rule", [SWA(0, 1), EMA(0), WiMA(0)], ids=lambda r: type(r).__name__)
 def test_later_changes_of_the_live_model_do_not_reach_the_average(rule):
-    strategy = Averaged(FedAvg(**FOUR), rule)
+    strategy = Averaged(as_strategy(FedAvg(), **FOUR), rule)
     arrays = VectorRecord(LAYOUT, torch.zeros(LAYOUT.size))
     list(strategy.configure_train(1, arrays, config(), Nodes()))
     arrays.state.fill_(7.0)
@@ -280,7 +189,7 @@ def test_flowers_own_loop_evaluates_the_average():
             return out
 
     seen = {}
-    strategy = Averaged(FedAvg(**FOUR), SWA(1, 1))
+    strategy = Averaged(as_strategy(FedAvg(), **FOUR), SWA(1, 1))
     strategy.start(
         Echo(),
         VectorRecord(LAYOUT, torch.zeros(LAYOUT.size)),
@@ -302,25 +211,3 @@ def test_flowers_own_loop_evaluates_the_average():
 def test_averages_refuse_what_makes_no_sense(make, says):
     with pytest.raises(ValueError, match=f"^{says}: must"):
         make()
-
-
-def test_a_record_is_an_ordinary_array_record():
-    record = VectorRecord(LAYOUT, state(3))
-    model = copy.deepcopy(MODULE)
-    model.load_state_dict(record.to_torch_state_dict())
-    for name, tensor in model.state_dict().items():
-        assert tensor.dtype == LAYOUT.read(record.state)[name].dtype
-        assert torch.equal(tensor, LAYOUT.read(record.state)[name])
-    plain = plain_record(record)
-    assert type(plain["0.weight"]).__name__ == "Array"
-    assert torch.equal(state_of(plain, LAYOUT), record.state)
-    assert record["0.weight"].data == plain["0.weight"].data
-
-
-def test_a_record_of_another_model_is_refused():
-    other = ArrayRecord({"weight": torch.ones(2)})
-    with pytest.raises(ValueError, match="differ in"):
-        state_of(other, LAYOUT)
-    shapes = {n: torch.zeros((*t.shape, 1)) for n, t in LAYOUT.read(state(1)).items()}
-    with pytest.raises(ValueError, match="has shape"):
-        state_of(ArrayRecord(shapes), LAYOUT)
