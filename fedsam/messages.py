@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from io import BytesIO
 from typing import Any, Self, TypeVar
 
@@ -218,7 +218,8 @@ def layout_of(record: ArrayRecord) -> Layout:
         end += arrays[name].numel()
     trainable = sum(arrays[name].numel() for name in floating)
     entries = [Entry(n, tuple(t.shape), t.dtype, offsets[n]) for n, t in arrays.items()]
-    return Layout(entries, trainable, arrays[floating[0]].dtype)
+    dtype = reduce(torch.promote_types, (arrays[name].dtype for name in floating))
+    return Layout(entries, trainable, dtype)
 
 
 def only_record(records: Mapping[str, Record] | Sequence[Record]) -> Record:
