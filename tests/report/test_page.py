@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 from PIL import Image
-from test_report import write_run
-from test_scalars import measure
+from run_folders import measure, write_run
 
 from fedsam.report.page import html
 from fedsam.report.table import ResultTable
@@ -166,6 +165,7 @@ def test_its_tables_say_what_the_runs_were(opened, page_file):
     assert "onerror" in page.locator("#runs").inner_text()  # as text: nothing was executed
     assert said == []
     page.click("details summary")
+    wait(page, "document.querySelector('#shared').offsetHeight > 0")
     shared = dict(csv.reader(page.locator("#shared tr").all_inner_texts(), delimiter="\t"))
     assert shared["dataset"] == "digits"
     assert "alpha" not in shared

@@ -2,50 +2,19 @@
 
 import csv
 import io
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
+from run_folders import write_run
 
 from fedsam.base.errors import UsageError
-from fedsam.config.schema import dump, resolve
 from fedsam.report import formats
 from fedsam.report.__main__ import main
 from fedsam.report.charts import against_alpha, all_charts, over_rounds, over_seeds, to_target
 from fedsam.report.paper import draw
 from fedsam.report.table import ResultTable
 from fedsam.runs.run import load_all
-
-
-def write_run(folder: Path, accuracies: list[float], **given) -> Path:
-    """Write a finished run whose rounds 10, 20, ... had these accuracies, a second a round."""
-    folder.mkdir(parents=True)
-    rounds = 10 * len(accuracies)
-    config = resolve({"rounds": rounds} | given)
-    (folder / "config.yaml").write_text(dump(config))
-    at = dict(zip(range(10, rounds + 1, 10), accuracies, strict=True))
-    lines = [{"round": 0, "accuracy": 0.1, "loss": 2.3}]
-    for number in range(1, rounds + 1):
-        line = {"round": number, "seconds": 1.0, "train_loss": 1.0}
-        lines.append(line | ({"accuracy": at[number], "loss": 1.0} if number in at else {}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = {
-        "finished": True,
-        "ended": "all rounds done",
-        "final_accuracy": sum(accuracies) / len(accuracies),
-        "last_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
-        "rounds": rounds,
-        "seconds": float(rounds),
-        "versions": {"fedsam": "0"},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    counts = [[5, 0], [2, 3]]
-    np.savez(folder / "partition.npz", indices=range(10), offsets=[0, 5, 10], counts=counts)
-    return folder
 
 
 @pytest.fixture

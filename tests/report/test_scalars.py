@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from run_folders import measure, write_run
 from scipy import stats
-from test_report import write_run
 
 from fedsam.base.errors import UsageError
 from fedsam.report import formats, scalars
@@ -22,17 +22,6 @@ from fedsam.report.table import ResultTable
 from fedsam.runs.run import load_all
 
 LAMBDA = Scalar("hessian", "lambda_1")
-
-
-def measure(run, train, test, **measures):
-    """Write what fedsam.flatness would: the fit, and a scalar a measure."""
-    fit = {"train accuracy": train, "test accuracy": test, "train loss": 0.1, "test loss": 0.5}
-    found = {"fit": {"scalars": fit}} | {
-        name: {"scalars": scalars, "settings": {"batch": 64}, "curve": [1, 2]}
-        for name, scalars in measures.items()
-    }
-    (run / "flatness.json").write_text(json.dumps({"model": found, "models/000010": {"x": 3}}))
-    return run
 
 
 @pytest.fixture
