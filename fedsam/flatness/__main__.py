@@ -13,8 +13,8 @@ from typing import Any
 from fedsam.base.errors import StorageError, UsageError, storing
 from fedsam.base.system import write_whole
 from fedsam.cli import Parser
+from fedsam.runs import files
 
-FILE = "flatness.json"
 BETWEEN = "between"  # stands in the file for what is of several models
 Place = tuple[Path, str]  # a run's folder, and the model in it; "": not said which
 Results = dict[str, dict[str, Any]]  # by model, then by measure
@@ -25,7 +25,7 @@ def flags() -> Parser:
     out = Parser(
         prog="python -m fedsam.flatness",
         description="Measures of flatness of a run's models, on its data: numbers into "
-        "flatness.json and figures into the run's folder. docs/flatness.md has the formulas.",
+        f"{files.FLATNESS} and figures into the run's folder. docs/flatness.md has the formulas.",
         allow_abbrev=False,
         argument_default=SUPPRESS,
     )
@@ -119,17 +119,14 @@ def places(path: Path) -> list[Place]:
     UsageError
         If there is none.
     """
-    from fedsam.flatness.subject import models_of
-    from fedsam.runs.run import folders_below
-
     if path.is_file():
         for folder in path.parents[:2]:
-            if (folder / "config.yaml").is_file() and path.suffix == ".safetensors":
+            if files.is_run(folder) and path.suffix == files.WEIGHTS:
                 return [(folder, str(path.relative_to(folder).with_suffix("")))]
-        raise UsageError(f"{path}: no model's file (.safetensors) in a run's folder")
-    if (path / "config.yaml").is_file():
+        raise UsageError(f"{path}: no model's file ({files.WEIGHTS}) in a run's folder")
+    if files.is_run(path):
         return [(path, "")]
-    below = [folder for folder in folders_below(path) if models_of(folder)]
+    below = [folder for folder in files.folders_below(path) if files.models_of(folder)]
     if not below:
         raise UsageError(f"{path}: no run with a model in it")
     return [(folder, "") for folder in below]
@@ -158,14 +155,20 @@ def go(found: Sequence[Place], given: dict[str, Any]) -> None:
         for model, name, result in measured(folder, models, names, given, place, console):
             before.setdefault(model, {})[name] = result
             with storing(folder):
-                write_whole(folder / FILE, json.dumps(_finite(before), indent=1) + "\n")
+                write_whole(folder / files.FLATNESS, json.dumps(_finite(before), indent=1) + "\n")
         drawn = figures.draw_all(folder, {m: before[m] for m in models}, along=along)
         for name in dict.fromkeys(registry.key(name, given) for name in names):
             console.print(table({model: before[model] for model in models}, name))
-        console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
+        say_where(console, drawn, folder)
     if several:
-        each = [(run, m) for run, one in found for m in ([one] if one else wanted or ["model"])]
+        each = [(run, m) for run, one in found for m in ([one] if one else wanted or [files.MODEL])]
         compare(each, several, given, place, console)
+
+
+def say_where(console: Any, pictures: Sequence[str], folder: Path) -> None:
+    """Print which files were written."""
+    names = ", ".join([files.FLATNESS, *pictures])
+    console.print(f"{names} in {folder}", highlight=False, soft_wrap=True)
 
 
 def compare(
@@ -190,10 +193,10 @@ def compare(
             with progress(name, console) as tick:
                 found[name] = function(named, **given, tick=tick)
             with storing(folder):
-                write_whole(folder / FILE, json.dumps(_finite(before), indent=1) + "\n")
+                write_whole(folder / files.FLATNESS, json.dumps(_finite(before), indent=1) + "\n")
             console.print(table({BETWEEN: found}, name))
     drawn = figures.draw_all(folder, {BETWEEN: found}, along=False)
-    console.print(f"{FILE}, {', '.join(drawn)} in {folder}", highlight=False, soft_wrap=True)
+    say_where(console, drawn, folder)
 
 
 def measured(
@@ -256,7 +259,7 @@ def read(folder: Path) -> Results:
     UsageError
         If it is damaged.
     """
-    path = folder / FILE
+    path = folder / files.FLATNESS
     try:
         found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
@@ -279,14 +282,12 @@ def table(results: Results, name: str) -> Any:
 
 
 def _models(folder: Path, wanted: Sequence[str] | None, *, along: bool) -> list[str]:
-    from fedsam.flatness.subject import models_along
-
     if not along:
-        return list(wanted or ["model"])
-    found = models_along(folder)
-    if not found:
-        raise UsageError(f"{folder}: --along: no models/*.safetensors; train with --save-every N")
-    return found
+        return list(wanted or [files.MODEL])
+    by_round = files.models_by_round(folder)
+    if not by_round:
+        raise UsageError(f"{folder}: --along: no models by round; train with --save-every N")
+    return list(by_round.values())
 
 
 def _finite(value: Any) -> Any:

@@ -17,6 +17,8 @@ from fedsam.config.schema import Config, resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.flatness.objective import Objective
+from fedsam.runs import files
+from fedsam.runs.files import MODEL
 from fedsam.simulate.build import new_trainer
 from fedsam.tasks import Task
 from fedsam.tasks.classification import Classification
@@ -151,11 +153,8 @@ def _rows_of(subject: Subject, on: str, images: int) -> Tensor:
     return rows[order].sort().values
 
 
-ALONG = re.compile(r"models/\d+")
-
-
 def subject_of_run(
-    folder: Path, model: str = "model", *, device: str = "", data_root: str = ""
+    folder: Path, model: str = MODEL, *, device: str = "", data_root: str = ""
 ) -> Subject:
     """Return a model of a run with the run's data, in full precision.
 
@@ -181,14 +180,14 @@ def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Conf
     """Return a run's config, in full precision, and what its clients need."""
     given = {"device": device, "data_root": data_root}
     here = {key: value for key, value in given.items() if value}
-    if not (folder / "config.yaml").is_file():
-        raise UsageError(f"{folder}: there is no run: it has no config.yaml")
-    config = resolve({}, folder / "config.yaml")
+    if not files.is_run(folder):
+        raise UsageError(f"{folder}: there is no run: it has no {files.CONFIG}")
+    config = resolve({}, folder / files.CONFIG)
     config = resolve(config.model_dump() | {"precision": "fp32"} | here)
     trainer, _ = new_trainer(config)
-    archive = folder / "partition.npz"
+    archive = folder / files.PARTITION
     if not archive.is_file() or not trainer.partition.same_as(Partition.load(archive)):
-        raise UsageError(f"{folder}: the data are split in another way than in partition.npz")
+        raise UsageError(f"{folder}: the data are split in another way than in {files.PARTITION}")
     return config, trainer
 
 
@@ -213,9 +212,9 @@ def subjects_of_models(
 
 def name_of(folder: Path, model: str) -> str:
     """Return a model's name in a picture: "fedasam + swa", or "fedasam" for what was averaged."""
-    config = resolve({}, folder / "config.yaml")
-    averaged = config.averaging != "none" and model == "model"
-    part = "" if model in ("model", "model-trained") else f" {model}"
+    config = resolve({}, folder / files.CONFIG)
+    averaged = config.averaging != "none" and model == MODEL
+    part = "" if model in (MODEL, files.TRAINED) else f" {model}"
     return config.algorithm + (f" + {config.averaging}" if averaged else "") + part
 
 
@@ -266,22 +265,6 @@ def subject_of_network(
     )
 
 
-def models_of(folder: Path) -> list[str]:
-    """Return the models that a run's folder holds: model, model-trained, models/000100, ..."""
-    found = [*folder.glob("*.safetensors"), *sorted(folder.glob("models/*.safetensors"))]
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in found)
-
-
-def models_along(folder: Path) -> list[str]:
-    """Return the models that --save-every kept, by round."""
-    return sorted(filter(ALONG.fullmatch, models_of(folder)), key=round_of)
-
-
-def round_of(model: str) -> int:
-    """Return the round after which a model of ``models_along`` was kept."""
-    return int(model.rpartition("/")[2])
-
-
 def read_model(folder: Path, model: str, layout: Layout) -> Tensor:
     """Return the state (S,) that a file of a run's folder holds.
 
@@ -293,11 +276,11 @@ def read_model(folder: Path, model: str, layout: Layout) -> Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    have = models_of(folder)
+    have = files.models_of(folder)
     if model not in have:
         hint = nearest(model, have) or f"; it has {', '.join(have) or 'none'}"
         raise UsageError(f"{folder}: no model {model!r}{hint}")
-    path = folder / f"{model}.safetensors"
+    path = files.weights(folder, model)
     try:
         return layout.write(load(path.read_bytes()))
     except (SafetensorError, ValueError) as error:

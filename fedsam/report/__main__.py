@@ -47,7 +47,8 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     from fedsam.report.paper import draw_all
     from fedsam.report.scalars import taus, why_no_tau
     from fedsam.report.table import ResultTable
-    from fedsam.runs.run import finished, folders_below, load_all
+    from fedsam.runs.files import folders_below
+    from fedsam.runs.run import finished, load_all
 
     grid = ResultTable(load_all(paths))
     try:

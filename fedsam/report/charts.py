@@ -8,8 +8,9 @@ from itertools import groupby
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from fedsam.report.scalars import GAPS, LIFELONG, Tau, scalars, sharpness, taus
+from fedsam.report.scalars import GAPS, Tau, scalars, sharpness, taus
 from fedsam.report.table import Cell, ResultTable, short, words
+from fedsam.runs import metrics
 from fedsam.runs.run import Run
 
 
@@ -125,7 +126,7 @@ def against_options(grid: ResultTable) -> list[Chart]:
     """
     settings = {run.path: _settings(grid, run) for run in grid.runs}
     keys = sorted({key for values in settings.values() for key in values})
-    measured = [s for s in scalars(grid) if s in sharpness(grid) or s.measure == LIFELONG]
+    measured = [s for s in scalars(grid) if s in sharpness(grid) or s.measure == metrics.LIFELONG]
     charts = []
     for key in keys:
         if key == "alpha" and not measured:  # accuracy against alpha has a chart of its own
@@ -205,11 +206,16 @@ def _slug(text: str) -> str:
 
 # of metrics.jsonl, with the heading and the axis that they get and the factor they are shown with
 OVER_ROUNDS = (
-    ("accuracy", "Accuracy", "test accuracy (%)", 100),
-    ("loss", "Loss", "test loss (nats)", 1),
-    ("client_norm", "How far clients walk in a round", "root mean square of |w_k - w|", 1),
-    ("client_drift", "How far from each other they end", "root mean square of |w_k - mean|", 1),
-    ("update_norm", "How far the server goes", "|w_new - w|", 1),
+    (metrics.ACCURACY, "Accuracy", "test accuracy (%)", 100),
+    (metrics.LOSS, "Loss", "test loss (nats)", 1),
+    (metrics.CLIENT_NORM, "How far clients walk in a round", "root mean square of |w_k - w|", 1),
+    (
+        metrics.CLIENT_DRIFT,
+        "How far from each other they end",
+        "root mean square of |w_k - mean|",
+        1,
+    ),
+    (metrics.UPDATE_NORM, "How far the server goes", "|w_new - w|", 1),
 )
 
 

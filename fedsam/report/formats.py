@@ -10,6 +10,7 @@ from rich.table import Table
 from fedsam.report.correlation import Correlation
 from fedsam.report.scalars import scalars, tables, taus
 from fedsam.report.table import Cell, ResultTable
+from fedsam.runs import metrics
 
 NOTE = (
     "Accuracy in percent, mean of the last 100 rounds' evaluations; mean and sample standard "
@@ -87,7 +88,7 @@ def latex(grid: ResultTable) -> str:
 def comma_separated(grid: ResultTable, target: float | None = None) -> str:
     """Return one line a run: what it was, how well it did, when it reached ``target``."""
     keys = ["method", *grid.row_keys, *grid.column_keys, "seed"]
-    results = ["final_accuracy", "last_accuracy", "best_accuracy", "rounds", "seconds"]
+    results = [*metrics.ACCURACIES, metrics.ROUNDS, metrics.SECONDS]
     reached = ["rounds_to_target", "seconds_to_target"] if target is not None else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

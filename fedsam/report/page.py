@@ -1,7 +1,7 @@
 """The pictures that lie in run folders, as a page can hold them."""
 
 from base64 import b64encode
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from fedsam.report import scalars
 from fedsam.report.charts import Chart, Panel, Series, all_charts, partitions
 from fedsam.report.formats import NOTE, TAU_NOTE, number_of
 from fedsam.report.table import ResultTable, short
+from fedsam.runs import files, metrics
 from fedsam.runs.plots import SHOWN
 from fedsam.runs.run import Run
 
-PATTERNS = ("flatness-*.png", "lifelong.png")
+PATTERNS = (files.FLATNESS_PICTURE.format("*"), files.LIFELONG_PICTURE)
 MOST = 20  # pictures
 LARGEST = 1 << 20  # bytes each
 
@@ -30,8 +31,8 @@ def pictures(grid: ResultTable) -> tuple[list[dict[str, str]], int]:
         for seed, run in enumerate(cell.runs)
     ]
     order = [run for *_, run in sorted(ranked, key=lambda entry: entry[:2])]
-    files = [(run, file) for run in order for file in _of(run)]
-    small = [(run, file) for run, file in files if file.stat().st_size <= LARGEST]
+    every = [(run, file) for run in order for file in _of(run)]
+    small = [(run, file) for run, file in every if file.stat().st_size <= LARGEST]
     chosen = [
         {
             "data": f"data:image/png;base64,{b64encode(file.read_bytes()).decode()}",
@@ -39,7 +40,7 @@ def pictures(grid: ResultTable) -> tuple[list[dict[str, str]], int]:
         }
         for run, file in small[:MOST]
     ]
-    return chosen, len(files) - len(chosen)
+    return chosen, len(every) - len(chosen)
 
 
 def _of(run: Run) -> list[Path]:
@@ -51,7 +52,6 @@ COLORS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
     *("#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
 )
-RESULTS = ("final_accuracy", "last_accuracy", "best_accuracy")
 BUBBLE = 13  # pixels, the largest
 HEIGHT, NAME = 340, 19  # pixels of a chart, and of each name in a long legend
 
@@ -61,7 +61,7 @@ def html(grid: ResultTable, target: float | None = None) -> str:
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
-    template = files("fedsam.report").joinpath("page.html.j2").read_text()
+    template = resources.files("fedsam.report").joinpath("page.html.j2").read_text()
     plots: dict[str, Any] = {}
     sections = []
     for chart in all_charts(grid, target):
@@ -223,20 +223,21 @@ def _configs(grid: ResultTable) -> dict[str, Any]:
     keys = [key for key in Config.model_fields if key != "out"]
     differing = [key for key in keys if len({repr(values[key]) for values in dumped}) > 1]
     shared = {key: dumped[0][key] for key in keys if key not in differing}
-    head = ["run", *differing, *(name.replace("_", " ") for name in RESULTS), "rounds", "seconds"]
+    names = [name.replace("_", " ") for name in metrics.ACCURACIES]
+    head = ["run", *differing, *names, metrics.ROUNDS, metrics.SECONDS]
     lines = []
     for run, values in zip(grid.runs, dumped, strict=True):
-        accuracies = [run.summary[name] for name in RESULTS]
+        accuracies = [run.summary[name] for name in metrics.ACCURACIES]
         lines.append(
             [
                 run.path.name,
                 *(short(values[key]) for key in differing),
                 *("-" if a is None else f"{100 * a:.2f}" for a in accuracies),
-                run.summary["rounds"],
-                f"{run.summary['seconds']:.1f}",
+                run.summary[metrics.ROUNDS],
+                f"{run.summary[metrics.SECONDS]:.1f}",
             ]
         )
-    versions = {name: v for run in grid.runs for name, v in run.summary["versions"].items()}
+    versions = {name: v for run in grid.runs for name, v in run.summary[metrics.VERSIONS].items()}
     return {"shared": shared, "head": head, "lines": lines, "versions": versions}
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from fedsam.report.correlation import FEWEST, Correlation, kendall
 from fedsam.report.table import Cell, ResultTable, words
+from fedsam.runs.metrics import LIFELONG
 from fedsam.runs.run import Run
 
-FIT, LIFELONG = "fit", "lifelong"
+FIT = "fit"
 # measures that are not of sharpness
 OTHERS = (
     *(FIT, LIFELONG, "cohort"),

@@ -29,9 +29,9 @@ from fedsam.base.errors import TrainingError
 from fedsam.base.system import write_whole
 from fedsam.base.vector import Layout
 from fedsam.messages import VectorRecord, tensor_of
+from fedsam.runs.files import CHECKPOINTS, checkpoints
 
 log = logging.getLogger("fedsam")
-FOLDER = "checkpoints"
 KEPT = 2
 
 
@@ -58,7 +58,7 @@ def save(run: Path, snapshot: Snapshot) -> None:
     """Write a checkpoint into a run's folder; the one before is kept, older ones are not."""
     from safetensors.torch import save as dump_tensors
 
-    folder = run / FOLDER
+    folder = run / CHECKPOINTS
     folder.mkdir(exist_ok=True)
     name = f"round-{snapshot.round:08d}"
     # each by itself: safetensors takes no tensors that share memory
@@ -67,21 +67,16 @@ def save(run: Path, snapshot: Snapshot) -> None:
     write_whole(folder / f"{name}.safetensors", data)
     body = {"round": snapshot.round, "tensors": _sum(data), "tree": snapshot.tree}
     write_whole(folder / f"{name}.json", json.dumps(body | {"self": _own_sum(body)}))
-    for old in names(run)[:-KEPT]:
+    for old in checkpoints(run)[:-KEPT]:
         (folder / f"{old}.json").unlink()
         (folder / f"{old}.safetensors").unlink(missing_ok=True)
 
 
-def names(run: Path) -> list[str]:
-    """Return the names of a run's checkpoints, the oldest first."""
-    return sorted(path.stem for path in (run / FOLDER).glob("round-*.json"))
-
-
 def load(run: Path) -> Snapshot | None:
     """Return a run's newest checkpoint that is not damaged; warn of those that are."""
-    for name in reversed(names(run)):
+    for name in reversed(checkpoints(run)):
         try:
-            return _read(run / FOLDER, name)
+            return _read(run / CHECKPOINTS, name)
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); the one before is used", name, error)
     return None
@@ -204,15 +199,15 @@ def without_defaults(tree: Any, made: Any) -> Any:
     if not isinstance(tree, dict) or "object" not in tree or not isinstance(made, dict):
         return tree
     before = made.get("object", {})
-    kept = {
+    changed = {
         key: without_defaults(value, before.get(key))
         for key, value in tree["object"].items()
         if isinstance(value, dict) or key not in before or value != before[key]
     }
-    return {"object": kept}
+    return {"object": changed}
 
 
-def unflatten(tree: Any, tensors: Mapping[str, Tensor], layout: Layout, there: Any = None) -> Any:
+def unflatten(tree: Any, tensors: Mapping[str, Tensor], layout: Layout, made: Any = None) -> Any:
     """Return the value of a tree that ``flatten`` made.
 
     Parameters
@@ -223,7 +218,7 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor], layout: Layout, there: A
         By name, on the CPU.
     layout : Layout
         Of the run's model; tensors come to its device.
-    there : object
+    made : object
         What the config made in the same place: it is filled if the tree is an object's, and
         returned as it is if that is code.
     """
@@ -238,14 +233,14 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor], layout: Layout, there: A
         return unflatten(value, tensors, layout)
 
     def filled(attributes: dict[str, Any]) -> Any:
-        if there is None:
+        if made is None:
             raise TrainingError("a strategy's object that is made in mid-run cannot be put back")
         for key, value in attributes.items():
-            setattr(there, key, unflatten(value, tensors, layout, getattr(there, key, None)))
-        return there
+            setattr(made, key, unflatten(value, tensors, layout, getattr(made, key, None)))
+        return made
 
     makers: dict[str, Callable[[Any], Any]] = {
-        "code": lambda _: there,
+        "code": lambda _: made,
         "layout": lambda _: layout,
         "object": filled,
         "list": lambda parts: list(map(part, parts)),

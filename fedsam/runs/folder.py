@@ -18,11 +18,9 @@ from fedsam.base.system import write_whole
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.messages import VectorRecord
-from fedsam.runs import checkpoint, metrics
+from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.plots import draw_curves, draw_lifelong, draw_partition
-
-LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
 
 
 class RunDir:
@@ -42,7 +40,7 @@ class RunDir:
         self.lines: list[dict[str, Any]] = []
         self.length = 0  # of metrics.jsonl, in bytes
         self.began = time.perf_counter()
-        self._metrics: IO[bytes] = (path / "metrics.jsonl").open("ab", buffering=0)
+        self._metrics: IO[bytes] = (path / files.METRICS).open("ab", buffering=0)
 
     @property
     def seconds(self) -> float:
@@ -65,19 +63,20 @@ class RunDir:
             If the metrics or the split are not those of the run.
         """
         path = Path(config.out)
-        if not partition.same_as(Partition.load(path / "partition.npz")):
+        if not partition.same_as(Partition.load(path / files.PARTITION)):
             raise UsageError(f"--resume {path}: the data are split in another way than there")
         length = snapshot.tree["metrics"]
-        if (path / "metrics.jsonl").stat().st_size < length:
+        lines = path / files.METRICS
+        if lines.stat().st_size < length:
             raise UsageError(
-                f"--resume {path}: metrics.jsonl is shorter than it was; start it anew"
+                f"--resume {path}: {files.METRICS} is shorter than it was; start it anew"
             )
-        write_whole(path / "config.yaml", dump(config.model_copy(update={"out": ""})))
-        os.truncate(path / "metrics.jsonl", length)
+        write_whole(path / files.CONFIG, dump(config.model_copy(update={"out": ""})))
+        os.truncate(lines, length)
         run = cls(path, config)
         run.length = length
         run.began -= snapshot.tree["seconds"]
-        for line in (path / "metrics.jsonl").read_text().splitlines():
+        for line in lines.read_text().splitlines():
             run._remember(json.loads(line))
         return run
 
@@ -87,10 +86,10 @@ class RunDir:
         checkpoint.save(self.path, snapshot)
 
     def save_model(self, name: str, model: VectorRecord) -> None:
-        """Write ``name``.safetensors: a model by its ``state_dict`` names."""
+        """Write a model's file by its name: tensors as its ``state_dict`` calls them."""
         from safetensors.torch import save
 
-        path = self.path / f"{name}.safetensors"
+        path = files.weights(self.path, name)
         path.parent.mkdir(exist_ok=True)
         tensors = model.layout.read(model.state)
         whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
@@ -108,10 +107,10 @@ class RunDir:
             raise UsageError(f"--out {path}: exists already; name a new folder") from error
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
-        (path / "config.yaml").write_text(dump(config.model_copy(update={"out": ""})))
+        (path / files.CONFIG).write_text(dump(config.model_copy(update={"out": ""})))
         counts = partition.counts(labels, int(labels.max()) + 1)
-        partition.save(path / "partition.npz", counts)
-        draw_partition(counts, path / "partition.png")
+        partition.save(path / files.PARTITION, counts)
+        draw_partition(counts, path / files.PARTITION_PICTURE)
         return cls(path, config)
 
     def log(self, line: dict[str, Any]) -> None:
@@ -124,7 +123,7 @@ class RunDir:
         self._remember(clean)
 
     def _remember(self, line: dict[str, Any]) -> None:
-        self.lines.append({k: v for k, v in line.items() if k != "clients"})
+        self.lines.append({k: v for k, v in line.items() if k != metrics.CLIENTS})
 
     def finish(
         self, evaluated: VectorRecord, trained: VectorRecord, reason: str, *, finished: bool
@@ -143,38 +142,28 @@ class RunDir:
             Whether that was its end, and not a failure or an interruption.
         """
         self._metrics.close()
-        self.save_model("model", evaluated)
+        self.save_model(files.MODEL, evaluated)
         if evaluated is not trained:
-            self.save_model("model-trained", trained)
-        summary = {"finished": finished} | self.summary(evaluated.layout.trainable, reason)
-        write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        draw_curves(self.lines, self.path / "curves.png")
+            self.save_model(files.TRAINED, trained)
+        summary = {metrics.FINISHED: finished} | self.summary(evaluated.layout.trainable, reason)
+        write_whole(self.path / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        draw_curves(self.lines, self.path / files.CURVES_PICTURE)
         if self.config.lifelong:
-            draw_lifelong(self.lines, self.config.task_ends, self.path / "lifelong.png")
+            draw_lifelong(self.lines, self.config.task_ends, self.path / files.LIFELONG_PICTURE)
         return summary
 
     def summary(self, parameters: int, reason: str) -> dict[str, Any]:
-        """Return what summary.json holds; accuracies lie in [0, 1], times are seconds."""
-        rounds = max(line["round"] for line in self.lines)
-        tests = [line for line in self.lines if "accuracy" in line and line["round"]]
-        late = [t["accuracy"] for t in tests if t["round"] > rounds - LAST]
-        accuracies = [t["accuracy"] for t in tests]
-        training = sum(line.get("seconds") or 0.0 for line in self.lines)
-        found = {
-            "final_accuracy": math.fsum(late) / len(late) if late else None,
-            "last_accuracy": accuracies[-1] if tests else None,
-            "best_accuracy": max(accuracies) if tests else None,
-            "evaluations": len(tests),
-            "rounds": rounds,
-            "ended": reason,
-            "seconds": self.seconds,
-            "rounds_per_second": rounds / training if training else None,
-            "parameters": parameters,
-            "versions": versions(),
+        """Return what summary.json holds, but for whether the run has finished."""
+        summary = {
+            **metrics.summary_of(self.lines),
+            metrics.ENDED: reason,
+            metrics.SECONDS: self.seconds,
+            metrics.PARAMETERS: parameters,
+            metrics.VERSIONS: versions(),
         }
         if self.config.lifelong:
-            found["lifelong"] = metrics.measured(self.lines, self.config.task_ends)
-        return found
+            summary[metrics.LIFELONG] = metrics.lifelong_summary(self.lines, self.config.task_ends)
+        return summary
 
 
 def versions() -> dict[str, str]:

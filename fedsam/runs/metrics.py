@@ -1,22 +1,155 @@
-"""What a line of metrics.jsonl and summary.json hold beside what the task measures.
+"""What metrics.jsonl and summary.json hold: every key once, and how its number is made.
 
-Lifelong runs: accuracy by task, average accuracy and forgetting (Chaudhry et al., "Riemannian Walk
-for Incremental Learning", ECCV 2018, section 3). Drift: how far the clients of a round walk, and
-how far from each other.
+A line of metrics.jsonl is a JSON object; a number that is not finite is null.
+
+=====================  ===========================================================  ================
+key                    meaning                                                      where it stands
+=====================  ===========================================================  ================
+``round``              0 is the model before training                               always
+``seconds``            of the round, by the wall clock                              but for round 0
+``clients``            the cohort's numbers, ascending                              but for round 0
+``train_loss``         nats, mean over the clients' steps, weighted by the          but for round 0
+                       strategy; ``train_`` and a name: whatever clients report
+``left_out``           clients that failed, or whose update was not usable          if there are any
+``accuracy``           in [0, 1], on the test set; and whatever else the task       if evaluated
+                       measures
+``loss``               nats, mean over the test set                                 if evaluated
+``client_norm``        sqrt(mean_k abs(w_k - w)^2), l2 lengths of the round's       if evaluated
+                       updates
+``client_drift``       sqrt(mean_k abs(w_k - mean)^2)                               if evaluated
+``update_norm``        abs(w_new - w)                                               if evaluated
+``task_accuracy``      in [0, 1], of each task begun so far, a list                 if evaluated, in
+                                                                                    lifelong runs
+=====================  ===========================================================  ================
+
+summary.json is written when a run ends, however it does.
+
+=====================  =============================================================================
+key                    meaning
+=====================  =============================================================================
+``finished``           whether it went to its end: all rounds, or an early stop
+``ended``              why it ended, in words
+``final_accuracy``     in [0, 1]: mean of the evaluations in the last 100 rounds; null without one
+``last_accuracy``      in [0, 1]: of the last evaluation
+``best_accuracy``      in [0, 1]: the largest of all evaluations
+``evaluations``        how many, without that of round 0
+``rounds``             how many were played
+``seconds``            that the run took, by the wall clock
+``rounds_per_second``  of training alone, without evaluations
+``parameters``         how many the model trains
+``versions``           of the packages that a result depends on
+``lifelong``           of a lifelong run: ``accuracy_matrix`` a, where a[k][j] is the accuracy on
+                       task j after task k; ``average_accuracy`` and ``forgetting``, null before the
+                       last task is done
+=====================  =============================================================================
+
+Average accuracy and forgetting are those of Chaudhry et al., "Riemannian Walk for Incremental
+Learning", ECCV 2018, section 3.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who reads keys needs no torch
+    from torch import Tensor
 
-KEY = "task_accuracy"  # of metrics.jsonl: that of every task begun so far, in [0, 1]
+ROUND = "round"
+SECONDS = "seconds"
+CLIENTS = "clients"
+TRAIN = "train_"  # and the name of what clients report
+TRAIN_LOSS = f"{TRAIN}loss"
+LEFT_OUT = "left_out"
+ACCURACY = "accuracy"
+LOSS = "loss"
+CLIENT_NORM = "client_norm"
+CLIENT_DRIFT = "client_drift"
+UPDATE_NORM = "update_norm"
+TASK_ACCURACY = "task_accuracy"
+
+FINISHED = "finished"
+ENDED = "ended"
+FINAL_ACCURACY = "final_accuracy"
+LAST_ACCURACY = "last_accuracy"
+BEST_ACCURACY = "best_accuracy"
+EVALUATIONS = "evaluations"
+ROUNDS = "rounds"
+ROUNDS_PER_SECOND = "rounds_per_second"
+PARAMETERS = "parameters"
+VERSIONS = "versions"
+LIFELONG = "lifelong"
+ACCURACY_MATRIX = "accuracy_matrix"
+AVERAGE_ACCURACY = "average_accuracy"
+FORGETTING = "forgetting"
+
+ACCURACIES = (FINAL_ACCURACY, LAST_ACCURACY, BEST_ACCURACY)
+LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
+
+Line = Mapping[str, Any]
 Matrix = Sequence[Sequence[float]]
 
 
-def matrix(lines: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[list[float]]:
+def line_of_round(
+    number: int,
+    seconds: float,
+    clients: Sequence[int],
+    reported: Mapping[str, float],
+    left_out: Sequence[int],
+) -> dict[str, Any]:
+    """Return the line of a round, before what an evaluation adds.
+
+    Parameters
+    ----------
+    number : int
+        From 1.
+    seconds : float
+        Wall-clock time of the round.
+    clients : sequence of int
+        The cohort.
+    reported : mapping
+        The clients' metrics, as the strategy aggregated them; marked as training's here.
+    left_out : sequence of int
+        Clients whose update was not used.
+    """
+    line = {ROUND: number, SECONDS: seconds, CLIENTS: list(clients)}
+    line |= {f"{TRAIN}{name}": value for name, value in reported.items()}
+    return line | ({LEFT_OUT: list(left_out)} if left_out else {})
+
+
+def curve(lines: Sequence[Line], key: str) -> dict[int, Any]:
+    """Return a number of metrics.jsonl by round, where it stands and is finite."""
+    return {line[ROUND]: line[key] for line in lines if line.get(key) is not None}
+
+
+def reaches(lines: Sequence[Line], target: float) -> tuple[int, float] | None:
+    """Return rounds and training seconds to the first evaluation at an accuracy, if any."""
+    seconds = 0.0
+    for line in lines:
+        seconds += line.get(SECONDS) or 0.0
+        if (line.get(ACCURACY) or 0.0) >= target:
+            return line[ROUND], seconds
+    return None
+
+
+def summary_of(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return those numbers of summary.json that follow from the lines alone."""
+    rounds = max(line[ROUND] for line in lines)
+    tests = [line for line in lines if ACCURACY in line and line[ROUND]]
+    late = [line[ACCURACY] for line in tests if line[ROUND] > rounds - LAST]
+    accuracies = [line[ACCURACY] for line in tests]
+    training = sum(line.get(SECONDS) or 0.0 for line in lines)
+    return {
+        FINAL_ACCURACY: math.fsum(late) / len(late) if late else None,
+        LAST_ACCURACY: accuracies[-1] if tests else None,
+        BEST_ACCURACY: max(accuracies) if tests else None,
+        EVALUATIONS: len(tests),
+        ROUNDS: rounds,
+        ROUNDS_PER_SECOND: rounds / training if training else None,
+    }
+
+
+def matrix(lines: Sequence[Line], ends: Sequence[int]) -> list[list[float]]:
     """Return a: a[k][j], accuracy on task j after task k, for j <= k; of the tasks that are done.
 
     Parameters
@@ -26,8 +159,8 @@ def matrix(lines: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[list
     ends : sequence of int
         The last round of each task.
     """
-    measured = {line["round"]: list(line[KEY]) for line in lines if KEY in line}
-    return [measured[end] for end in ends if end in measured]
+    by_round = {line[ROUND]: list(line[TASK_ACCURACY]) for line in lines if TASK_ACCURACY in line}
+    return [by_round[end] for end in ends if end in by_round]
 
 
 def average_accuracy(a: Matrix) -> float:
@@ -41,18 +174,18 @@ def forgetting(a: Matrix) -> float:
     return mean(max(row[j] for row in a[j:last]) - a[last][j] for j in range(last))
 
 
-def measured(lines: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> dict[str, Any]:
-    """Return what summary.json holds; the means are None before the last task is done."""
+def lifelong_summary(lines: Sequence[Line], ends: Sequence[int]) -> dict[str, Any]:
+    """Return what summary.json says of a lifelong run, whose tasks end with these rounds."""
     a = matrix(lines, ends)
     whole = len(a) == len(ends)
     return {
-        "accuracy_matrix": a,
-        "average_accuracy": average_accuracy(a) if whole else None,
-        "forgetting": forgetting(a) if whole else None,
+        ACCURACY_MATRIX: a,
+        AVERAGE_ACCURACY: average_accuracy(a) if whole else None,
+        FORGETTING: forgetting(a) if whole else None,
     }
 
 
-def drift(before: Tensor, clients: Sequence[Tensor], after: Tensor) -> dict[str, float]:
+def drift(before: "Tensor", clients: "Sequence[Tensor]", after: "Tensor") -> dict[str, float]:
     """Return the lengths of a round's updates.
 
     With u_k = w_k - w the update of client k and m the plain mean of all K of them::
@@ -70,10 +203,12 @@ def drift(before: Tensor, clients: Sequence[Tensor], after: Tensor) -> dict[str,
     clients : sequence of Tensor
         The clients' parameters, K times (P,).
     """
+    import torch
+
     updates = [w_k - before for w_k in clients]
     mean = sum(updates[1:], updates[0]) / len(updates)
     walked = torch.stack([u.norm() for u in updates])
     apart = torch.stack([(u - mean).norm() for u in updates])
     lengths = walked.square().mean().sqrt(), apart.square().mean().sqrt(), (after - before).norm()
-    names = "client_norm", "client_drift", "update_norm"
-    return dict(zip(names, torch.stack(lengths).tolist(), strict=True))
+    keys = CLIENT_NORM, CLIENT_DRIFT, UPDATE_NORM
+    return dict(zip(keys, torch.stack(lengths).tolist(), strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsam.runs.metrics import KEY, matrix
+from fedsam.runs.metrics import ACCURACY, LOSS, TASK_ACCURACY, TRAIN_LOSS, curve, matrix
 
 SHOWN = 100  # clients in the picture of a partition
 
@@ -15,21 +15,14 @@ def curves_of(lines: Sequence[dict[str, Any]]) -> Any:
     """Return a figure of test accuracy, and test and train loss, over metrics.jsonl's rounds."""
     from matplotlib.figure import Figure  # a second of import that only this needs
 
-    tests = [line for line in lines if "accuracy" in line]
-    trains = [line for line in lines if line.get("train_loss") is not None]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rounds = [line["round"] for line in tests]
-    left.plot(rounds, [100 * line["accuracy"] for line in tests], color="C0")
+    accuracy, loss, train = (curve(lines, key) for key in (ACCURACY, LOSS, TRAIN_LOSS))
+    left.plot(list(accuracy), [100 * value for value in accuracy.values()], color="C0")
     left.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
-    right.plot(
-        [line["round"] for line in trains],
-        [line["train_loss"] for line in trains],
-        color="0.75",
-        linewidth=0.6,
-        label="train (cohort)",
-    )
-    right.plot(rounds, [line["loss"] for line in tests], color="C3", label="test")
+    grey = {"color": "0.75", "linewidth": 0.6, "label": "train (cohort)"}
+    right.plot(list(train), list(train.values()), **grey)
+    right.plot(list(loss), list(loss.values()), color="C3", label="test")
     right.set(xlabel="round", ylabel="loss (nats)")
     right.set_ylim(bottom=0)
     right.legend(frameon=False)
@@ -97,12 +90,12 @@ def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Pa
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    tests = [line for line in lines if KEY in line]
+    by_round = curve(lines, TASK_ACCURACY)
     for task in range(len(ends)):
-        known = [(t["round"], 100 * t[KEY][task]) for t in tests if len(t[KEY]) > task]
-        if known:
-            rounds, accuracies = zip(*known, strict=True)
-            left.plot(rounds, accuracies, color=f"C{task % 10}", label=f"task {task + 1}")
+        points = {number: 100 * a[task] for number, a in by_round.items() if len(a) > task}
+        if points:
+            color, label = f"C{task % 10}", f"task {task + 1}"
+            left.plot(list(points), list(points.values()), color=color, label=label)
     for end in ends[:-1]:
         left.axvline(end, color="0.6", linewidth=0.7, linestyle=":")
     left.set(xlabel="round (dotted: the next task begins)", ylabel="test accuracy (%)")

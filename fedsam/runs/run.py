@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import Config, resolve
+from fedsam.runs import files, metrics
 
 
 def _no_network(config: Config) -> Any:
@@ -55,7 +56,7 @@ class Run:
     @property
     def accuracy(self) -> float:
         """Mean of the last 100 rounds' evaluations, in [0, 1]; NaN without one."""
-        value = self.summary["final_accuracy"]
+        value = self.summary[metrics.FINAL_ACCURACY]
         return math.nan if value is None else float(value)
 
     @cached_property
@@ -69,18 +70,21 @@ class Run:
         UsageError
             If flatness.json is damaged.
         """
-        file, found = self.path / "flatness.json", {}
+        file, scalars = self.path / files.FLATNESS, {}
         try:
-            read = json.loads(file.read_text()).get("model", {}) if file.exists() else {}
-            found = {measure: dict(held["scalars"]) for measure, held in read.items()}
+            whole = json.loads(file.read_text()) if file.exists() else {}
+            scalars = {
+                name: dict(one["scalars"]) for name, one in whole.get(files.MODEL, {}).items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{file}: damaged: {error!r}") from error
-        lifelong = self.summary.get("lifelong", {})
-        found["lifelong"] = {
-            key.replace("_", " "): lifelong.get(key) for key in ("average_accuracy", "forgetting")
+        lifelong = self.summary.get(metrics.LIFELONG, {})
+        scalars[metrics.LIFELONG] = {
+            key.replace("_", " "): lifelong.get(key)
+            for key in (metrics.AVERAGE_ACCURACY, metrics.FORGETTING)
         }
-        numbers = {measure: _numbers(scalars) for measure, scalars in found.items()}
-        return {measure: scalars for measure, scalars in numbers.items() if scalars}
+        numbers = {measure: _numbers(values) for measure, values in scalars.items()}
+        return {measure: values for measure, values in numbers.items() if values}
 
     def plot(self) -> Any:
         """Return a matplotlib figure of accuracy and loss over rounds.
@@ -96,7 +100,7 @@ class Run:
         from safetensors.torch import load_file
 
         module = self.new_network(self.config)
-        module.load_state_dict(load_file(self.path / "model.safetensors"))
+        module.load_state_dict(load_file(files.weights(self.path, files.MODEL)))
         return module.eval()
 
     def partition_counts(self) -> Any:
@@ -105,23 +109,18 @@ class Run:
         import torch
 
         try:
-            with np.load(self.path / "partition.npz", allow_pickle=False) as archive:
+            with np.load(self.path / files.PARTITION, allow_pickle=False) as archive:
                 return torch.from_numpy(archive["counts"])
         except (OSError, KeyError, ValueError, BadZipFile) as error:
-            raise UsageError(f"{self.path}: damaged partition.npz: {error}") from error
+            raise UsageError(f"{self.path}: damaged {files.PARTITION}: {error}") from error
 
     def curve(self, name: str) -> dict[int, float]:
         """Return a metric by round, where it was measured."""
-        return {line["round"]: line[name] for line in self.metrics if line.get(name) is not None}
+        return metrics.curve(self.metrics, name)
 
     def reaches(self, target: float) -> tuple[int, float] | None:
         """Return rounds and training seconds to the first evaluation at ``target``, if any."""
-        seconds = 0.0
-        for line in self.metrics:
-            seconds += line.get("seconds") or 0.0
-            if (line.get("accuracy") or 0.0) >= target:
-                return line["round"], seconds
-        return None
+        return metrics.reaches(self.metrics, target)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -142,10 +141,10 @@ def load(path: Path, new_network: Callable[[Config], Any] = _no_network) -> Run:
     """
     try:
         summary = _summary(path)
-        if not summary["finished"]:
-            raise UsageError(f"{path}: no finished run: {summary['ended']}")
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        return Run(path, resolve({}, path / "config.yaml"), lines, summary, new_network)
+        if not summary[metrics.FINISHED]:
+            raise UsageError(f"{path}: no finished run: {summary[metrics.ENDED]}")
+        lines = [json.loads(line) for line in (path / files.METRICS).read_text().splitlines()]
+        return Run(path, resolve({}, path / files.CONFIG), lines, summary, new_network)
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise UsageError(f"{path}: no finished run: it has no {name}") from error
@@ -163,19 +162,14 @@ def load_all(paths: Sequence[Path]) -> list[Run]:
     """
     runs = []
     for path in paths:
-        if (path / "config.yaml").exists():
+        if files.is_run(path):
             runs.append(load(path))
             continue
-        below = [load(folder) for folder in folders_below(path) if finished(folder)]
+        below = [load(folder) for folder in files.folders_below(path) if finished(folder)]
         if not below:
             raise UsageError(f"{path}: no finished run in it")
         runs += below
     return runs
-
-
-def folders_below(path: Path) -> list[Path]:
-    """Return the folders of all runs below ``path``, finished or not."""
-    return sorted(config.parent for config in path.rglob("config.yaml"))
 
 
 def finished(folder: Path) -> bool:
@@ -185,15 +179,15 @@ def finished(folder: Path) -> bool:
 
 def ending(folder: Path) -> tuple[bool, str]:
     """Return whether a folder holds a run that went to its end, and why it ended, if it did."""
-    if not (folder / "summary.json").exists():
+    if not (folder / files.SUMMARY).exists():
         return False, ""
     summary = _summary(folder)
-    return summary["finished"], summary["ended"]
+    return summary[metrics.FINISHED], summary[metrics.ENDED]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        read = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / files.SUMMARY).read_text())
     except json.JSONDecodeError as error:
-        raise UsageError(f"{folder}: damaged summary.json: {error}") from error
-    return {"finished": False, "ended": "unknown"} | read
+        raise UsageError(f"{folder}: damaged {files.SUMMARY}: {error}") from error
+    return {metrics.FINISHED: False, metrics.ENDED: "unknown"} | summary

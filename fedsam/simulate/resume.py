@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsam.base.errors import UsageError, flag
 from fedsam.config.schema import HOW, Config, resolve
 from fedsam.messages import VectorRecord
-from fedsam.runs import checkpoint
+from fedsam.runs import checkpoint, files
 from fedsam.runs.checkpoint import Snapshot, load
 from fedsam.server.side_vectors import SideVectors
 from fedsam.simulate.schedule import EarlyStop
@@ -78,14 +78,14 @@ class RunState:
         layout, tree, tensors = like.layout, snapshot.tree, snapshot.tensors
         checkpoint.unflatten(tree["strategy"], tensors, layout, self.strategy)
         self.stop.best, self.stop.since = tree["best"], tree["since"]
-        there = {name: tensor.to(layout.device) for name, tensor in tensors.items()}
-        self.exchange.vectors = {name: there[f"sent.{name}"] for name in self.exchange.vectors}
+        vectors = {name: tensor.to(layout.device) for name, tensor in tensors.items()}
+        self.exchange.vectors = {name: vectors[f"sent.{name}"] for name in self.exchange.vectors}
         for client in tree["clients"]:
             start = f"memory.{client}."
             self.memories[client] = {
-                name.removeprefix(start): v for name, v in there.items() if name.startswith(start)
+                name.removeprefix(start): v for name, v in vectors.items() if name.startswith(start)
             }
-        return VectorRecord(layout, there["model"])
+        return VectorRecord(layout, vectors["model"])
 
 
 def went_on(config: Config) -> tuple[Config, Snapshot | None]:
@@ -118,9 +118,9 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
     UsageError
         If there is no checkpoint, or the config contradicts the run.
     """
-    if not (folder / "config.yaml").is_file():
+    if not files.is_run(folder):
         raise UsageError(f"--resume {folder}: there is no run")
-    before = resolve({}, folder / "config.yaml")
+    before = resolve({}, folder / files.CONFIG)
     config = resolve(before.model_dump() | dict(given))
     for key, value in config.model_dump().items():
         if key not in FREE and value != getattr(before, key):

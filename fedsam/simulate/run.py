@@ -19,7 +19,7 @@ from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor, on_device, one_compute_thread
 from fedsam.messages import VectorRecord, model_of, state_of
-from fedsam.runs import metrics
+from fedsam.runs import files, metrics
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
 from fedsam.runs.metrics import drift
@@ -175,7 +175,7 @@ def play_out(
         ),
     )
     if config.trace:
-        turns = traced(turns, folder.path / "trace.json.gz")
+        turns = traced(turns, folder.path / files.TRACE)
     with tracking(trackers, config, folder.path) as track:
 
         def write(line: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ def play_out(
         phases = Phases()
         with phases.watching(state.strategy):
             outcome = Outcome(folder.path, loop.play(turns))
-        phases.save(folder.path / "profile.json")
+        phases.save(folder.path / files.PROFILE)
         return replace(outcome, phases=phases.rows())
 
 
@@ -233,7 +233,7 @@ class RunLoop:
         kept = self._gather()
         try:
             if not self.done:
-                self.write({"round": 0, **self._measure()})
+                self.write({metrics.ROUND: 0, **self._measure()})
                 kept = self._gather()
             for turn in turns:
                 wanted = self._take(turn)
@@ -258,15 +258,18 @@ class RunLoop:
     def _take(self, turn: Round) -> str:
         """Take in a round that was played; return why to stop after it, or ""."""
         self.arrays, number = turn.arrays, turn.number
-        line = line_of(turn)
+        line = metrics.line_of_round(
+            number, turn.seconds, turn.clients, turn.metrics, turn.left_out
+        )
         if self.config.evaluates(number):
             line |= self._measure(number) | drift_of(turn)
         if self.config.save_every and number % self.config.save_every == 0:
             with storing(self.folder.path):
-                self.folder.save_model(f"models/{number:06d}", self._evaluated())
+                self.folder.save_model(files.model_after(number), self._evaluated())
         self.write(line)
         self.done = number
-        return self.state.stop.reason(line["accuracy"]) if "accuracy" in line else ""
+        accuracy = line.get(metrics.ACCURACY)
+        return "" if accuracy is None else self.state.stop.reason(accuracy)
 
     def _evaluated(self) -> VectorRecord:
         """Return the model that is evaluated: the average where there is one."""
@@ -286,7 +289,7 @@ class RunLoop:
             begun = trainer.lifelong.at(round) + 1
             rows = trainer.lifelong.rows_by_task(trainer.test.targets)[:begun]
             each = [self.crew.evaluate(state, trainer.test, task) for task in rows]
-            found[metrics.KEY] = [metrics["accuracy"] for metrics in each]
+            found[metrics.TASK_ACCURACY] = [result[metrics.ACCURACY] for result in each]
         return found
 
     def _gather(self) -> Snapshot:
@@ -303,13 +306,6 @@ class RunLoop:
             self._save(kept)
         with storing(self.folder.path):
             return self.folder.finish(self._evaluated(), self.arrays, reason, finished=finished)
-
-
-def line_of(turn: Round) -> dict[str, Any]:
-    """Return a round's line of metrics.jsonl; what clients report is marked as training's."""
-    train = {f"train_{name}": value for name, value in turn.metrics.items()}
-    line = {"round": turn.number, "seconds": turn.seconds, "clients": turn.clients, **train}
-    return line | ({"left_out": turn.left_out} if turn.left_out else {})
 
 
 def drift_of(turn: Round) -> dict[str, float]:

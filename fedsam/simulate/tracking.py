@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from fedsam.base.errors import UsageError
 from fedsam.config import plugins
 from fedsam.config.schema import Config
+from fedsam.runs import files, metrics
 
 log = logging.getLogger("fedsam")
 
@@ -50,7 +51,7 @@ def new_trackers(track: str) -> list[Tracker]:
     Parameters
     ----------
     track : str
-        Names out of fedsam/trackers and import paths, between commas; "" for none.
+        Names out of fedsam/simulate/trackers and import paths, between commas; "" for none.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def _finish(trackers: Sequence[Tracker], folder: Path, error: BaseException | No
     """Finish all; raise the first mistake in that, unless it would hide what ended the run."""
     if not trackers:
         return
-    file = folder / "summary.json"
+    file = folder / files.SUMMARY
     summary = json.loads(file.read_text()) if file.exists() else {}
     first = error
     for tracker in trackers:
@@ -117,13 +118,13 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in values.items()
-        if isinstance(value, int | float) and name != "round"
+        if isinstance(value, int | float) and name != metrics.ROUND
     }
 
 
 def finals(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracies of a summary."""
-    return {name: v for name, v in numbers(summary).items() if name.endswith("_accuracy")}
+    """Return the accuracies of a summary, those that it has."""
+    return {name: v for name, v in numbers(summary).items() if name in metrics.ACCURACIES}
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
@@ -134,8 +135,8 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
 
 def pictures(folder: Path) -> dict[str, Path]:
     """Return the pictures that a run's folder holds by now."""
-    names = ("partition", "curves")
-    return {name: file for name in names if (file := folder / f"{name}.png").exists()}
+    paths = [folder / name for name in (files.PARTITION_PICTURE, files.CURVES_PICTURE)]
+    return {path.stem: path for path in paths if path.exists()}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fedsam.base.errors import UsageError, nearest
 from fedsam.config import text
 from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import HOW, Config, resolve
-from fedsam.runs.checkpoint import names
+from fedsam.runs import files
 from fedsam.runs.run import finished
 
 
@@ -67,7 +67,7 @@ class SweepPoint:
         """
         if not finished(self.folder):
             return False
-        before = resolve({}, self.folder / "config.yaml").model_dump()
+        before = resolve({}, self.folder / files.CONFIG).model_dump()
         for key, value in self.config.model_dump().items():
             if key not in HOW and before[key] != value:
                 raise UsageError(
@@ -78,7 +78,7 @@ class SweepPoint:
 
     def prepare(self) -> Config:
         """Return the config, with the folder as its out; remove what cannot be gone on with."""
-        if not names(self.folder):
+        if not files.checkpoints(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return self.config.model_copy(update={"out": str(self.folder)})

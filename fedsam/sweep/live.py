@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedsam.runs import files, metrics
 from fedsam.sweep.grid import SweepPoint
 
 TAIL = 4096  # bytes at the end of metrics.jsonl in which its last line is looked for
@@ -68,10 +69,10 @@ class LiveTable:
             if name not in self.running:
                 self.running[name] = self.bar.add_task(name, total=cell.config.rounds, shown="")
             task = self.running[name]
-            self.bar.update(task, completed=line["round"])
-            if "accuracy" in line:
-                self.bar.update(task, shown=f"accuracy {line['accuracy']:.2%}")
-            under_way += line["round"]
+            self.bar.update(task, completed=line[metrics.ROUND])
+            if (accuracy := line.get(metrics.ACCURACY)) is not None:
+                self.bar.update(task, shown=f"accuracy {accuracy:.2%}")
+            under_way += line[metrics.ROUND]
         numbers = {
             "done": self.done,
             "failed": len(self.failed),
@@ -101,7 +102,7 @@ class LiveTable:
 def last_line(cell: SweepPoint) -> dict[str, Any] | None:
     """Return the last whole line of a cell's metrics; None before it has one."""
     try:
-        with (cell.folder / "metrics.jsonl").open("rb") as file:
+        with (cell.folder / files.METRICS).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - TAIL))
             lines = file.read().split(b"\n")[:-1]  # what follows the last newline is not whole

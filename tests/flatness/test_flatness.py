@@ -15,7 +15,8 @@ from fedsam.base.system import Interrupted
 from fedsam.flatness.__main__ import main
 from fedsam.flatness.measures.cohort_spread import cohort_of_run
 from fedsam.flatness.registry import MEASURES, options_of, take
-from fedsam.flatness.subject import models_along, models_of, subject_of_run
+from fedsam.flatness.subject import subject_of_run
+from fedsam.runs.files import models_by_round, models_of
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 
@@ -49,7 +50,7 @@ def stops_after(number):
 
 
 def test_models_along_a_run_are_those_that_were_evaluated(trained, tmp_path):
-    assert models_along(trained) == ["models/000002", "models/000004", "models/000006"]
+    assert models_by_round(trained) == {n: f"models/00000{n}" for n in (2, 4, 6)}
     files = {name: (trained / f"{name}.safetensors").read_bytes() for name in models_of(trained)}
     assert files["models/000006"] == files["model"]  # the average
     short = run(quick_config(tmp_path / "short", rounds=2)).folder

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsam.runs.metrics import average_accuracy, forgetting, matrix, measured
+from fedsam.runs.metrics import average_accuracy, forgetting, lifelong_summary, matrix
 
 A = [[0.9], [0.5, 0.8], [0.6, 0.9, 0.7]]
 
@@ -23,7 +23,7 @@ def test_the_matrix_is_read_at_the_ends_of_the_tasks():
         {"round": 5},
     ]
     assert matrix(lines, (2, 4, 6)) == A[:2]
-    found = measured(lines, (2, 4, 6))
-    assert found == {"accuracy_matrix": A[:2], "average_accuracy": None, "forgetting": None}
+    summary = lifelong_summary(lines, (2, 4, 6))
+    assert summary == {"accuracy_matrix": A[:2], "average_accuracy": None, "forgetting": None}
     lines.append({"round": 6, "task_accuracy": A[2]})
-    assert measured(lines, (2, 4, 6))["forgetting"] == pytest.approx(0.1)
+    assert lifelong_summary(lines, (2, 4, 6))["forgetting"] == pytest.approx(0.1)

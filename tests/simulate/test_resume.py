@@ -17,7 +17,7 @@ from conftest import quick_config
 from fedsam.base.errors import StorageError, UsageError
 from fedsam.base.system import Interrupted
 from fedsam.config.schema import resolve
-from fedsam.runs import checkpoint
+from fedsam.runs import checkpoint, files
 from fedsam.simulate.__main__ import main
 from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed
@@ -168,7 +168,7 @@ def test_other_data_or_lost_metrics_are_noticed(tmp_path):
 
 def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
     folder = run(quick_config(tmp_path / "run", rounds=5, checkpoint_every="1")).folder
-    assert checkpoint.names(folder) == ["round-00000004", "round-00000005"]
+    assert files.checkpoints(folder) == ["round-00000004", "round-00000005"]
     assert len(list((folder / "checkpoints").iterdir())) == 4  # nothing half written
     whole = models(folder)
     newest = folder / "checkpoints" / "round-00000005.safetensors"
@@ -295,7 +295,7 @@ def kill_and_go_on(folder, words, kills, generator, signals=(signal.SIGKILL,)):
     while done < kills:
         process = begin(*command)
         delay = generator.uniform(0, 1.5)
-        if checkpoint.names(folder):  # after it has taken up its work again: it gets somewhere
+        if files.checkpoints(folder):  # after it has taken up its work again: it gets somewhere
             before = (folder / "metrics.jsonl").stat().st_mtime_ns
             end = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < end:
@@ -312,7 +312,7 @@ def kill_and_go_on(folder, words, kills, generator, signals=(signal.SIGKILL,)):
         ended = process.returncode == 0
         if ended:
             break
-        begun = bool(checkpoint.names(folder))
+        begun = bool(files.checkpoints(folder))
         if not begun and folder.exists():  # killed before its first checkpoint: there is none
             subprocess.run(["rm", "-r", folder], check=True)
         command = ["--resume", folder] if begun else [*words, "--out", folder]
@@ -377,7 +377,7 @@ def test_a_full_disk_is_one_line_and_what_was_kept_is_whole(tmp_path, every, kep
 
         with pytest.raises(StorageError, match="; the checkpoints written before are whole"):
             run(quick_config(cut, **keys), fill_up)
-    assert checkpoint.names(cut)[-1] == f"round-{kept:08d}"
+    assert files.checkpoints(cut)[-1] == f"round-{kept:08d}"
     assert not list(cut.rglob("*.part"))
     assert main(["--resume", str(cut), "--quiet"]) == 0
     assert models(cut) == models(whole)
@@ -399,7 +399,7 @@ def test_a_really_full_disk(tmp_path, never_interrupted):
         assert process.returncode == 1
         last = said.strip().splitlines()[-1]
         assert last.startswith(f"fedsam: training stopped: {folder}: No space left on device")
-        assert checkpoint.names(folder)
+        assert files.checkpoints(folder)
         ballast.unlink()
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         assert begin("--resume", folder).wait(120) == 0

@@ -9,7 +9,7 @@ import torch
 from conftest import quick_config
 
 from fedsam.data.datasets import Dataset
-from fedsam.runs import checkpoint
+from fedsam.runs import files
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 
@@ -80,4 +80,4 @@ def test_ten_thousand_clients_with_state_are_kept_and_go_on(tmp_path, capsys):
     run(config, snapshot=snapshot)
     name = "model.safetensors"
     assert (part / name).read_bytes() == (whole / name).read_bytes()
-    assert checkpoint.names(part)[-1] == "round-00000016"
+    assert files.checkpoints(part)[-1] == "round-00000016"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam.flatness.figures import robustness, surface
-from fedsam.flatness.subject import round_of
+from fedsam.runs.files import FLATNESS_PICTURE, MODEL, round_of
 
 Result = Mapping[str, Any]
 POINTS = 500  # of a density's curve
@@ -106,17 +106,17 @@ def draw_all(
             figures[f"along-{name}"] = draw_along(results, name)
     else:
         for model, found in results.items():
-            part = "" if model == "model" else f"{model.replace('/', '-')}-"
+            part = "" if model == MODEL else f"{model.replace('/', '-')}-"
             for name, result in found.items():
                 draw = DRAW.get(name.partition("@")[0])
                 if draw and not ("@" in name and "clients" in result):
                     figures[f"{part}{name}"] = draw(result)
     written = []
     for name, figure in figures.items():
-        stem = f"flatness-{name.replace('@', '-').replace(':', '')}"
-        for ending in ("png", "pdf"):
-            figure.savefig(folder / f"{stem}.{ending}", dpi=130)
-        written.append(f"{stem}.png")
+        picture = FLATNESS_PICTURE.format(name.replace("@", "-").replace(":", ""))
+        for path in (folder / picture, (folder / picture).with_suffix(".pdf")):
+            figure.savefig(path, dpi=130)
+        written.append(picture)
     return written
 
 

@@ -19,14 +19,13 @@ from fedsam.flatness.measures.landscape import (
     settings_of,
 )
 from fedsam.flatness.subject import (
-    ALONG,
     Subject,
     Tick,
     opened,
     read_model,
-    round_of,
     silent,
 )
+from fedsam.runs.files import MODEL, round_of
 from fedsam.runs.metrics import drift
 from fedsam.simulate.run import sampling
 from fedsam.training.client import ClientJob, Trainer
@@ -215,7 +214,7 @@ def mean_of(table: list[dict[str, Any]], name: str) -> float:
 
 def cohort_of_run(
     folder: Path,
-    model: str = "model",
+    model: str = MODEL,
     tick: Tick = silent,
     *,
     device: str = "",
@@ -226,7 +225,7 @@ def cohort_of_run(
     Their learning rate is the config's in its last round; what an average changes is not seen.
     """
     config, trainer = opened(folder, device=device, data_root=data_root)
-    number = round_of(model) if ALONG.fullmatch(model) else config.rounds
+    number = config.rounds if (after := round_of(model)) is None else after
     clients = sampling(config, trainer)(number + 1)
     state, lr = read_model(folder, model, trainer.layout), config.rate(number)
     return train_cohort(trainer, state, clients, round=number + 1, lr=lr, tick=tick)

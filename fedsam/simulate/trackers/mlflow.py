@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsam.base.errors import TrainingError
 from fedsam.config.schema import Config
+from fedsam.runs.metrics import ROUND
 from fedsam.simulate.tracking import finals, hyperparameters, needing, numbers, pictures
 
 PAUSE = 1.0  # seconds between writes: one takes a database 4 ms, as long as a small round
@@ -55,14 +56,14 @@ class MLflow:
     def _connect(self, uri: str, artifacts: str | None) -> tuple[Any, str]:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedsam")
         client = self.mlflow.MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return client, found.experiment_id
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return client, experiment.experiment_id
         return client, client.create_experiment(name, artifact_location=artifacts)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Take the line's metrics at its round; write now and then."""
-        self.round = line["round"]
+        self.round = line[ROUND]
         self._take(numbers(line))
         if time.monotonic() - self.written > PAUSE:
             self._write()

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsam.config.schema import Config
+from fedsam.runs.files import TENSORBOARD
+from fedsam.runs.metrics import ENDED, ROUND
 from fedsam.simulate.tracking import finals, hyperparameters, needing, numbers, pictures
 
 FLUSH = 10  # seconds until what was logged is seen, and may be lost in a kill
@@ -27,12 +29,12 @@ class TensorBoard:
 
         self.folder = folder
         self.round = 0
-        self.writer = self._new_writer(str(folder / "tensorboard"), flush_secs=FLUSH)
+        self.writer = self._new_writer(str(folder / TENSORBOARD), flush_secs=FLUSH)
         self.writer.file_writer.add_summary(hparams_pb(hyperparameters(config), folder.name))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Write the line's metrics at its round."""
-        self.round = line["round"]
+        self.round = line[ROUND]
         for name, value in numbers(line).items():
             self.writer.add_scalar(name, value, self.round)
 
@@ -42,7 +44,7 @@ class TensorBoard:
 
         for name, value in finals(summary).items():
             self.writer.add_scalar(name, value, self.round)
-        self.writer.add_text("ended", summary.get("ended") or repr(error), self.round)
+        self.writer.add_text("ended", summary.get(ENDED) or repr(error), self.round)
         for name, path in pictures(self.folder).items():
             self.writer.add_image(name, imread(path), self.round, dataformats="HWC")
         self.writer.close()

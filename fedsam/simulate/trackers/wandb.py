@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsam.base.errors import TrainingError
 from fedsam.config.schema import Config
+from fedsam.runs.metrics import ROUND
 from fedsam.simulate.tracking import finals, needing, numbers, pictures
 
 
@@ -41,7 +42,7 @@ class WandB:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Hand the line's metrics over at its round."""
-        self.round = line["round"]
+        self.round = line[ROUND]
         self.run.log(numbers(line), step=self.round)
 
     def finish(self, summary: Mapping[str, Any], error: BaseException | None) -> None:
