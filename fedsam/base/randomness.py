@@ -1,8 +1,9 @@
 """The only place that makes a seed: every random number of a run is keyed, none is a stream.
 
 A generator is a pure function of (seed, purpose, numbers...), e.g. ("plan", round, client).
-So nothing depends on the order in which clients are trained, on the engine or on a restart,
-and the global random state of torch, numpy and Python is never touched.
+So nothing depends on the order in which clients are trained, on the engine or on a restart.
+The global random states of torch, NumPy and Python are set in one place, ``global_streams``, for
+code that knows no other generator: under a lock, and they are put back as they were.
 """
 
 import hashlib
