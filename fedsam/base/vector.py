@@ -223,6 +223,25 @@ class Layout:
                 parts.append(part.abs())
         return torch.cat(parts, -1)
 
+    def adaptive_scale(
+        self, w: Tensor, eta: float, *, weights_only: bool = True, filterwise: bool = False
+    ) -> Tensor:
+        """Return ASAM's T (..., P) at ``w`` (..., P): what its ball is stretched by, |w| + eta.
+
+        Parameters
+        ----------
+        w : Tensor
+            (..., P).
+        eta : float or Tensor
+            Added to |w|, in units of w.
+        weights_only : bool
+            Let T be 1 on what is no weight by its name.
+        filterwise : bool
+            Let the l2 norm of its convolution filter stand for |w|.
+        """
+        T = (self.filter_norms(w) if filterwise else w.abs()) + eta
+        return torch.where(self.weights, T, 1.0) if weights_only else T
+
     def filter_normalised(self, d: Tensor, w: Tensor) -> Tensor:
         """Return ``d`` (P,) with each filter as long as that of ``w`` (P,).
 

@@ -102,9 +102,21 @@ class FlatModule:
         carried = self.carried() if frozen else None
         self.w.copy_(w)
         value = loss(self)
-        gradients = torch.autograd.grad(
-            value, self.parameters, allow_unused=True, materialize_grads=True
-        )
+        gradient = self.autograd(value)
         if carried is not None:
             self.load(torch.cat([self.w, carried]))
-        return value.detach(), self.layout.concatenate(gradients)
+        return value.detach(), gradient
+
+    def autograd(self, value: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Return the gradient (P,) of a scalar that was computed with this network.
+
+        A new tensor: nothing is accumulated. ``create_graph`` lets it be differentiated again.
+        """
+        gradients = torch.autograd.grad(
+            value,
+            self.parameters,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return self.layout.concatenate(gradients)
