@@ -23,11 +23,11 @@ def places(layout: Layout) -> tuple[Tensor, Tensor]:
     offsets = {entry.name: entry for entry in layout.entries}
     means = [e for e in layout.entries if e.name.rpartition(".")[2] == MEAN]
     variances = [offsets[entry.name.removesuffix(MEAN) + VAR] for entry in means]
-    found = [
+    indices = [
         torch.cat([torch.arange(e.offset, e.offset + e.size) for e in entries])
         for entries in (means, variances)
     ]
-    return found[0].to(layout.device), found[1].to(layout.device)
+    return indices[0].to(layout.device), indices[1].to(layout.device)
 
 
 def pooled(state: Tensor, states: Sequence[Tensor], n: Sequence[float], layout: Layout) -> Tensor:
@@ -67,13 +67,13 @@ def of_batch(network: FlatModule, state: Tensor, images: Tensor) -> Tensor:
     """
     network.load(state)
     network.module.eval()
-    found = layers(network.module)
-    before = [layer.momentum for layer in found]
-    for layer in found:
+    normalising = layers(network.module)
+    momenta = [layer.momentum for layer in normalising]
+    for layer in normalising:
         layer.train()
         layer.momentum = 1.0  # forget what was there
     network.forward(images)
-    for layer, momentum in zip(found, before, strict=True):
+    for layer, momentum in zip(normalising, momenta, strict=True):
         layer.momentum = momentum
     return torch.cat([state[: network.layout.trainable], network.carried()])
 
