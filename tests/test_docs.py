@@ -109,7 +109,9 @@ def test_the_method_in_the_readme_is_sam():
     exec(code, names)
     arguments = (w, lambda at: at * g, lambda w, g: w - g, None)
     shown = names["step"](SAM(rho=0.5), *arguments)
-    assert torch.equal(shown, SAM(rho=0.5).step(*arguments))
+    expected, state = SAM(rho=0.5).step(*arguments)
+    assert torch.equal(shown[0], expected)
+    assert shown[1] == state == {}
 
 
 def test_the_extension_page_shows_every_axis():

@@ -1,13 +1,11 @@
 """AdaBest's client (Varno et al., ECCV 2022): bias estimates that fade."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from fedsam.training.method import Local, Vectors
+from fedsam.training.method import Correction, Local, Vectors
 
 
-class AdaBest:
+class AdaBest(Correction):
     """Correct by an estimate of the client's bias that is forgotten while it does not train::
 
         g   <- g - h_i
@@ -24,7 +22,6 @@ class AdaBest:
     """
 
     memory = ("h_i", "t_i")
-    exchanged = ()
 
     def __init__(self, mu: float = 0.02) -> None:
         if mu < 0:
@@ -40,7 +37,3 @@ class AdaBest:
         h_i, t_i = local.memory["h_i"], local.memory["t_i"]
         h_i = h_i / (local.round - t_i) + self.mu * (local.anchor - w)
         return {"h_i": h_i, "t_i": 0 * t_i + local.round}
-
-    def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
-        """Return nothing: only the model travels."""
-        return {}

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from fedsam.training.method import Local
+from fedsam.training.method import Correction, Local
 
 
-class FedAvg:
+class FedAvg(Correction):
     """Follow the gradient of the client's own loss as it is."""
 
     def correct(self, w: Tensor, g: Tensor, local: Local) -> Tensor:

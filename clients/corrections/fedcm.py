@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsam.training.method import Local, Vectors
+from fedsam.training.method import Correction, Local, Vectors
 
 
-class FedCM:
+class FedCM(Correction):
     """Mix every gradient with the mean direction of the last cohort::
 
         g     <- alpha g + (1 - alpha) Delta
@@ -28,7 +28,6 @@ class FedCM:
         for FedCM, 0.05 or 0.1 for MoFedSAM (its beta); FedGF's grid there: 0.1, 0.7, 0.9.
     """
 
-    memory = ()
     exchanged = ("Delta",)
 
     def __init__(self, alpha: float = 0.1) -> None:

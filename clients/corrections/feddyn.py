@@ -1,13 +1,11 @@
 """FedDyn's client (Acar et al., ICLR 2021): dynamic regularisation."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from fedsam.training.method import Local, Vectors
+from fedsam.training.method import Correction, Local, Vectors
 
 
-class FedDyn:
+class FedDyn(Correction):
     """Descend on f_i(w) - <h_i, w> + alpha/2 ||w - w_global||^2::
 
         g   <- g - h_i + alpha (w - w_global)
@@ -28,7 +26,6 @@ class FedDyn:
     """
 
     memory = ("h_i",)
-    exchanged = ()
 
     def __init__(self, alpha: float = 0.01) -> None:
         if alpha < 0:
@@ -42,7 +39,3 @@ class FedDyn:
     def finish(self, w: Tensor, local: Local) -> Vectors:
         """Return the new h_i."""
         return {"h_i": local.memory["h_i"] - self.alpha * (w - local.anchor)}
-
-    def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
-        """Return nothing: only the model travels."""
-        return {}

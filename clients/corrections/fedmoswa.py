@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsam.training.method import Local, Vectors
+from fedsam.training.method import Correction, Local, Vectors
 
 
-class FedMoSWA:
+class FedMoSWA(Correction):
     """SCAFFOLD's correction in a cycle of falling rates, with momentum in the server's variate::
 
         g   <- (1 - (1 - rho_end) k / steps) (g - c_i + c)             k: the step, from 0

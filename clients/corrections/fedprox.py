@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from fedsam.training.method import Local
+from fedsam.training.method import Correction, Local
 
 
-class FedProx:
+class FedProx(Correction):
     """Add the proximal term mu/2 ||w - w_global||^2 to the local objective::
 
         g <- g + mu (w - w_global)

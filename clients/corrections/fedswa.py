@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from fedsam.training.method import Local
+from fedsam.training.method import Correction, Local
 
 
-class FedSWA:
+class FedSWA(Correction):
     """Let every round be a cycle of stochastic weight averaging::
 
         g <- (1 - (1 - rho_end) k / steps) g            k: the step, from 0

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedsam.training.method import Local, Vectors
+from fedsam.training.method import Correction, Local, Vectors
 
 
-class Scaffold:
+class Scaffold(Correction):
     """Correct each gradient by what the client's own direction differs from everybody's::
 
         g   <- g - c_i + c

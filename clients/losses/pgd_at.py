@@ -5,11 +5,13 @@ from torch import Tensor
 from fedsam.data.images import Batch
 from fedsam.tasks import Task
 from fedsam.training.attack import Attack
-from fedsam.training.gradient import Loss, Model, Plain, mean_loss
-from fedsam.training.method import rounds_before
+from fedsam.training.gradient import mean_loss
+from fedsam.training.method import Loss, Model, rounds_before
+
+from .plain import Plain
 
 
-class PGDAT:
+class PGDAT(Loss):
     """Minimise the loss at images that were moved to raise it::
 
         x' = argmax l(w, x')    over |x' - x| <= eps in each pixel, x' in [0, 1]

@@ -1,8 +1,21 @@
-"""The plain loss: the mean of the task's losses over the mini-batch.
+"""The plain loss: the mean of the task's losses over the mini-batch."""
 
-The local loop has it by default, so it is at home there.
-"""
+from torch import Tensor
 
-from fedsam.training.gradient import Plain
+from fedsam.data.images import Batch
+from fedsam.tasks import Task
+from fedsam.training.gradient import mean_loss
+from fedsam.training.method import Loss, Model
 
-__all__ = ["Plain"]
+
+class Plain(Loss):
+    """Minimise what the task says::
+
+        L(w) = mean l(w, x)
+
+    Passes over the network: those of the minimizer.
+    """
+
+    def value(self, model: Model, batch: Batch, task: Task) -> Tensor:
+        """Return the mean loss of a mini-batch, a scalar."""
+        return mean_loss(task, model.forward(batch.images), batch)

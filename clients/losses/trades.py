@@ -6,13 +6,15 @@ from torch.nn import functional as F
 from fedsam.data.images import Batch
 from fedsam.tasks import Task
 from fedsam.training.attack import Attack
-from fedsam.training.gradient import Loss, Model, Plain, mean_loss, mean_of
-from fedsam.training.method import rounds_before
+from fedsam.training.gradient import mean_loss, mean_of
+from fedsam.training.method import Loss, Model, rounds_before
+
+from .plain import Plain
 
 SPREAD = 0.255  # of the first point around x: 0.001 of a pixel's range, as in the authors' code
 
 
-class TRADES:
+class TRADES(Loss):
     """Minimise the plain loss and the divergence of the answers at the worst images nearby::
 
         x' = argmax KL(p(w, x) || p(w, x'))    over |x' - x| <= eps in each pixel, x' in [0, 1]

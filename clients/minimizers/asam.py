@@ -1,13 +1,12 @@
 """ASAM: adaptive sharpness-aware minimisation (Kwon et al., ICML 2021), FedASAM's minimiser."""
 
-import torch
 from torch import Tensor
 
 from fedsam.base.vector import TINY, norm
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Ascent, Descend, Grad, Local, Vectors
 
 
-class ASAM:
+class ASAM(Ascent):
     """SAM in a ball that is stretched along each weight by its own size::
 
         T = |w| + eta  on weights,  1  elsewhere
@@ -54,15 +53,15 @@ class ASAM:
 
     def perturbation(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
         """Return e (..., P) for the gradient ``g`` at ``w``."""
-        T = (local.layout.filter_norms(w) if self.filterwise else w.abs()) + self.eta
-        if not self.all_parameters:
-            T = torch.where(local.layout.weights, T, 1.0)
+        T = local.layout.adaptive_scale(
+            w, self.eta, weights_only=not self.all_parameters, filterwise=self.filterwise
+        )
         if self.p == "inf":
             return self.rho * T * g.sign()
         Tg = T * g
         return T * Tg * (self.rho / (norm(Tg) + TINY))
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and no state."""
         e = self.perturbation(w, grad(w), local)
-        return descend(w, grad(w + e))
+        return descend(w, grad(w + e)), {}

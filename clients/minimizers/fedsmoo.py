@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training.method import Descend, Grad, Local, Vectors
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class FedSMOO:
+class FedSMOO(Minimizer):
     """SAM whose ascent a dual variable pulls towards the server's s::
 
         e    = rho unit(g(w) - mu_i - s)
@@ -36,12 +36,11 @@ class FedSMOO:
     def __init__(self, rho: float) -> None:
         self.rho = rho
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
-        s, mu_i = local.sent["s"], local.memory["mu_i"] + local.state["change"]
-        e = self.rho * unit(grad(w) - mu_i - s)
-        local.state["change"] = local.state["change"] + e - s
-        return descend(w, grad(w + e))
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and the change."""
+        s, change = local.sent["s"], local.state["change"]
+        e = self.rho * unit(grad(w) - (local.memory["mu_i"] + change) - s)
+        return descend(w, grad(w + e)), {"change": change + e - s}
 
     def finish(self, w: Tensor, local: Local) -> Vectors:
         """Return the new mu_i, which goes to the server, too."""

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class FriendlySAM:
+class FriendlySAM(Minimizer):
     """Leave the part of g out of the ascent that is common to mini-batches, a moving average::
 
         d = g_t(w) - sigma m_{t-1}
@@ -36,8 +36,8 @@ class FriendlySAM:
         self.sigma = sigma
         self.lam = lam
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and m."""
         m, g = local.state["m"], grad(w)
-        local.state["m"] = g + self.lam * (m - g) * (local.step > 0)
-        return descend(w, grad(w + self.rho * unit(g - self.sigma * m)))
+        w = descend(w, grad(w + self.rho * unit(g - self.sigma * m)))
+        return w, {"m": g + self.lam * (m - g) * (local.step > 0)}

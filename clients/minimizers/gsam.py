@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from fedsam.base.vector import dot, unit
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class GSAM:
+class GSAM(Minimizer):
     """SAM's descent, less what lowers the loss at w but not the perturbed loss::
 
         g = g(w),    p = g(w + rho unit(g))
@@ -30,9 +30,9 @@ class GSAM:
         self.rho = rho
         self.alpha = alpha
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and no state."""
         g = grad(w)
         p = grad(w + self.rho * unit(g))
         v = g - dot(g, unit(p)) * unit(p)
-        return descend(w, p - self.alpha * v)
+        return descend(w, p - self.alpha * v), {}

@@ -1,15 +1,13 @@
 """LESAM: perturb along the global direction (Fan et al., ICML 2024), FedLESAM's minimiser."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from fedsam.base.vector import norm, unit
-from fedsam.training.method import Descend, Grad, Local, Vectors
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class LESAM:
+class LESAM(Minimizer):
     """SAM whose ascent is the way that the global model came, so that it costs no pass::
 
         e = rho unit(w_old - w_global)       w_old: the global model of the client's last round
@@ -29,7 +27,6 @@ class LESAM:
     """
 
     memory = ("w_old",)
-    exchanged = ()
 
     def __init__(self, rho: float) -> None:
         self.rho = rho
@@ -39,14 +36,10 @@ class LESAM:
         w_old = local.memory["w_old"]
         return torch.where(norm(w_old) > 0, self.rho * unit(w_old - local.anchor), 0.0)
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
-        return descend(w, grad(w + self.perturbation(w, w, local)))
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and no state."""
+        return descend(w, grad(w + self.perturbation(w, w, local))), {}
 
     def finish(self, w: Tensor, local: Local) -> Vectors:
         """Return the global model that the round started from."""
         return {"w_old": local.anchor}
-
-    def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
-        """Return nothing: only the model travels."""
-        return {}

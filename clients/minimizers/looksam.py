@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from fedsam.base.vector import choose, dot, norm, unit
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class LookSAM:
+class LookSAM(Minimizer):
     """In between, add the part of SAM's gradient that changes slowly, as it was last seen::
 
         step t = 0, k, 2k, ...:    s = g(w + rho unit(g)),    v = s - <s, unit(g)> unit(g)
@@ -38,15 +38,13 @@ class LookSAM:
         self.k = k
         self.alpha = alpha
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and v."""
         g, v = grad(w), local.state["v"]
         s = choose(
             local.step % self.k == 0,
             lambda: grad(w + self.rho * unit(g)),
             lambda: g + self.alpha * norm(g) * unit(v),
         )
-        local.state["v"] = choose(
-            local.step % self.k == 0, lambda: s - dot(s, unit(g)) * unit(g), lambda: v
-        )
-        return descend(w, s)
+        v = choose(local.step % self.k == 0, lambda: s - dot(s, unit(g)) * unit(g), lambda: v)
+        return descend(w, s), {"v": v}

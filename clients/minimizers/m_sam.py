@@ -6,10 +6,10 @@ from operator import add
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class MSAM:
+class MSAM(Minimizer):
     """Part the mini-batch; each part climbs its own loss by itself::
 
         e_i = rho unit(g_i(w)),    i: the parts, of m examples
@@ -34,7 +34,8 @@ class MSAM:
         self.rho = rho
         self.m = m
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and no state."""
         parts = grad.parts(self.m)
-        return descend(w, reduce(add, (n * g(w + self.rho * unit(g(w))) for n, g in parts)))
+        g = reduce(add, (n * g(w + self.rho * unit(g(w))) for n, g in parts))
+        return descend(w, g), {}

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Ascent, Descend, Grad, Local, Vectors
 
 
-class SAM:
+class SAM(Ascent):
     """Descend along the gradient at the worst point of a ball of radius rho::
 
         e = rho g(w) / ||g(w)||
@@ -30,7 +30,7 @@ class SAM:
         """Return e (..., P) for the gradient ``g`` at ``w``."""
         return self.rho * unit(g)
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and no state."""
         e = self.perturbation(w, grad(w), local)
-        return descend(w, grad(w + e))
+        return descend(w, grad(w + e)), {}

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsam.training.method import Descend, Grad, Local, Vectors
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class ScaffoldOne:
+class ScaffoldOne(Minimizer):
     """SGD corrected by the client's gradient at the model that the round started from::
 
         w   <- w - lr (g(w) - c_i + c)
@@ -26,11 +26,11 @@ class ScaffoldOne:
     exchanged = ("g",)
     state = ("sum",)
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and the sum."""
         g = grad(w) - local.memory["g_i"] + local.sent["g"]
-        local.state["sum"] = local.state["sum"] + grad(local.anchor)
-        return descend(w, g)
+        total = local.state["sum"] + grad(local.anchor)
+        return descend(w, g), {"sum": total}
 
     def finish(self, w: Tensor, local: Local) -> Vectors:
         """Return the new c_i, and its change, which goes to the server."""

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class SGD:
+class SGD(Minimizer):
     """Descend along the gradient of the mini-batch loss::
 
         w <- w - lr g(w)
@@ -13,6 +13,6 @@ class SGD:
     Passes a step: 1.
     """
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
-        return descend(w, grad(w))
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and no state."""
+        return descend(w, grad(w)), {}

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from fedsam.base.vector import unit
-from fedsam.training.method import Descend, Grad, Local
+from fedsam.training.method import Descend, Grad, Local, Minimizer, Vectors
 
 
-class VaSSO:
+class VaSSO(Minimizer):
     """Ascend along a moving average of the mini-batch gradients::
 
         d_t = (1 - theta) d_{t-1} + theta g_t(w),    d_0 = g_0
@@ -31,8 +31,8 @@ class VaSSO:
         self.rho = rho
         self.theta = theta
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w after one mini-batch."""
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w after one mini-batch, and d."""
         d, g = local.state["d"], grad(w)
-        local.state["d"] = d = g + (1 - self.theta) * (d - g) * (local.step > 0)
-        return descend(w, grad(w + self.rho * unit(d)))
+        d = g + (1 - self.theta) * (d - g) * (local.step > 0)
+        return descend(w, grad(w + self.rho * unit(d))), {"d": d}

@@ -10,7 +10,7 @@ import torch
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.data.plan import Plan
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.training.batched import Program, replies, why_not
+from fedsam.training.batched import Program, why_not
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import ClientJob, Failed, Result, Trainer
 from fedsam.training.method import Method
@@ -69,7 +69,7 @@ class BatchedTrainer:
     def _train(
         self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[ClientJob]
     ) -> list[Result | Failed]:
-        gradients = self._usable_gradients(jobs[0].round) if jobs else None
+        gradients = self._usable_gradients(members, jobs[0].round) if jobs else None
         if gradients is None:
             return self.crew.train(jobs, trainers)
         trained: list[Result | Failed] = []
@@ -111,14 +111,16 @@ class BatchedTrainer:
         plans = [self._plan(t, job) for t, job in zip(trainers, jobs, strict=True)]
         program.begin(jobs, plans)
         self._draw_ahead(members, jobs[0].round + 1)
-        return replies(trainers, jobs, plans, program)
+        return program.end()
 
-    def _usable_gradients(self, round: int) -> type[Slots | Vmapped] | None:
-        """Return how to batch, after the model and the round's method were tried once."""
+    def _usable_gradients(
+        self, members: Sequence[Member], round: int
+    ) -> type[Slots | Vmapped] | None:
+        """Return how to batch, if the model and the round's method can be, asked once."""
         method = self.crew.trainer.method.at(round)
         if self.gradients and method != self._checked:
             self._checked = method
-            if reason := why_not(self.crew.trainer, self.gradients, round):
+            if reason := why_not([m.trainer for m in members], self.gradients, round):
                 log.warning("cohort: clients train one by one: %s", reason)
                 self.gradients = None
         return self.gradients

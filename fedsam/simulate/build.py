@@ -6,7 +6,7 @@ Nothing else in the framework knows them all.
 import copy
 import inspect
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,14 @@ from fedsam.server.wrapped import Averaged, Pooled
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
-from fedsam.training.method import Method
+from fedsam.training.method import Correction, Loss, Method, Minimizer
 
 if TYPE_CHECKING:
     from fedsam.engines.ray import RayExecutor
 
 MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
 AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
+MINIMIZERS = "fedsam.clients.minimizers"
 CROP_PADDING = 4  # pixels, as in the paper
 
 
@@ -128,20 +129,73 @@ def new_network(config: Config) -> nn.Module:
 
 def new_method(config: Config) -> Method:
     """Return the clients' side of the algorithm."""
-    minimizer = plugins.find("minimizer", config.minimizer, "fedsam.clients.minimizers")
-    client = plugins.find("client", config.client, "fedsam.clients.corrections")
-    loss = plugins.find("loss", config.loss, "fedsam.clients.losses")
     values = {"rho": config.rho, "eta": config.eta, "rounds": config.rounds}
+    correction = _derived("client", config.client, "fedsam.clients.corrections", Correction)
+    loss = _derived("loss", config.loss, "fedsam.clients.losses", Loss)
     return Method(
-        plugins.build("minimizer", minimizer, config.minimizer_options, **values),
-        plugins.build("client", client, config.client_options, **values),
+        new_minimizer(config.minimizer, config.minimizer_options, values),
+        plugins.build("client", correction, config.client_options, **values),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         optimizer=config.optimizer,
         decay_in_loss=config.decay_in_loss,
         first_pass_statistics=config.bn_first_pass,
-        loss=plugins.build("loss", loss, config.loss_options, rounds=config.rounds),
+        loss=plugins.build("loss", loss, config.loss_options, **values),
     )
+
+
+def new_minimizer(name: str, options: Mapping[str, Any], values: Mapping[str, Any]) -> Minimizer:
+    """Return a minimizer, and those that it is made of, each with the options that it takes.
+
+    Parameters
+    ----------
+    name : str
+        Its name, or an import path.
+    options : mapping
+        Its options, the names of the minimizers that it is made of, and their options.
+    values : mapping
+        The run's values that minimizers may need.
+    """
+    cls = _derived("minimizer", name, MINIMIZERS, Minimizer)
+    if not cls.minimizers:
+        return plugins.build("minimizer", cls, options, **values)
+    own = inspect.signature(cls).parameters
+    chosen = {argument: options.get(argument, usual) for argument, usual in cls.minimizers.items()}
+    others = {option: value for option, value in options.items() if option not in own}
+    taken = {argument: _options_of(part, others) for argument, part in chosen.items()}
+    if unknown := sorted(set(others).difference(*taken.values())):
+        names = " nor ".join(chosen.values())
+        raise UsageError(
+            f"--minimizer-options: neither {name} nor {names} has an option {unknown[0]!r}"
+        )
+    made = {
+        argument: new_minimizer(
+            part, {o: others[o] for o in others if o in taken[argument]}, values
+        )
+        for argument, part in chosen.items()
+    }
+    return plugins.build(
+        "minimizer", cls, {o: options[o] for o in options if o in own} | made, **values
+    )
+
+
+def _options_of(name: str, options: Mapping[str, Any]) -> set[str]:
+    """Return the options that a minimizer takes, and those of the minimizers it is made of."""
+    if not isinstance(name, str):
+        raise UsageError(f"--minimizer-options: {name!r} is not the name of a minimizer")
+    cls = _derived("minimizer", name, MINIMIZERS, Minimizer)
+    names = set(inspect.signature(cls).parameters)
+    others = {option: value for option, value in options.items() if option not in names}
+    parts = [options.get(argument, usual) for argument, usual in cls.minimizers.items()]
+    return names.union(*(_options_of(part, others) for part in parts))
+
+
+def _derived(key: str, name: str, package: str, base: type) -> Any:
+    """Return the class that a name means, if it keeps the contract."""
+    cls = plugins.find(key, name, package)
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise UsageError(f"--{key} {name}: must derive from {base.__module__}.{base.__name__}")
+    return cls
 
 
 def new_strategy(config: Config) -> Strategy:
@@ -202,7 +256,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     template = module.to(device)
     layout = Layout.of(template)
     method = new_method(config)
-    work = _work(config, dataset, keys=getattr(method.loss, "draws", False))
+    work = _work(config, dataset, keys=method.loss.draws)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
     task = plugins.build("task", plugins.find("task", config.task, "fedsam.tasks"), {})

@@ -13,15 +13,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedsam.base.errors import UsageError
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
-from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import ClientJob, Result, Trainer
-from fedsam.training.loop import LocalRound
+from fedsam.training.client import ClientJob, Failed, Trainer, attempt
+from fedsam.training.loop import Result, one_step
 from fedsam.training.method import Local, Method, Vectors
 
 log = logging.getLogger("fedsam")
@@ -51,6 +53,7 @@ class Program:
         self, trainers: Sequence[Trainer], gradients: type[Slots | Vmapped], *, capture: bool
     ) -> None:
         first = trainers[0]
+        self.trainers = trainers
         self.images = first.train
         self.layout = first.layout
         self.packing = Packing(first.work)
@@ -82,9 +85,11 @@ class Program:
         self.graph: torch.cuda.CUDAGraph | None = None
         self._captures = capture
         self._phase: list[Method] = []
+        self._jobs: Sequence[ClientJob] = []
 
     def begin(self, jobs: Sequence[ClientJob], plans: Sequence[Plan]) -> None:
         """Hand all steps of a round to the device; does not wait for a GPU."""
+        self._jobs = jobs
         self._drawn.reverse()
         self.packing.pack(plans, self._drawn[0])
         lengths = [len(plan) for plan in plans]
@@ -101,14 +106,17 @@ class Program:
             else:
                 self.graph.replay()
 
-    def end(self) -> list[LocalRound]:
-        """Return what the clients' rounds led to; waits for the device."""
+    def end(self) -> list[Result]:
+        """Return what each client of the round that was begun returns; waits for the device."""
         states = torch.cat([self.w, self.states[:, self.layout.trainable :]], 1)
-        memory, reply = self.method.finish(self.w, replace(self.local, state=self.kept))
-        losses = (self.losses / self.steps[:, 0]).tolist()
+        memory, reply = self.method.finish(self.w, replace(self.local, state=self.state))
+        losses, steps = (self.losses / self.steps[:, 0]).tolist(), self.steps[:, 0].tolist()
         return [
-            LocalRound(state, loss, _row(memory, k), _row(reply, k))
-            for k, (state, loss) in enumerate(zip(states, losses, strict=True))
+            Result(
+                *(states[k], len(trainer.rows(job.client, job.round)), steps[k]),
+                *(losses[k], _row(memory, k), _row(reply, k)),
+            )
+            for k, (trainer, job) in enumerate(zip(self.trainers, self._jobs, strict=True))
         ]
 
     def _take_up(self, phase: list[Method]) -> None:
@@ -116,7 +124,7 @@ class Program:
         self._phase, self.graph = phase, None
         self.method = stacked(phase, self.w)
         self.base = self.method.base_state(self.w)
-        self.kept = self.method.minimizer_state(self.w)
+        self.state = self.method.minimizer_state(self.w)
 
     def _load(self, jobs: Sequence[ClientJob], lengths: Sequence[int]) -> None:
         self.plans.copy_(self._drawn[0], non_blocking=True)
@@ -131,7 +139,7 @@ class Program:
         torch.stack([job.state for job in jobs], out=self.states)
         self.w.copy_(self.states[:, : self.layout.trainable])
         self.anchor.copy_(self.w)
-        for buffer in (*self.base.values(), *self.kept.values()):
+        for buffer in (*self.base.values(), *self.state.values()):
             buffer.zero_()
         self.losses.zero_()
         for name, buffer in self.memory.items():
@@ -146,17 +154,18 @@ class Program:
         chosen, valid = self.packing.choices(rows)
         flat = self.images.take(chosen)
         batch = replace(flat.map(lambda t: t.unflatten(0, valid.shape)), valid=valid)
-        grad = self.method.mini_batch(self.gradients, batch)
-        local, base = replace(self.local, state=dict(self.kept)), dict(self.base)
-        w = self.method.step(self.w, grad, local, base)
+        local = replace(self.local, state=self.state)
+        w, state, base, loss = one_step(
+            self.method, self.gradients, batch, self.w, local, self.base
+        )
         active = self.step < self.steps
         self.w.copy_(torch.where(active, w, self.w))
         for name, buffer in self.base.items():
             buffer.copy_(base[name])
-        for name, buffer in self.kept.items():  # what it ends with may be remembered
-            buffer.copy_(torch.where(active, local.state[name], buffer))
-        if grad.loss is not None:
-            self.losses.add_(torch.where(active[:, 0], grad.loss, 0))
+        for name, buffer in self.state.items():  # what it ends with may be remembered
+            buffer.copy_(torch.where(active, state[name], buffer))
+        if loss is not None:
+            self.losses.add_(torch.where(active[:, 0], loss, 0))
         self.step.add_(1)
 
     def _record(self) -> None:
@@ -180,47 +189,81 @@ class Program:
             self.graph = graph
 
 
-def replies(
-    trainers: Sequence[Trainer], jobs: Sequence[ClientJob], plans: Sequence[Plan], program: Program
-) -> list[Result]:
-    """Return what each client of a round that was begun returns; waits for the device."""
-    rows = zip(trainers, jobs, plans, program.end(), strict=True)
-    return [
-        Result(
-            *(done.state, len(trainer.rows(job.client, job.round)), len(plan)),
-            *(done.loss, done.memory, done.reply),
-        )
-        for trainer, job, plan, done in rows
-    ]
+def why_not(trainers: Sequence[Trainer], gradients: type[Slots | Vmapped], round: int = 1) -> str:
+    """Return why clients cannot be trained as one program in a round; "" if they can.
 
+    First what says so: a part of the method, or a layer of the model. Neither can say that a
+    formula is not over the last dimension, or that a forward pass of the user's mixes images, and
+    then the numbers would be wrong in silence; so what nothing speaks against is compared once.
 
-def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) -> str:
-    """Return why clients cannot be trained as a cohort in a round; "" if they can.
-
-    Two clients take two steps both ways, one of them with a short mini-batch and one step less:
-    where batch statistics, dropout or a method mixes images or clients, the results differ.
+    Parameters
+    ----------
+    trainers : sequence of Trainer
+        One of each run that shares the program.
+    gradients : type
+        How gradients are to be computed.
+    round : int
+        Whose method is meant.
     """
-    network = trainer.new_network()
-    if batchnorm.layers(network.module):
-        return "BatchNorm: the padding of a short mini-batch would enter its statistics"
-    images = min(5, len(trainer.train))
+    return declared(trainers[0], round) or compared(trainers, gradients, round)
+
+
+def declared(trainer: Trainer, round: int) -> str:
+    """Return which part of the method, or layer of the model, says that it trains one by one."""
+    for axis, part in trainer.method.at(round).axes.items():
+        if not part.batchable:
+            return f"{axis} {type(part).__name__} says that it is not batchable"
+    for layer in trainer.new_network().module.modules():
+        if isinstance(layer, _BatchNorm):
+            return "BatchNorm: the padding of a short mini-batch would enter its statistics"
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            return "InstanceNorm: the padding of a short mini-batch would enter its statistics"
+        if isinstance(layer, _DropoutNd) and layer.p > 0 and layer.training:
+            return f"{type(layer).__name__}: clients would draw other numbers than one by one"
+        if not getattr(layer, "batchable", True):  # of the user's own: PyTorch's have no such thing
+            return f"--model: {type(layer).__name__} says that it is not batchable"
+    return ""
+
+
+def compared(trainers: Sequence[Trainer], gradients: type[Slots | Vmapped], round: int) -> str:
+    """Return how the results of two steps differ from those one by one, or why there are none.
+
+    Two clients or more, at least one of each run, one of them with a short mini-batch and one step
+    less than the next.
+    """
+    images = min(5, len(trainers[0].train))
     rows = torch.arange(images)
     partition = Partition(rows, torch.tensor([0, (images + 1) // 2, images]))
-    work = replace(trainer.work, batch_size=2, local_epochs=1.0, local_steps=0)
-    small = replace(trainer, partition=partition, work=work, lifelong=None)
+    work = replace(trainers[0].work, batch_size=2, local_epochs=1.0, local_steps=0)
+    pair = trainers if len(trainers) > 1 else [trainers[0]] * 2
+    small = [replace(t, partition=partition, work=work, lifelong=None) for t in pair]
+    network = small[0].new_network()
     state = network.state.clone()
-    jobs = [ClientJob(client, state, round, 0.01) for client in (0, 1)]
-    pair, plans = [small, small], [small.plan(job.client, job.round) for job in jobs]
+    jobs = [ClientJob(number % 2, state, round, 0.01) for number in range(len(small))]
+    plans = [t.plan(job.client, job.round) for t, job in zip(small, jobs, strict=True)]
+    alone = []
+    for trainer, job in zip(small, jobs, strict=True):
+        result = attempt(trainer, network, job)
+        if isinstance(result, Failed):
+            return result.reason
+        alone.append(result)
+    program = Program(small, gradients, capture=False)
     try:
-        alone = [small.train_client(network, job) for job in jobs]
-        program = Program(pair, gradients, capture=False)
         program.begin(jobs, plans)
-        together = replies(pair, jobs, plans, program)
-    except Exception as error:  # noqa: BLE001  (whatever the user's model or method raises)
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    for mine, other in zip(_results(alone, state), _results(together, state), strict=True):
-        size, apart = float(mine.norm()), float((mine - other).norm())
-        if apart > (0.05 if trainer.bf16 else 0.01) * size:
+        together = program.end()
+    except UsageError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        # no such operator under vmap, or what (K, P) brings where (P,) was meant
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if program.method is program.methods[0]:
+            return reason
+        return (
+            f"{reason} (a number in which the runs differ is a column: no formula may branch on it)"
+        )
+    for one, other in zip(_vectors(alone, state), _vectors(together, state), strict=True):
+        size, apart = float(one.norm()), float((one - other).norm())
+        if apart > (0.05 if trainers[0].bf16 else 0.01) * size:
             return (
                 "its model or method mixes what is separate: a result differs by "
                 f"{apart / size if size else 1:.0%} (batch statistics, dropout, or a formula not "
@@ -229,9 +272,9 @@ def why_not(trainer: Trainer, gradients: type[Slots | Vmapped], round: int = 1) 
     return ""
 
 
-def _results(trained: Sequence[Result], start: Tensor) -> list[Tensor]:
+def _vectors(results: Sequence[Result], start: Tensor) -> list[Tensor]:
     """Return the updates of clients that began at ``start``, and all else that they return."""
-    names = [[done.state - start, *done.memory.values(), *done.reply.values()] for done in trained]
+    names = [[r.state - start, *r.memory.values(), *r.reply.values()] for r in results]
     return [torch.stack(vectors) for vectors in zip(*names, strict=True)]
 
 

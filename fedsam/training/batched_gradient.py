@@ -12,7 +12,7 @@ from fedsam.base.vector import Layout
 from fedsam.data.images import Batch
 from fedsam.training.client import Trainer
 from fedsam.training.flat_module import FlatModule, evaluating, precision
-from fedsam.training.gradient import Loss
+from fedsam.training.method import Loss
 
 
 class Slots:
@@ -46,10 +46,10 @@ class Slots:
         done = []
         here = torch.cuda.current_stream() if self.streams else None
         for k, network in enumerate(self.networks):
-            mine = client_of(batch, k)
+            of_client = client_of(batch, k)
 
-            def value(model: FlatModule, mine: Batch = mine) -> Tensor:
-                return loss.value(model, mine, self.task)
+            def value(model: FlatModule, of_client: Batch = of_client) -> Tensor:
+                return loss.value(model, of_client, self.task)
 
             if here is None:
                 done.append(network.gradient(w[k], value, frozen=frozen))

@@ -19,8 +19,8 @@ from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.tasks import Task
 from fedsam.training.flat_module import FlatModule
-from fedsam.training.loop import train_client
-from fedsam.training.method import Method, Vectors, zeros
+from fedsam.training.loop import Result, train_client
+from fedsam.training.method import Method, Vectors
 
 log = logging.getLogger("fedsam")
 STATISTICS = "statistics"  # in a client's memory: its own values behind w
@@ -40,20 +40,6 @@ class ClientJob(NamedTuple):
     lr: float
     memory: Vectors | None = None
     sent: Vectors | None = None
-
-
-class Result(NamedTuple):
-    """What one client returns: its state (S,), images it trained on, steps it took, mean loss.
-
-    ``memory`` is for its next round, ``reply`` goes to the server beside the state.
-    """
-
-    state: Tensor
-    examples: int
-    steps: int
-    loss: float
-    memory: Vectors
-    reply: Vectors
 
 
 class Failed(NamedTuple):
@@ -77,7 +63,7 @@ class Trainer:
     layout : Layout
         Of that model.
     method : Method
-        Minimiser, client and base optimiser.
+        Minimizer, correction, loss and base optimiser.
     task : Task
         What the model's output means.
     work : Work
@@ -140,8 +126,7 @@ class Trainer:
         client, state, round, lr, memory, sent = job
         plan = self.plan(client, round).to(self.layout.device)
         P = self.layout.trainable
-        w = state[:P]
-        done = train_client(
+        result = train_client(
             network,
             self.own_state(state, memory),
             plan,
@@ -150,15 +135,16 @@ class Trainer:
             self.method,
             round=round,
             lr=lr,
-            memory=memory or zeros(self.method.memory, w),
-            sent=sent or zeros(self.method.exchanged, w),
+            memory=memory,
+            sent=sent,
+            examples=len(self.rows(client, round)),
         )
-        ended, kept = done.state, done.memory
-        if self.local_statistics:
-            kept = {**kept, STATISTICS: ended[P:].clone()}
-            ended = torch.cat([ended[:P], state[P:]])
-        examples = len(self.rows(client, round))
-        return Result(ended, examples, len(plan), done.loss, kept, done.reply)
+        if not self.local_statistics:
+            return result
+        return result._replace(
+            state=torch.cat([result.state[:P], state[P:]]),
+            memory={**result.memory, STATISTICS: result.state[P:].clone()},
+        )
 
     @torch.no_grad()
     def statistics(

@@ -1,6 +1,7 @@
-"""The local loop: a client's round as minimiser steps over its plan."""
+"""The local loop: a client's round as minimizer steps over its plan."""
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -10,17 +11,40 @@ from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Plan
 from fedsam.tasks import Task
 from fedsam.training.flat_module import FlatModule
-from fedsam.training.gradient import Loss
-from fedsam.training.method import Local, Method, Vectors, zeros
+from fedsam.training.gradient import Gradients, MiniBatch
+from fedsam.training.method import Local, Loss, Method, Vectors, zeros
 
 
-class LocalRound(NamedTuple):
-    """A client's round: its new state (S,), mean loss, what it keeps, and what it sends beside."""
+class Result(NamedTuple):
+    """What one client returns: its state (S,), images it trained on, steps it took, mean loss.
+
+    ``memory`` is for its next round, ``reply`` goes to the server beside the state.
+    """
 
     state: Tensor
+    examples: int
+    steps: int
     loss: float
     memory: Vectors
     reply: Vectors
+
+
+class Step(NamedTuple):
+    """What a mini-batch led to: w (..., P), both states, and its loss (...,) if it was taken."""
+
+    w: Tensor
+    state: Vectors
+    base: Vectors
+    loss: Tensor | None
+
+
+def one_step(
+    method: Method, gradients: Gradients, batch: Batch, w: Tensor, local: Local, base: Vectors
+) -> Step:
+    """Do one step of one client, or of K; nothing that was given is changed."""
+    grad = MiniBatch(gradients, batch, method)
+    local = replace(local, state=MappingProxyType(local.state))
+    return Step(*method.step(w, grad, local, base), grad.loss)
 
 
 def train_client(
@@ -35,7 +59,8 @@ def train_client(
     lr: float,
     memory: Vectors | None = None,
     sent: Vectors | None = None,
-) -> LocalRound:
+    examples: int = 0,
+) -> Result:
     """Train one client for one round.
 
     Parameters
@@ -51,7 +76,7 @@ def train_client(
     task : Task
         What the model's output means.
     method : Method
-        Minimiser, client and base optimiser.
+        Minimizer, correction, loss and base optimiser.
     round : int
         Communication round, from 1.
     lr : float
@@ -59,9 +84,12 @@ def train_client(
     memory, sent : mapping, optional
         What the client kept from its last round, and what the server sent beside the state.
 
+    examples : int
+        Images that the plan was made of; only handed on.
+
     Returns
     -------
-    LocalRound
+    Result
         Its loss is the mean over the plan's mini-batches, each taken before its step; NaN without
         steps.
     """
@@ -69,24 +97,29 @@ def train_client(
     network.module.train()
     network.load(state)
     w = state[: layout.trainable]
-    kept = method.minimizer_state(w)
-    local = Local(layout, w, round, lr, len(plan), memory or {}, sent or {}, state=kept)
+    base: Vectors = method.base_state(w)
+    local = Local(
+        *(layout, w, round, lr, len(plan)),
+        memory=memory or zeros(method.memory, w),
+        sent=sent or zeros(method.exchanged, w),
+        state=method.minimizer_state(w),
+    )
     if not len(plan):  # nothing is learnt, kept or sent
-        return LocalRound(state, float("nan"), local.memory, zeros(method.exchanged, w))
+        nothing = zeros(method.exchanged, w)
+        return Result(state, examples, 0, float("nan"), local.memory, nothing)
 
     def gradients(
         w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
     ) -> tuple[Tensor, Tensor]:
         return network.gradient(w, lambda model: loss.value(model, batch, task), frozen=frozen)
 
-    base = method.base_state(w)
     losses = []
     for step in range(len(plan)):
         local = replace(local, step=step)
-        grad = method.mini_batch(gradients, images.batch(plan, step))
-        w = method.step(w, grad, local, base)
-        if grad.loss is not None:
-            losses.append(grad.loss)
+        w, after, base, loss = one_step(method, gradients, images.batch(plan, step), w, local, base)
+        local = replace(local, state=after)
+        if loss is not None:
+            losses.append(loss)
     trained = torch.cat([w, network.carried()])
-    loss = torch.stack(losses).mean().item() if losses else float("nan")
-    return LocalRound(trained, loss, *method.finish(w, local))
+    mean = torch.stack(losses).mean().item() if losses else float("nan")
+    return Result(trained, examples, len(plan), mean, *method.finish(w, local))

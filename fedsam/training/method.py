@@ -6,9 +6,11 @@ An algorithm sees two closures and nothing of models, batches or devices:
     descend(w, g)  one step of the base optimiser along g, with the client's correction
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +18,8 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.data.images import Batch
-from fedsam.training.gradient import Gradients, Loss, MiniBatch, Plain
-from fedsam.training.optimizers import State, adamw, sgd
+from fedsam.tasks import Task
+from fedsam.training.optimizers import adamw, sgd
 
 Vectors = Mapping[str, Tensor]
 Descend = Callable[[Tensor, Tensor], Tensor]
@@ -57,9 +59,9 @@ class Local:
         The vectors (..., P) that the server sent beside w, by the names in ``exchanged``.
     step : int or Tensor
         Mini-batches of this round before this one; a tensor in a batched cohort.
-    state : mutable mapping
-        The minimiser's own vectors (..., P) by the names in its class's ``state``: zero in the
-        first step of each round (clients are stateless); a step puts its new ones there.
+    state : mapping
+        The minimizer's own vectors (..., P) by the names in its class's ``state``, as the step
+        before returned them: zero in the first step of each round (clients are stateless).
     """
 
     layout: Layout
@@ -70,43 +72,47 @@ class Local:
     memory: Vectors = field(default_factory=dict)
     sent: Vectors = field(default_factory=dict)
     step: int | Tensor = 0
-    state: State = field(default_factory=dict)
+    state: Vectors = field(default_factory=dict)
 
 
-class Minimizer(Protocol):
-    """How a client descends: the classes of ``clients/minimizers/``, or yours.
+class Model(Protocol):
+    """The network at the w of a pass, as a loss sees it."""
 
-    One that keeps vectors from step to step of a round names them in ``state``, a tuple of str.
-    One that stands for another names it in ``at(round)``.
-    """
+    def forward(self, images: Tensor) -> Tensor:
+        """Return its output for images (B, C, H, W)."""
+        ...
 
-    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> Tensor:
-        """Return w (..., P) after one mini-batch; inputs are never changed in place."""
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context in which it is in eval mode and nothing of it changes."""
         ...
 
 
-class Client(Protocol):
-    """What a client corrects: the classes of ``clients/``, or yours."""
-
-    def correct(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
-        """Return the gradient (..., P) that the base optimiser follows at ``w``."""
-        ...
-
-
-@runtime_checkable
-class Remembering(Protocol):
-    """What a client or a minimiser adds to keep vectors, or to exchange some with the server.
+class Part:
+    """What minimizers, corrections and losses say of themselves; a class names what differs.
 
     Attributes
     ----------
+    needs : tuple of str
+        Arguments with a default that are to be filled with the run's value of that name (rho, eta,
+        rounds, momentum, ...), as arguments without one are.
     memory : tuple of str
-        Names of the vectors (P,) that each client keeps; zero when it trains first.
+        Names of the vectors (P,) that each client keeps from round to round; zero when it trains
+        first.
     exchanged : tuple of str
         Names of the vectors (P,) that travel beside w, both ways; zero in the first round.
+    batchable : bool
+        Whether it may train K clients as one program. False if it looks at single numbers, draws,
+        or takes anything but the last dimension together.
     """
 
-    memory: tuple[str, ...]
-    exchanged: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    memory: tuple[str, ...] = ()
+    exchanged: tuple[str, ...] = ()
+    batchable: bool = True
+
+    def at(self, round: int) -> Any:
+        """Return who does this one's work in a round: it itself, unless a class says otherwise."""
+        return self
 
     def finish(self, w: Tensor, local: Local) -> Vectors:
         """Return what a round that led to ``w`` (..., P) leaves.
@@ -114,14 +120,69 @@ class Remembering(Protocol):
         The new value of every vector in ``memory``, and for each in ``exchanged`` what goes back.
         ``local.state`` is as the last step left it.
         """
-        ...
+        return {}
 
     def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
         """Return the server's next ``exchanged`` from the last and the cohort's replies.
 
         ``share`` is the cohort's part of the population.
         """
-        ...
+        return {}
+
+
+class Minimizer(Part, ABC):
+    """How a client descends: the classes of ``clients/minimizers/``, or yours.
+
+    Attributes
+    ----------
+    state : tuple of str
+        Names of the vectors (P,) that it keeps from step to step of a round.
+    minimizers : mapping
+        Arguments that are minimizers themselves, chosen by name among its options: the default
+        name of each. Options that it does not take are theirs.
+    """
+
+    state: tuple[str, ...] = ()
+    minimizers: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def step(self, w: Tensor, grad: Grad, descend: Descend, local: Local) -> tuple[Tensor, Vectors]:
+        """Return w (..., P) after one mini-batch, and the new ``state``: {} where it keeps none.
+
+        Nothing that it was given is changed.
+        """
+
+
+class Ascent(Minimizer):
+    """A minimizer whose gradient is taken at w + e, so that others can climb as it does."""
+
+    @abstractmethod
+    def perturbation(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
+        """Return e (..., P) for the gradient ``g`` at ``w``; no vectors of its own come in."""
+
+
+class Correction(Part, ABC):
+    """What a client corrects: the classes of ``clients/corrections/``, or yours."""
+
+    @abstractmethod
+    def correct(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
+        """Return the gradient (..., P) that the base optimiser follows at ``w``."""
+
+
+class Loss(Part, ABC):
+    """What a client minimises: the classes of ``clients/losses/``, or yours.
+
+    Attributes
+    ----------
+    draws : bool
+        Whether it is random: then ``batch.uniform()`` has numbers for it.
+    """
+
+    draws: bool = False
+
+    @abstractmethod
+    def value(self, model: Model, batch: Batch, task: Task) -> Tensor:
+        """Return the mean loss of one client's mini-batch, a scalar; a pure function of w."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +191,7 @@ class Method:
 
     Attributes
     ----------
-    minimizer, client
+    minimizer, correction
         The two client axes.
     momentum : float or Tensor
         Of the base SGD; the velocity starts from zero in every round.
@@ -149,48 +210,52 @@ class Method:
     """
 
     minimizer: Minimizer
-    client: Client
+    correction: Correction
     momentum: float | Tensor = 0.0
     weight_decay: float | Tensor = 0.0
     optimizer: str = "sgd"
     decay_in_loss: bool = False
     first_pass_statistics: bool = False
-    loss: Loss = field(default_factory=Plain)
+    _: KW_ONLY
+    loss: Loss
 
     def __post_init__(self) -> None:
-        needed = {"memory", "exchanged", "finish", "fold"}
-        for axis, part in (("minimizer", self.minimizer), ("client", self.client)):
-            missing = needed - set(dir(part))
-            if missing and missing != needed:
-                raise UsageError(
-                    f"--{axis} {type(part).__name__}: a {axis} that remembers or "
-                    f"exchanges vectors also needs {', '.join(sorted(missing))}"
-                )
+        for axis, part in self.axes.items():
+            if problem := inconsistency(part):
+                raise UsageError(f"{axis} {type(part).__name__}: {problem}")
         for names in (self.memory, self.exchanged):
             if len(set(names)) < len(names):
-                raise UsageError(
-                    f"--minimizer {type(self.minimizer).__name__}, --client "
-                    f"{type(self.client).__name__}: both have a vector of one name: "
-                    f"{', '.join(names)}"
+                parts = ", ".join(
+                    f"{axis} {type(part).__name__}" for axis, part in self.axes.items()
                 )
+                raise UsageError(f"{parts}: two have a vector of one name: {', '.join(names)}")
 
-    def mini_batch(self, gradients: Gradients, batch: Batch) -> MiniBatch:
-        """Return the closure ``grad`` of one step."""
-        decay = self.weight_decay if self.decay_in_loss else None
-        return MiniBatch(
-            gradients,
-            batch,
-            self.loss,
-            decay,
-            first_pass_statistics=self.first_pass_statistics,
-        )
+    @property
+    def axes(self) -> dict[str, Part]:
+        """The parts, by the flags that choose them."""
+        return {"--minimizer": self.minimizer, "--client": self.correction, "--loss": self.loss}
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """Names of the vectors that a client keeps."""
+        return tuple(name for part in self.axes.values() for name in part.memory)
+
+    @property
+    def exchanged(self) -> tuple[str, ...]:
+        """Names of the vectors that travel beside w."""
+        return tuple(name for part in self.axes.values() for name in part.exchanged)
 
     def at(self, round: int) -> "Method":
-        """Return the method of this round: minimiser and loss may stand for others by round."""
-        minimizer, loss = _at(self.minimizer, round), _at(self.loss, round)
-        if minimizer is self.minimizer and loss is self.loss:
+        """Return the method of this round: a part may have others do its work by round."""
+        minimizer, correction = self.minimizer.at(round), self.correction.at(round)
+        loss = self.loss.at(round)
+        if (minimizer, correction, loss) == (self.minimizer, self.correction, self.loss):
             return self
-        return replace(self, minimizer=minimizer, loss=loss)
+        method = replace(self, minimizer=minimizer, correction=correction, loss=loss)
+        for names, others in ((self.memory, method.memory), (self.exchanged, method.exchanged)):
+            if names != others:
+                raise UsageError(f"round {round}: vectors {others} in place of {names}")
+        return method
 
     def base_state(self, like: Tensor) -> dict[str, Tensor]:
         """Return what the base optimiser keeps in a round, at its start."""
@@ -202,51 +267,49 @@ class Method:
         return zeros(["velocity"] if has_momentum else [], like)
 
     def minimizer_state(self, like: Tensor) -> dict[str, Tensor]:
-        """Return what the minimiser keeps in a round, at its start."""
-        return zeros(getattr(self.minimizer, "state", ()), like)
+        """Return what the minimizer keeps in a round, at its start."""
+        return zeros(self.minimizer.state, like)
 
-    @property
-    def remembering(self) -> list[Remembering]:
-        """Which of the two axes keep or exchange vectors."""
-        return [part for part in (self.minimizer, self.client) if isinstance(part, Remembering)]
-
-    @property
-    def memory(self) -> tuple[str, ...]:
-        """Names of the vectors that a client keeps."""
-        return tuple(name for part in self.remembering for name in part.memory)
-
-    @property
-    def exchanged(self) -> tuple[str, ...]:
-        """Names of the vectors that travel beside w."""
-        return tuple(name for part in self.remembering for name in part.exchanged)
-
-    def step(self, w: Tensor, grad: Grad, local: Local, base: State) -> Tensor:
-        """Return w after one mini-batch; ``base`` is the base optimiser's state."""
-        return self.minimizer.step(w, grad, Descent(self, local, base), local)
+    def step(
+        self, w: Tensor, grad: Grad, local: Local, base: Vectors
+    ) -> tuple[Tensor, Vectors, Vectors]:
+        """Return w after one mini-batch, the minimizer's state, and the base optimiser's."""
+        descend = Descent(self, local, base)
+        stepped = self.minimizer.step(w, grad, descend, local)
+        if not isinstance(stepped, tuple) or set(stepped[1]) != set(self.minimizer.state):
+            names = ", ".join(self.minimizer.state)
+            raise UsageError(
+                f"--minimizer {type(self.minimizer).__name__}: step must return w and its state, "
+                f"a mapping with the names {{{names}}}"
+            )
+        return *stepped, descend.state
 
     def finish(self, w: Tensor, local: Local) -> tuple[Vectors, Vectors]:
         """Return what clients keep, and what they send back beside w."""
-        kept: dict[str, Tensor] = {}
-        sent: dict[str, Tensor] = {}
-        for part in self.remembering:
+        memory: dict[str, Tensor] = {}
+        reply: dict[str, Tensor] = {}
+        for part in self.axes.values():
             new = part.finish(w, local)
-            kept |= {name: new[name] for name in part.memory}
-            sent |= {name: new[name] for name in part.exchanged}
-        return kept, sent
+            memory |= {name: new[name] for name in part.memory}
+            reply |= {name: new[name] for name in part.exchanged}
+        return memory, reply
 
     def fold(self, sent: Vectors, replies: Sequence[Vectors], share: float) -> Vectors:
         """Return what the server sends next beside w."""
-        parts = [part.fold(sent, replies, share) for part in self.remembering if part.exchanged]
+        parts = [part.fold(sent, replies, share) for part in self.axes.values()]
         return {name: vector for vectors in parts for name, vector in vectors.items()}
 
 
 class Descent:
-    """The closure ``descend``: the client's correction, then a step of the base optimiser.
+    """The closure ``descend`` of one step: the correction, then a step of the base optimiser.
 
-    ``state`` is the base optimiser's, from the start of the round on.
+    Attributes
+    ----------
+    state : mapping
+        The base optimiser's, newest: by default as at the start of a round. A call replaces it.
     """
 
-    def __init__(self, method: Method, local: Local, state: State | None = None) -> None:
+    def __init__(self, method: Method, local: Local, state: Vectors | None = None) -> None:
         self.method = method
         self.local = local
         self.state = method.base_state(local.anchor) if state is None else state
@@ -254,12 +317,36 @@ class Descent:
     def __call__(self, w: Tensor, g: Tensor) -> Tensor:
         """Return w after one step along ``g``."""
         method, lr = self.method, self.local.lr
-        g = method.client.correct(w, g, self.local)
+        g = method.correction.correct(w, g, self.local)
         decay = 0.0 if method.decay_in_loss else method.weight_decay
         if method.optimizer == "adamw":
-            return adamw(w, g, lr, self.state, weight_decay=decay)
-        nesterov, momentum = method.optimizer == "nesterov", method.momentum
-        return sgd(w, g, lr, self.state, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+            w, self.state = adamw(w, g, lr, self.state, weight_decay=decay)
+        else:
+            w, self.state = sgd(
+                *(w, g, lr, self.state),
+                momentum=method.momentum,
+                weight_decay=decay,
+                nesterov=method.optimizer == "nesterov",
+            )
+        return w
+
+
+def inconsistency(part: Part) -> str:
+    """Return what a part says of its vectors that does not go together; "" if all does."""
+    cls = type(part)
+    for attribute in ("memory", "exchanged"):
+        if isinstance(vars(cls).get(attribute), str):
+            return f"{attribute} must be a tuple of names, got {vars(cls)[attribute]!r}"
+    finishes, folds = cls.finish is not Part.finish, cls.fold is not Part.fold
+    if (part.memory or part.exchanged) and not finishes:
+        return "keeps or exchanges vectors, so it must define finish"
+    if part.exchanged and not folds:
+        return "exchanges vectors, so it must define fold"
+    if finishes and not (part.memory or part.exchanged):
+        return "defines finish, but names no vectors in memory or exchanged"
+    if folds and not part.exchanged:
+        return "defines fold, but names no vectors in exchanged"
+    return ""
 
 
 def rounds_before(start: float, rounds: int) -> int:
@@ -275,13 +362,6 @@ def rounds_before(start: float, rounds: int) -> int:
     if start < 0:
         raise ValueError(f"start: must be at least 0, got {start}")
     return int(start * rounds) if isinstance(start, float) and start <= 1 else int(start)
-
-
-def _at(part: Any, round: int) -> Any:
-    """Return what stands for a minimiser or loss in a round."""
-    while (at := getattr(part, "at", None)) and (other := at(round)) is not part:
-        part = other
-    return part
 
 
 def zeros(names: Sequence[str], like: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.asam import ASAM
 from fedsam.clients.minimizers.lookbehind import Lookbehind
 from fedsam.clients.minimizers.sam import SAM
@@ -30,7 +31,7 @@ MINIMIZERS = {
     "sgd": SGD(),
     "sam": SAM(0.2),
     "asam": ASAM(0.5, 0.1),
-    "lookbehind": Lookbehind(0.2, 0.1, k=3, slow=0.5, ascent="asam"),
+    "lookbehind": Lookbehind(ASAM(0.2, 0.1), k=3, slow=0.5),
 }
 
 
@@ -67,9 +68,9 @@ def test_fedprox_corrects_each_row_of_a_cohort_against_the_one_anchor():
 def test_fedprox_under_a_constant_gradient_has_its_closed_form():
     # w_t - w_0 = -(1 - (1 - lr mu)^t) g / mu
     g, mu, lr, w = torch.linspace(-1, 2, len(ANCHOR), dtype=torch.float64), 0.8, 0.25, ANCHOR
-    descend = Descent(Method(SGD(), FedProx(mu)), Local(LAYOUT, ANCHOR, 1, lr))
+    descend = Descent(Method(SGD(), FedProx(mu), loss=Plain()), Local(LAYOUT, ANCHOR, 1, lr))
     for t in range(1, 7):
-        w = SGD().step(w, lambda _: g, descend, LOCAL)
+        w, _ = SGD().step(w, lambda _: g, descend, LOCAL)
         expected = ANCHOR - (1 - (1 - lr * mu) ** t) * g / mu
         torch.testing.assert_close(w, expected, rtol=1e-12, atol=1e-14)
 
@@ -79,7 +80,9 @@ def test_the_first_step_from_the_anchor_is_fedavgs(name):
     # the proximal term is zero at the unperturbed w; at w + e it would not be
     minimizer = MINIMIZERS[name]
     steps = [
-        minimizer.step(ANCHOR, grad, Descent(Method(minimizer, client), LOCAL), LOCAL)
+        minimizer.step(
+            ANCHOR, grad, Descent(Method(minimizer, client, loss=Plain()), LOCAL), LOCAL
+        )[0]
         for client in (FedAvg(), FedProx(10.0))
     ]
     assert torch.equal(*steps)
@@ -88,10 +91,10 @@ def test_the_first_step_from_the_anchor_is_fedavgs(name):
 @pytest.mark.parametrize("slow", [0.5, -1.0])
 @pytest.mark.parametrize("base", [{}, {"momentum": 0.9, "weight_decay": 0.1}], ids=str)
 def test_fedprox_acts_at_lookbehinds_fast_weights(slow, base):
-    minimizer = Lookbehind(0.2, 0.1, k=3, slow=slow, ascent="asam")
-    descend, w = Descent(Method(minimizer, FedProx(0.7), **base), LOCAL), ANCHOR
+    minimizer = Lookbehind(ASAM(0.2, 0.1), k=3, slow=slow)
+    descend, w = Descent(Method(minimizer, FedProx(0.7), **base, loss=Plain()), LOCAL), ANCHOR
     for _ in range(4):
-        w = minimizer.step(w, grad, descend, LOCAL)
+        w, _ = minimizer.step(w, grad, descend, LOCAL)
     model = copy.deepcopy(MODULE)
     ascent = partial(naive.asam_ascent, rho=0.2, eta=0.1)
     naive.lookbehind(model, [(X, Y)] * 4, lr=0.1, k=3, slow=slow, ascent=ascent, mu=0.7, **base)
@@ -102,9 +105,9 @@ def test_fedprox_acts_at_lookbehinds_fast_weights(slow, base):
 def test_without_strength_fedprox_is_fedavg_to_the_bit(name):
     minimizer, ends = MINIMIZERS[name], []
     for client in (FedAvg(), FedProx(0.0)):
-        descend, w = Descent(Method(minimizer, client, 0.9, 0.01), LOCAL), ANCHOR
+        descend, w = Descent(Method(minimizer, client, 0.9, 0.01, loss=Plain()), LOCAL), ANCHOR
         for _ in range(3):
-            w = minimizer.step(w, grad, descend, LOCAL)
+            w, _ = minimizer.step(w, grad, descend, LOCAL)
         ends.append(w)
     assert torch.equal(*ends)
 

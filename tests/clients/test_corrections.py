@@ -16,6 +16,7 @@ from fedsam.clients.corrections.fedmoswa import FedMoSWA
 from fedsam.clients.corrections.fedprox import FedProx
 from fedsam.clients.corrections.fedswa import FedSWA
 from fedsam.clients.corrections.scaffold import Scaffold
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.fedsmoo import FedSMOO
 from fedsam.clients.minimizers.late import Late
 from fedsam.clients.minimizers.lesam import LESAM
@@ -34,6 +35,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedsam import as_strategy
+from fedsam.base.errors import UsageError
 from fedsam.data.plan import Work
 from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
@@ -56,7 +58,7 @@ def network():
 
 
 def trainer_for(minimizer, client, **base):
-    return trainer_of(Method(minimizer, client, **base), module=network, work=WORK)
+    return trainer_of(Method(minimizer, client, **base, loss=Plain()), module=network, work=WORK)
 
 
 def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **options):
@@ -518,7 +520,7 @@ def test_a_client_that_is_all_there_is_goes_on_where_feddyns_linear_term_leads()
 
 def test_fednova_is_fedavg_where_all_take_as_many_steps():
     work = Work(4, local_steps=3)
-    trainer = trainer_of(Method(SGD(), FedAvg(), 0.9), module=network, work=work)
+    trainer = trainer_of(Method(SGD(), FedAvg(), 0.9, loss=Plain()), module=network, work=work)
     same(play_out(trainer, FedNova, momentum=0.9), play_out(trainer))
 
 
@@ -546,7 +548,8 @@ def test_a_clients_first_step_of_fedsmoo_is_sams():
     one = {1: [0]}
     work = Work(4, local_steps=1)
     ours, sam = (
-        trainer_of(Method(m, FedAvg()), module=network, work=work) for m in (FedSMOO(0.2), SAM(0.2))
+        trainer_of(Method(m, FedAvg(), loss=Plain()), module=network, work=work)
+        for m in (FedSMOO(0.2), SAM(0.2))
     )
     same(play_out(ours, cohorts=one), play_out(sam, cohorts=one))
 
@@ -554,15 +557,15 @@ def test_a_clients_first_step_of_fedsmoo_is_sams():
 def test_both_options_of_scaffold_leave_the_same_variate_after_one_step():
     one, work = {1: [0], 2: [0]}, Work(9, local_steps=1)
     one_step = [
-        trainer_of(Method(minimizer, client), module=network, work=work)
+        trainer_of(Method(minimizer, client, loss=Plain()), module=network, work=work)
         for minimizer, client in ((ScaffoldOne(), FedAvg()), (SGD(), Scaffold()))
     ]
     same(*(play_out(trainer, cohorts=one) for trainer in one_step))
 
 
 def test_a_minimiser_that_remembers_is_refused_as_a_phase():
-    with pytest.raises(ValueError, match="lesam remembers"):
-        Late(0.1, 0.2, 10, then="lesam")
+    with pytest.raises(ValueError, match="then: LESAM remembers"):
+        Late(SGD(), LESAM(0.1), 10)
 
 
 class Clash(LESAM):
@@ -572,8 +575,8 @@ class Clash(LESAM):
 
 
 def test_two_vectors_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"Clash, --client Scaffold: .* one name: c_i, c_i"):
-        Method(Clash(0.1), Scaffold())
+    with pytest.raises(ValueError, match=r"Clash, --client Scaffold, .* one name: c_i, c_i"):
+        Method(Clash(0.1), Scaffold(), loss=Plain())
 
 
 class HalfMinimizer(SGD):
@@ -583,8 +586,8 @@ class HalfMinimizer(SGD):
 
 
 def test_a_minimiser_that_defines_half_of_it_is_refused():
-    with pytest.raises(ValueError, match=r"--minimizer HalfMinimizer: .* also needs exchanged"):
-        Method(HalfMinimizer(), FedAvg())
+    with pytest.raises(ValueError, match=r"--minimizer HalfMinimizer: keeps .*must define finish"):
+        Method(HalfMinimizer(), FedAvg(), loss=Plain())
 
 
 @pytest.mark.parametrize(
@@ -602,3 +605,29 @@ def test_a_minimiser_that_defines_half_of_it_is_refused():
 def test_values_that_make_no_sense_are_refused(make, says):
     with pytest.raises(ValueError, match=f"^{says}: must"):
         make()
+
+
+class Worded(FedDyn):
+    memory = "h_i"
+
+
+class Forgetful(FedDyn):
+    memory = ()
+
+
+class Folding(FedDyn):
+    def fold(self, sent, replies, share):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("correction", "says"),
+    [
+        (Worded(), "memory must be a tuple of names, got 'h_i'"),
+        (Forgetful(), "defines finish, but names no vectors"),
+        (Folding(), "defines fold, but names no vectors in exchanged"),
+    ],
+)
+def test_what_a_class_says_of_its_vectors_goes_together(correction, says):
+    with pytest.raises(UsageError, match=f"--client {type(correction).__name__}: {says}"):
+        Method(SGD(), correction, loss=Plain())

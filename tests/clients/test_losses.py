@@ -6,6 +6,7 @@ import pytest
 import torch
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.losses.pgd_at import PGDAT
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.losses.trades import TRADES
 from fedsam.clients.minimizers.late import Late
 from fedsam.clients.minimizers.m_sam import MSAM
@@ -35,7 +36,6 @@ from fedsam.training.attack import Attack
 from fedsam.training.batched import Program, why_not
 from fedsam.training.client import ClientJob
 from fedsam.training.flat_module import FlatModule
-from fedsam.training.gradient import Plain
 from fedsam.training.loop import train_client
 from fedsam.training.method import Method, rounds_before
 
@@ -203,7 +203,7 @@ def test_without_a_radius_or_weight_it_is_the_plain_loss():
 
 @LOSSES
 def test_a_loss_is_switched_on_late(loss):
-    method = Method(Late(0.1, 0.2, 10, start=0.5), FedAvg(), loss=loss(10, start=0.8))
+    method = Method(Late(SGD(), SAM(0.1), 10, start=0.5), FedAvg(), loss=loss(10, start=0.8))
     switched = [(type(m.minimizer), type(m.loss)) for m in map(method.at, (5, 6, 8, 9))]
     assert switched == [(SGD, Plain), (SAM, Plain), (SAM, Plain), (SAM, loss)]
     assert method.at(9).loss is method.loss
@@ -309,7 +309,7 @@ def test_in_a_cohort_it_is_the_same_as_one_by_one(gradients, minimizer, loss):
     for round in (1, 2):
         jobs = [ClientJob(client, state, round, 0.02) for client in (4, 1, 0, 3, 2)]
         assert_same(as_cohort(trainers, jobs, gradients, program), one_by_one(trainers, jobs))
-    assert why_not(trainer, gradients, 2) == ""
+    assert why_not([trainer], gradients, 2) == ""
 
 
 @LOSSES

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.asam import ASAM
 from fedsam.clients.minimizers.lookbehind import Lookbehind, adaptive_alpha
 from fedsam.clients.minimizers.sam import SAM
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import Entry, Layout, unit
 from fedsam.data.images import Images
@@ -61,7 +63,7 @@ def ours(module, minimizer, client=None, *, momentum=0.0, weight_decay=0.0, lr=0
     state = network.state.clone()
     plan = make_plan(torch.arange(13), Work(4, 2.0), (4, 4), torch_generator(0, "test"))
     assert plan.sizes == [4, 4, 4, 1] * 2
-    method = Method(minimizer, client or FedAvg(), momentum, weight_decay)
+    method = Method(minimizer, client or FedAvg(), momentum, weight_decay, loss=Plain())
     new, *_ = train_client(
         network, state, plan, images(), Classification(), method, round=round, lr=lr
     )
@@ -128,8 +130,8 @@ def test_sam_and_asam_are_the_papers(module, base, name):
 @pytest.mark.parametrize("slow", [0.2, 0.8, -1.0])
 @pytest.mark.parametrize("name", ["sam", "asam"])
 def test_lookbehind_is_the_official_2k_passes(module, base, slow, name):
-    minimizer = Lookbehind(0.2 if name == "sam" else 0.5, 0.1, k=3, slow=slow, ascent=name)
-    _, ascent = ASCENTS[name]
+    ascending, ascent = ASCENTS[name]
+    minimizer = Lookbehind(ascending, k=3, slow=slow)
     reference = partial(naive.lookbehind, k=3, slow=slow, ascent=ascent)
     assert_agree(ours(module, minimizer, **base), theirs(module, reference, **base))
 
@@ -148,8 +150,8 @@ def test_methods_become_the_simpler_ones_they_contain(module):
     assert identical(ours(module, SAM(0.0)), sgd)
     assert identical(ours(module, ASAM(0.0, 0.1)), sgd)
     assert identical(ours(module, SGD(), FedProx(0.0)), sgd)
-    assert_agree(ours(module, Lookbehind(0.2, 0.0, k=1, slow=1.0)), sam, rtol=1e-12)
-    assert_agree(ours(module, Lookbehind(0.5, 0.1, k=1, slow=1.0, ascent="asam")), asam, rtol=1e-12)
+    assert_agree(ours(module, Lookbehind(SAM(0.2), k=1, slow=1.0)), sam, rtol=1e-12)
+    assert_agree(ours(module, Lookbehind(ASAM(0.5, 0.1), k=1, slow=1.0)), asam, rtol=1e-12)
     # T = 1 + o(1) everywhere for a huge eta: rho is then SAM's in units of eta
     assert_agree(ours(module, ASAM(0.2 / 1e9, 1e9, all_parameters=True)), sam, rtol=1e-5)
 
@@ -160,7 +162,7 @@ def test_the_twins_agree_to_rounding(module, name):
     # a rate at which nothing diverges, so that rounding is all there is
     base = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.05}
     if name == "lookbehind":
-        minimizer, ascent = Lookbehind(0.2, 0.0, k=2, slow=-1.0), ASCENTS["sam"][1]
+        minimizer, ascent = Lookbehind(SAM(0.2), k=2, slow=-1.0), ASCENTS["sam"][1]
         reference = partial(naive.lookbehind, k=2, slow=-1.0, ascent=ascent)
     else:
         minimizer, ascent = ASCENTS[name]
@@ -249,8 +251,8 @@ ALL = {
     "sgd": (SGD(), 1),
     "sam": (SAM(0.3), 2),
     "asam": (ASAM(0.3, 0.1), 2),
-    "lookbehind": (Lookbehind(0.3, 0.1, k=4, slow=0.5), 5),
-    "lookbehind asam": (Lookbehind(0.3, 0.1, k=2, slow=0.5, ascent="asam"), 3),
+    "lookbehind": (Lookbehind(SAM(0.3), k=4, slow=0.5), 5),
+    "lookbehind asam": (Lookbehind(ASAM(0.3, 0.1), k=2, slow=0.5), 3),
 }
 
 
@@ -267,7 +269,7 @@ def test_no_gradient_leaks_into_the_next_pass_or_step():
     grad, w = Spy(lambda w: G), W
     for _ in range(3):
         before = w
-        w = SAM(0.13).step(w, grad, lambda w, g: w - 0.1 * g, LOCAL)
+        w, _ = SAM(0.13).step(w, grad, lambda w, g: w - 0.1 * g, LOCAL)
         torch.testing.assert_close(grad.points[-2], before)
         torch.testing.assert_close(grad.points[-1] - before, 0.13 * unit(G))
         torch.testing.assert_close(before - w, 0.1 * G)
@@ -277,7 +279,7 @@ def test_no_gradient_leaks_into_the_next_pass_or_step():
 def test_inputs_are_never_changed(name):
     minimizer, _ = ALL[name]
     w, g = W.clone(), G.clone()
-    method = Method(minimizer, FedProx(0.5), 0.9, 0.1)
+    method = Method(minimizer, FedProx(0.5), 0.9, 0.1, loss=Plain())
     local = Local(vector_layout(), w, 1, 0.1)
     descend = Descent(method, local)
     for _ in range(2):
@@ -295,9 +297,9 @@ def test_one_text_serves_a_client_and_a_cohort(name, dtype):
 
     def run(w):
         local = Local(vector_layout(), w, 1, 0.1)
-        descend = Descent(Method(minimizer, FedProx(0.1), 0.9, 0.01), local)
+        descend = Descent(Method(minimizer, FedProx(0.1), 0.9, 0.01, loss=Plain()), local)
         for _ in range(3):
-            w = minimizer.step(w, lambda w: curvature * w - 1, descend, local)
+            w, _ = minimizer.step(w, lambda w: curvature * w - 1, descend, local)
         return w
 
     together, alone = run(cohort), torch.stack([run(w) for w in cohort])
@@ -324,7 +326,7 @@ def test_sams_gradient_is_g_plus_rho_h_unit_g_to_second_order():
     errors = []
     for rho in (0.08, 0.04, 0.02, 0.01):
         # a descent that returns its gradient
-        sams = SAM(rho).step(point, smooth_grad, lambda w, g: g, LOCAL)
+        sams, _ = SAM(rho).step(point, smooth_grad, lambda w, g: g, LOCAL)
         errors.append(float((sams - g - rho * hessian @ unit(g)).norm()))
     ratios = [a / b for a, b in pairwise(errors)]
     assert all(3.6 < ratio < 4.4 for ratio in ratios), ratios
@@ -362,8 +364,39 @@ def test_asam_with_eta_0_does_not_see_a_rescaling_of_relu_layers(factor, biases)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"k": 0}, "k"), ({"slow": 1.5}, "slow"), ({"ascent": "sgd"}, "ascent")]
+    ("ascent", "options", "says"),
+    [(SAM(0.1), {"k": 0}, "k"), (SAM(0.1), {"slow": 1.5}, "slow"), (SGD(), {}, "ascent")],
 )
-def test_lookbehind_refuses_what_makes_no_sense(options, says):
+def test_lookbehind_refuses_what_makes_no_sense(ascent, options, says):
     with pytest.raises(ValueError, match=f"^{says}: must be"):
-        Lookbehind(0.1, 0.1, **options)
+        Lookbehind(ascent, **options)
+
+
+class Remembers(SGD):
+    """A minimizer that keeps a vector in a round."""
+
+    state = ("d",)
+
+    def __init__(self, returns):
+        self.returns = returns
+
+    def step(self, w, grad, descend, local):
+        return self.returns(descend(w, grad(w)), local)
+
+
+def written(w, local):
+    local.state["d"] = w
+    return w, {"d": w}
+
+
+@pytest.mark.parametrize(
+    "returns", [lambda w, _: w, lambda w, _: (w, {}), lambda w, _: (w, {"e": w})]
+)
+def test_a_step_that_returns_other_than_w_and_its_state_is_refused(returns):
+    with pytest.raises(UsageError, match=r"^--minimizer Remembers: step must return .*\{d\}"):
+        ours(mlp(), Remembers(returns))
+
+
+def test_a_step_can_not_write_its_state():
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        ours(mlp(), Remembers(written))

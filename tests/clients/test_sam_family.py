@@ -7,6 +7,7 @@ import naive
 import pytest
 import torch
 from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.asam import ASAM
 from fedsam.clients.minimizers.friendly_sam import FriendlySAM
 from fedsam.clients.minimizers.gsam import GSAM
@@ -30,7 +31,7 @@ from fedsam.simulate.build import new_method
 from fedsam.tasks.classification import Classification
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.loop import train_client
-from fedsam.training.method import Method
+from fedsam.training.method import Method, Minimizer
 
 PIXELS = torch.randint(0, 256, (20, 2, 4, 4), generator=torch.Generator().manual_seed(3))
 LABELS = torch.arange(20) % 3
@@ -60,7 +61,7 @@ def plan(client, round):
 def ours(method, rounds=ROUNDS, lr=0.1):
     """Two clients of FedAvg, by fedsam."""
     if not isinstance(method, Method):
-        method = Method(method, FedAvg())
+        method = Method(method, FedAvg(), loss=Plain())
     flat = FlatModule(network())
     state = flat.state.clone()
     images = Images(PIXELS.to(torch.uint8), LABELS, (0.4,) * 2, (0.25,) * 2, dtype=torch.float64)
@@ -122,14 +123,17 @@ TWINS = {
         ),
     ),
     "multistep": (
-        MultistepSAM(0.1, 0.0, k=3),
+        MultistepSAM(SAM(0.1), k=3),
         partial(naive.step_multistep, k=3, ascent=partial(ASCENT, rho=0.1)),
     ),
     "multistep asam": (
-        MultistepSAM(0.5, 0.1, k=2, ascent="asam"),
+        MultistepSAM(ASAM(0.5, 0.1), k=2),
         partial(naive.step_multistep, k=2, ascent=ADAPTIVE),
     ),
-    "late": (Late(0.2, 0.0, ROUNDS, start=1), partial(naive.step_late, after=1, ascent=ASCENT)),
+    "late": (
+        Late(SGD(), SAM(0.2), ROUNDS, start=1),
+        partial(naive.step_late, after=1, ascent=ASCENT),
+    ),
     "friendly": (
         FriendlySAM(0.2, sigma=0.7, lam=0.6),
         partial(naive.step_friendly, rho=0.2, sigma=0.7, lam=0.6),
@@ -171,31 +175,35 @@ def test_base_optimisers_are_pytorchs_under_any_minimiser(name, base):
     options, optimiser = OPTIMISERS[base]
     # AdamW divides by |g|: where a gradient is nearly zero, its rounding is what is seen
     rtol = 1e-6 if base == "adamw" else 1e-9
-    assert_agree(ours(Method(minimizer, FedAvg(), **options)), theirs(step, optimiser), rtol=rtol)
+    assert_agree(
+        ours(Method(minimizer, FedAvg(), **options, loss=Plain())),
+        theirs(step, optimiser),
+        rtol=rtol,
+    )
 
 
 @pytest.mark.parametrize("name", ["sam", "asam filter-wise", "gsam", "msam"])
 def test_decay_in_the_loss_enters_every_gradient(name):
     minimizer, step = TWINS[name]
-    method = Method(minimizer, FedAvg(), 0.9, 0.1, decay_in_loss=True)
+    method = Method(minimizer, FedAvg(), 0.9, 0.1, decay_in_loss=True, loss=Plain())
     optimiser = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     inside = ours(method)
     assert_agree(inside, theirs(step, optimiser, decay_in_loss=0.1))
-    assert apart(inside, ours(Method(minimizer, FedAvg(), 0.9, 0.1))) > 1e-4
+    assert apart(inside, ours(Method(minimizer, FedAvg(), 0.9, 0.1, loss=Plain()))) > 1e-4
 
 
 def test_for_sgd_it_makes_no_difference_where_the_decay_is():
-    inside = ours(Method(SGD(), FedAvg(), 0.9, 0.1, decay_in_loss=True))
-    assert_agree(inside, ours(Method(SGD(), FedAvg(), 0.9, 0.1)), rtol=1e-12)
+    inside = ours(Method(SGD(), FedAvg(), 0.9, 0.1, decay_in_loss=True, loss=Plain()))
+    assert_agree(inside, ours(Method(SGD(), FedAvg(), 0.9, 0.1, loss=Plain())), rtol=1e-12)
 
 
 SAM_ = SAM(0.2)
 REDUCTIONS = {
-    "multistep, k = 1": (MultistepSAM(0.2, 0.0, k=1), SAM_),
-    "multistep asam, k = 1": (MultistepSAM(0.5, 0.1, k=1, ascent="asam"), ASAM(0.5, 0.1)),
-    "lookbehind, k = 1, slow = 1": (Lookbehind(0.2, 0.0, k=1, slow=1.0), SAM_),
-    "late, from the start": (Late(0.2, 0.0, ROUNDS, start=0), SAM_),
-    "late, never": (Late(0.2, 0.0, ROUNDS, start=ROUNDS), SGD()),
+    "multistep, k = 1": (MultistepSAM(SAM(0.2), k=1), SAM_),
+    "multistep asam, k = 1": (MultistepSAM(ASAM(0.5, 0.1), k=1), ASAM(0.5, 0.1)),
+    "lookbehind, k = 1, slow = 1": (Lookbehind(SAM(0.2), k=1, slow=1.0), SAM_),
+    "late, from the start": (Late(SGD(), SAM(0.2), ROUNDS, start=0), SAM_),
+    "late, never": (Late(SGD(), SAM(0.2), ROUNDS, start=ROUNDS), SGD()),
     "friendly, sigma = 0": (FriendlySAM(0.2, sigma=0.0), SAM_),
     "vasso, theta = 1": (VaSSO(0.2, theta=1.0), SAM_),
     "gsam, alpha = 0": (GSAM(0.2, alpha=0.0), SAM_),
@@ -206,14 +214,14 @@ REDUCTIONS = {
     **{
         f"{name}, rho = 0": (minimizer, SGD())
         for name, minimizer in {
-            "multistep": MultistepSAM(0.0, 0.1, k=3),
+            "multistep": MultistepSAM(SAM(0.0), k=3),
             "asam filter-wise": ASAM(0.0, 0.1, filterwise=True),
             "asam p = inf": ASAM(0.0, 0.1, p="inf"),
             "friendly": FriendlySAM(0.0),
             "vasso": VaSSO(0.0),
             "gsam": GSAM(0.0),
             "msam": MSAM(0.0, m=3),
-            "late": Late(0.0, 0.1, ROUNDS, then="asam", start=1),
+            "late": Late(SGD(), ASAM(0.0, 0.1), ROUNDS, start=1),
         }.items()
     },
 }
@@ -228,7 +236,7 @@ def test_each_becomes_the_simpler_method_that_it_contains(name):
 def test_looksam_with_alpha_0_is_sgd_between_sams():
     count = iter(range(100))
 
-    class Alternating:
+    class Alternating(Minimizer):
         def step(self, w, grad, descend, local):
             minimizer = SAM(0.2) if local.step % 3 == 0 else SGD()
             next(count)
@@ -238,12 +246,12 @@ def test_looksam_with_alpha_0_is_sgd_between_sams():
     assert next(count) == ROUNDS * (8 + 4)  # steps of both clients
 
 
-class Counting:
+class Counting(Minimizer):
     """Counts the passes of each step of the minimiser that it wraps."""
 
     def __init__(self, minimizer):
         self.minimizer = minimizer
-        self.state = getattr(minimizer, "state", ())
+        self.state = minimizer.state
         self.passes = []
 
     def step(self, w, grad, descend, local):
@@ -259,7 +267,7 @@ class Counting:
 @pytest.mark.parametrize(
     ("minimizer", "passes"),
     [
-        (MultistepSAM(0.1, 0.1, k=4), [5] * 12),
+        (MultistepSAM(SAM(0.1), k=4), [5] * 12),
         (FriendlySAM(0.1), [2] * 12),
         (VaSSO(0.1), [2] * 12),
         (GSAM(0.1), [2] * 12),
@@ -277,7 +285,7 @@ def test_passes_a_step(minimizer, passes):
     ("start", "rounds", "last_of_first"), [(0.75, 8, 6), (0.75, 10, 7), (3, 8, 3), (0, 8, 0)]
 )
 def test_late_starts_by_round_or_by_fraction(start, rounds, last_of_first):
-    late = Late(0.1, 0.1, rounds, "sgd", "asam", start)
+    late = Late(SGD(), ASAM(0.1, 0.1), rounds, start=start)
     kinds = [type(late.at(round)) for round in range(1, rounds + 1)]
     assert kinds == [SGD] * last_of_first + [ASAM] * (rounds - last_of_first)
 
@@ -294,7 +302,7 @@ def test_late_takes_any_two_minimisers_and_their_options_from_the_config():
 @pytest.mark.parametrize(
     ("minimizer", "options", "says"),
     [
-        ("late", {"momentun": 1}, "neither sgd nor sam has an option 'momentun'"),
+        ("late", {"momentun": 1}, "neither late nor sgd nor sam has an option 'momentun'"),
         ("late", {"then": "nosuch"}, "no 'nosuch'"),
         ("late", {"start": -1}, "start: must be at least 0"),
         ("multistep-sam", {"k": 0}, "k: must be at least 1"),
@@ -340,7 +348,7 @@ def test_batchnorm_statistics_of_the_first_pass_or_of_all(name, first):
     flat, model = FlatModule(copy.deepcopy(module)), copy.deepcopy(module)
     images = Images(PIXELS.to(torch.uint8), LABELS, (0.4,) * 2, (0.25,) * 2, dtype=torch.float64)
     drawn = plan(1, 1)
-    method = Method(minimizer, FedAvg(), first_pass_statistics=first)
+    method = Method(minimizer, FedAvg(), first_pass_statistics=first, loss=Plain())
     state = train_client(
         *(flat, flat.state.clone(), drawn, images, Classification(), method), round=1, lr=0.1
     ).state
@@ -375,9 +383,48 @@ def test_the_loss_of_a_mini_batch_in_parts_is_its_mean_loss():
         losses.append(
             train_client(
                 *(flat, flat.state.clone(), plan(0, 1), data, Classification()),
-                Method(minimizer, FedAvg()),
+                Method(minimizer, FedAvg(), loss=Plain()),
                 round=1,
                 lr=0.1,
             ).loss
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_options_by_name_become_minimizers_made_of_minimizers():
+    options = {"then": "lookbehind", "ascent": "asam", "k": 2, "eta": 0.3, "start": 1}
+    keys = {"minimizer": "late", "minimizer_options": options, "rho": 0.4, "rounds": 5}
+    method = new_method(resolve(keys))
+    assert type(method.at(1).minimizer) is SGD
+    then = method.at(2).minimizer
+    assert (type(then), then.k, then.slow) == (Lookbehind, 2, 0.5)
+    assert (type(then.ascent), then.ascent.rho, then.ascent.eta) == (ASAM, 0.4, 0.3)
+
+
+class Duck:
+    """It has a step, and says nothing else."""
+
+    def step(self, w, grad, descend, local):
+        return descend(w, grad(w)), {}
+
+
+class Stepless(Minimizer):
+    """It has nothing."""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "says"),
+    [
+        (
+            "minimizer",
+            "Duck",
+            r"^--minimizer \S+: must derive from fedsam.training.method.Minimizer$",
+        ),
+        ("client", "Duck", r"^--client \S+: must derive from fedsam.training.method.Correction$"),
+        ("loss", "Duck", r"^--loss \S+: must derive from fedsam.training.method.Loss$"),
+        ("minimizer", "Stepless", r"^--minimizer: Stepless: .*abstract method '?step"),
+    ],
+)
+def test_what_does_not_keep_the_contract_is_refused_in_one_line(key, name, says):
+    with pytest.raises(UsageError, match=says):
+        new_method(resolve({key: f"{__name__}:{name}"}))

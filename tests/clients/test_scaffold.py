@@ -7,6 +7,7 @@ import pytest
 import torch
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.scaffold import Scaffold
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.sam import SAM
 from fedsam.clients.minimizers.sgd import SGD
 from fedsam.strategies.fedavg import FedAvg as FedAvgServer
@@ -94,7 +95,7 @@ def by_hand(trainer):
 
 @pytest.mark.parametrize("gradients", [None, Slots, Vmapped])
 def test_scaffold_is_its_algorithm_box(gradients):
-    trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4, local_epochs=2.0))
+    trainer = trainer_of(Method(SGD(), Scaffold(), loss=Plain()), work=Work(4, local_epochs=2.0))
     grid, side_vectors, states = rounds(trainer, gradients)
     kept, c, expected = by_hand(trainer)
     for state, other in zip(states, expected, strict=True):
@@ -111,17 +112,17 @@ def test_scaffold_is_its_algorithm_box(gradients):
 
 def test_scaffold_is_fedavg_in_its_first_round_and_for_a_single_client():
     work = Work(4, local_epochs=2.0)
-    scaffold = trainer_of(Method(SAM(0.1), Scaffold()), work=work)
-    fedavg = trainer_of(Method(SAM(0.1), FedAvg()), work=work)
+    scaffold = trainer_of(Method(SAM(0.1), Scaffold(), loss=Plain()), work=work)
+    fedavg = trainer_of(Method(SAM(0.1), FedAvg(), loss=Plain()), work=work)
     ours, theirs = rounds(scaffold)[2], rounds(fedavg)[2]
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-12, atol=1e-14)
     assert not torch.allclose(ours[1], theirs[1], rtol=1e-3)
 
 
 def test_only_clients_that_have_trained_have_a_memory():
-    trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4))
+    trainer = trainer_of(Method(SGD(), Scaffold(), loss=Plain()), work=Work(4))
     assert set(rounds(trainer, cohorts={1: [1, 3]})[0].memories) == {1, 3}
-    plain = trainer_of(Method(SGD(), FedAvg()), work=Work(4))
+    plain = trainer_of(Method(SGD(), FedAvg(), loss=Plain()), work=Work(4))
     assert rounds(plain)[0].memories == {}
 
 
@@ -135,7 +136,7 @@ class Poison(Scaffold):
 
 
 def test_a_client_that_is_left_out_keeps_what_it_had_and_is_not_folded():
-    trainer = trainer_of(Method(SGD(), Poison()), work=Work(4))
+    trainer = trainer_of(Method(SGD(), Poison(), loss=Plain()), work=Work(4))
     cohorts = {1: [0, 2, 4], 2: [0, 2, 4]}
     grid, side_vectors, states = rounds(trainer, cohorts=cohorts)
     first = rounds(trainer, cohorts={1: [0, 2, 4]})[0]
@@ -148,15 +149,17 @@ def test_a_client_that_is_left_out_keeps_what_it_had_and_is_not_folded():
 class Half(FedAvg):
     """A client that forgot what else it needs."""
 
-    memory = ("h",)
+    exchanged = ("h",)
 
     def finish(self, w, local):
         return {"h": w}
 
 
 def test_a_client_that_defines_half_of_it_is_refused():
-    with pytest.raises(ValueError, match=r"Half: .* also needs exchanged, fold"):
-        Method(SGD(), Half())
+    with pytest.raises(
+        ValueError, match=r"--client Half: exchanges vectors, so it must define fold"
+    ):
+        Method(SGD(), Half(), loss=Plain())
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_a_client_that_defines_half_of_it_is_refused():
     ],
 )
 def test_a_reply_without_its_vectors_or_with_others_is_left_out(vectors, says, caplog):
-    trainer = trainer_of(Method(SGD(), Scaffold()), work=Work(4))
+    trainer = trainer_of(Method(SGD(), Scaffold(), loss=Plain()), work=Work(4))
     side_vectors = SideVectors(trainer.method, trainer.layout, 5)
     record = VectorRecord(trainer.layout, start_of(trainer))
     question = Message(RecordDict(), 0, "train")

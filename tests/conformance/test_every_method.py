@@ -31,8 +31,6 @@ FILES = [
         ("task", "fedsam.tasks"),
     ]
     for name in names(package)
-    if (key, name)
-    != ("loss", "plain")  # the local loop's own default, from fedsam.training.gradient
 ]
 
 

@@ -117,12 +117,14 @@ HANGS = """
 import time
 from pathlib import Path
 
-class Hangs:
+from fedsam.training.method import Minimizer
+
+class Hangs(Minimizer):
     def step(self, w, grad, descend, local):
         try:
             Path("flag").touch(exist_ok=False)
         except FileExistsError:
-            return descend(w, grad(w))
+            return descend(w, grad(w)), {}
         time.sleep(600)
 """
 

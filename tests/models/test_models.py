@@ -253,7 +253,7 @@ def test_clients_on_threads_and_in_cohorts_are_those_one_by_one(name):
 @pytest.mark.parametrize("name", NORMED)
 def test_batchnorm_is_refused_a_cohort_by_name(name):
     trainer = trainer_of(module=lambda: new(name, (2, 8, 8), 3, norm="batch").double())
-    assert why_not(trainer, Slots).startswith("BatchNorm: ")
+    assert why_not([trainer], Slots).startswith("BatchNorm: ")
 
 
 def dataset(channels, classes=7):

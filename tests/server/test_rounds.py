@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fedsam.base.errors import TrainingError
 from fedsam.base.randomness import sample_clients
+from fedsam.training.method import Minimizer
 
 
 def model(outcome):
@@ -102,8 +103,10 @@ def test_a_round_without_steps_is_the_identity(quick):
         np.testing.assert_allclose(first[name], third[name], rtol=1e-6)
 
 
-class Poison:
+class Poison(Minimizer):
     """SGD of which some clients return NaN, from round ``first`` on."""
+
+    batchable = False  # it looks at one number
 
     def __init__(self, first: int = 1, everyone: bool = False) -> None:
         self.first = first
@@ -112,7 +115,7 @@ class Poison:
     def step(self, w, grad, descend, local):
         w = descend(w, grad(w))
         bad = self.everyone or float(grad(w).sum()) > 0
-        return w * float("nan") if local.round >= self.first and bad else w
+        return (w * float("nan") if local.round >= self.first and bad else w), {}
 
 
 def test_a_client_that_returns_nan_is_left_out_with_a_warning(quick, caplog):

@@ -26,6 +26,7 @@ from fedsam.messages import (
 )
 from fedsam.server.screening import Limits, usable
 from fedsam.simulate.run import run
+from fedsam.training.method import Minimizer
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
 BEFORE = VectorRecord(LAYOUT, torch.arange(8.0))
@@ -150,8 +151,10 @@ def test_long_updates_are_left_out_or_clipped(caplog):
     assert torch.allclose(states[2] - BEFORE.state, torch.full((8,), 1.5))
 
 
-class Faulty:
+class Faulty(Minimizer):
     """SGD of which the clients named in ``bad`` raise."""
+
+    batchable = False  # it looks at one number
 
     def __init__(self, bad="", always=False):
         self.bad = set(map(int, bad.split(","))) if bad else set()
@@ -161,7 +164,7 @@ class Faulty:
         g = grad(w)
         if self.always or float(g.sum()) > 0:
             raise ArithmeticError("what a client's\ncode may raise")
-        return descend(w, g)
+        return descend(w, g), {}
 
 
 @pytest.mark.parametrize("cohort", ["off", "vmap"])

@@ -9,6 +9,7 @@ from conftest import combined
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.fedprox import FedProx
 from fedsam.clients.corrections.scaffold import Scaffold
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.asam import ASAM
 from fedsam.clients.minimizers.late import Late
 from fedsam.clients.minimizers.lookbehind import Lookbehind
@@ -20,14 +21,17 @@ from torch import nn
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.config import plugins
+from fedsam.config.schema import resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
+from fedsam.simulate.build import new_method
 from fedsam.tasks.classification import Classification
-from fedsam.training.batched import Program, replies, stacked, why_not
+from fedsam.training import batched
+from fedsam.training.batched import Program, stacked, why_not
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import ClientJob, Trainer
-from fedsam.training.method import Method
+from fedsam.training.method import Method, Minimizer
 
 MINIMIZERS = plugins.names("fedsam.clients.minimizers")
 CLIENTS = plugins.names("fedsam.clients.corrections")
@@ -38,7 +42,7 @@ ENGINES = pytest.mark.parametrize("gradients", [Slots, Vmapped], ids=["slots", "
 DEVICES = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str
 )
-PLAIN = Method(SGD(), FedAvg())
+PLAIN = Method(SGD(), FedAvg(), loss=Plain())
 EVERYTHING = Work(4, local_epochs=2.0, crop=1, flip=True, cutout=2, mixup=1.0)
 PIXELS = torch.randint(
     0, 256, (60, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
@@ -112,7 +116,7 @@ def as_cohort(trainers, jobs, gradients, program=None):
     program = program or Program(trainers, gradients, capture=capture)
     plans = [t.plan(job.client, job.round) for t, job in zip(trainers, jobs, strict=True)]
     program.begin(jobs, plans)
-    return replies(trainers, jobs, plans, program)
+    return program.end()
 
 
 def assert_same(together, alone):
@@ -128,16 +132,9 @@ def assert_same(together, alone):
 @pytest.mark.parametrize(("minimizer", "client"), SOME)
 def test_batched_equals_one_by_one(gradients, minimizer, client, device):
     """Every method in the folders, momentum, all augmentations, ragged clients; two rounds."""
-    values = {"rho": 0.1, "eta": 0.2, "rounds": 2}
-    cls = plugins.find("minimizer", minimizer, "fedsam.clients.minimizers")
-    method = Method(
-        plugins.build("minimizer", cls, OPTIONS.get(minimizer, {}), **values),
-        plugins.build(
-            "client", plugins.find("client", client, "fedsam.clients.corrections"), {}, **values
-        ),
-        momentum=0.9,
-        weight_decay=0.01,
-    )
+    keys = {"minimizer": minimizer, "minimizer_options": OPTIONS.get(minimizer, {}), "rounds": 2}
+    base = {"client": client, "rho": 0.1, "eta": 0.2, "momentum": 0.9, "weight_decay": 0.01}
+    method = new_method(resolve(keys | base))
     trainer = trainer_of(method, device=device)
     state = start_of(trainer)
     before = state.clone()
@@ -151,7 +148,7 @@ def test_batched_equals_one_by_one(gradients, minimizer, client, device):
         together = as_cohort(trainers, jobs, gradients, program)
         assert_same(together, one_by_one(trainers, jobs))
     assert torch.equal(state, before)
-    assert why_not(trainer, gradients) == ""
+    assert why_not([trainer], gradients) == ""
 
 
 @ENGINES
@@ -166,22 +163,22 @@ def test_batched_equals_one_by_one(gradients, minimizer, client, device):
 )
 @pytest.mark.parametrize(
     "minimizer",
-    [ASAM(0.2, 0.1, filterwise=True), ASAM(0.02, 0.1, p="inf"), Lookbehind(0.1, 0.2), MSAM(0.1, 3)],
+    [ASAM(0.2, 0.1, filterwise=True), ASAM(0.02, 0.1, p="inf"), Lookbehind(SAM(0.1)), MSAM(0.1, 3)],
     ids=["filter-wise", "p = inf", "lookbehind", "msam"],
 )
 def test_base_optimisers_and_options_in_a_cohort(gradients, minimizer, base):
-    trainer = trainer_of(Method(minimizer, FedProx(0.1), **base))
+    trainer = trainer_of(Method(minimizer, FedProx(0.1), **base, loss=Plain()))
     jobs = [ClientJob(client, start_of(trainer), 1, 0.01) for client in range(5)]
     trainers = [trainer] * 5
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
-    assert why_not(trainer, gradients) == ""
+    assert why_not([trainer], gradients) == ""
 
 
 @ENGINES
 def test_after_the_late_switch_it_is_the_other_minimiser_for_all_of_a_program(gradients):
     ends = []
-    for minimizer in (Late(0.2, 0.2, 9, then="asam", start=4), SGD(), ASAM(0.2, 0.2)):
-        trainer = trainer_of(Method(minimizer, FedAvg(), 0.9))
+    for minimizer in (Late(SGD(), ASAM(0.2, 0.2), 9, start=4), SGD(), ASAM(0.2, 0.2)):
+        trainer = trainer_of(Method(minimizer, FedAvg(), 0.9, loss=Plain()))
         trainers, start = [trainer] * 2, start_of(trainer)
         program = Program(trainers, gradients, capture=False)
         for round in (4, 5):
@@ -199,7 +196,7 @@ def test_after_the_late_switch_it_is_the_other_minimiser_for_all_of_a_program(gr
     "work", [Work(4), Work(64), Work(7, local_epochs=0.5), Work(3, local_steps=5)]
 )
 def test_any_work(gradients, work):
-    trainer = trainer_of(Method(SAM(0.2), FedAvg()), work=work)
+    trainer = trainer_of(Method(SAM(0.2), FedAvg(), loss=Plain()), work=work)
     jobs = [ClientJob(client, start_of(trainer), 3, 0.1) for client in range(5)]
     trainers = [trainer] * 5
     assert_same(as_cohort(trainers, jobs, gradients), one_by_one(trainers, jobs))
@@ -222,9 +219,9 @@ def test_states_of_one_round_are_not_those_of_the_next(gradients):
 def test_clients_of_several_runs_share_one_program(gradients, device):
     """Seeds, splits, states, rates, rho, eta, mu, momentum, decay and rounds of their own."""
     methods = [
-        Method(ASAM(0.5, 0.2), FedProx(0.01), momentum=0.9, weight_decay=1e-3),
-        Method(ASAM(0.1, 0.01), FedProx(1.0), momentum=0.0, weight_decay=0.0),
-        Method(ASAM(0.0, 0.2), FedProx(0.0), momentum=0.5, weight_decay=1e-2),
+        Method(ASAM(0.5, 0.2), FedProx(0.01), momentum=0.9, weight_decay=1e-3, loss=Plain()),
+        Method(ASAM(0.1, 0.01), FedProx(1.0), momentum=0.0, weight_decay=0.0, loss=Plain()),
+        Method(ASAM(0.0, 0.2), FedProx(0.0), momentum=0.5, weight_decay=1e-2, loss=Plain()),
     ]
     runs = [trainer_of(method, device=device, seed=n) for n, method in enumerate(methods)]
     shared = [replace(run, train=runs[0].train) for run in runs]
@@ -240,7 +237,10 @@ def test_clients_of_several_runs_share_one_program(gradients, device):
 
 @ENGINES
 def test_runs_in_one_program_switch_together(gradients):
-    methods = [Method(Late(rho, 0.2, 2, then="asam", start=1), FedAvg()) for rho in (0.1, 0.4)]
+    methods = [
+        Method(Late(SGD(), ASAM(rho, 0.2), 2, start=1), FedAvg(), loss=Plain())
+        for rho in (0.1, 0.4)
+    ]
     runs = [trainer_of(method) for method in methods]
     trainers = [replace(run, train=runs[0].train) for run in runs for _ in range(2)]
     program, start = Program(trainers, gradients, capture=False), start_of(runs[0])
@@ -249,14 +249,18 @@ def test_runs_in_one_program_switch_together(gradients):
         together = as_cohort(trainers, jobs, gradients, program)
         assert_same(together, one_by_one(trainers, jobs))
         assert torch.equal(together[1].state, together[3].state) == (round == 1)  # rho
-    apart = [Method(Late(0.1, 0.2, 9, start=start), FedAvg()) for start in (3, 4)]
+    apart = [
+        Method(Late(SGD(), SAM(0.1), 9, start=start), FedAvg(), loss=Plain()) for start in (3, 4)
+    ]
     with pytest.raises(UsageError, match=r"Late has start \[3, 4\]"):
         stacked(apart, start)
 
 
 def test_stacked_methods_hold_columns_where_they_differ():
     like = torch.zeros(1, dtype=torch.float64)
-    methods = [Method(Lookbehind(rho, 0.2, ascent="asam"), FedAvg(), 0.9) for rho in (0.1, 0.4)]
+    methods = [
+        Method(Lookbehind(ASAM(rho, 0.2)), FedAvg(), 0.9, loss=Plain()) for rho in (0.1, 0.4)
+    ]
     merged = stacked(methods, like)
     assert merged.momentum == 0.9
     assert merged.minimizer.k == 5
@@ -264,25 +268,28 @@ def test_stacked_methods_hold_columns_where_they_differ():
     assert merged.minimizer.ascent.eta == 0.2
     assert methods[0].minimizer.ascent.rho == 0.1  # the runs' own are as they were
     assert stacked([PLAIN, PLAIN], like) is PLAIN
-    for other in (Method(SAM(0.1), FedAvg()), Method(Lookbehind(0.1, 0.2, k=2), FedAvg())):
+    for other in (
+        Method(SAM(0.1), FedAvg(), loss=Plain()),
+        Method(Lookbehind(SAM(0.1), k=2), FedAvg(), loss=Plain()),
+    ):
         with pytest.raises(UsageError, match=r"different kinds|Lookbehind has k \[5, 2\]"):
-            stacked([Method(Lookbehind(0.1, 0.2), FedAvg()), other], like)
+            stacked([Method(Lookbehind(SAM(0.1)), FedAvg(), loss=Plain()), other], like)
 
 
-class Mixing:
+class Mixing(Minimizer):
     """A formula that forgets the last dimension: its norm runs over all clients."""
 
     def step(self, w, grad, descend, local):
         g = grad(w)
-        return descend(w, g / g.norm())
+        return descend(w, g / g.norm()), {}
 
 
-class Branching:
+class Branching(Minimizer):
     """A formula that asks for one number of one client."""
 
     def step(self, w, grad, descend, local):
         g = grad(w)
-        return descend(w, g if g.norm(dim=-1).item() > 0 else w)
+        return descend(w, g if g.norm(dim=-1).item() > 0 else w), {}
 
 
 @ENGINES
@@ -296,7 +303,7 @@ class Branching:
     ids=["batch-norm", "dropout", "group-norm"],
 )
 def test_models_that_mix_images_are_refused_with_a_reason(gradients, more, reason):
-    refused = why_not(trainer_of(module=lambda: convolutions(*more)), gradients)
+    refused = why_not([trainer_of(module=lambda: convolutions(*more))], gradients)
     assert (refused == "") == (reason is None)
     assert "\n" not in refused
 
@@ -310,12 +317,72 @@ class MixingAtTheEnd(Scaffold):
 
 @ENGINES
 def test_a_client_that_mixes_what_is_sent_is_refused_with_a_reason(gradients):
-    assert why_not(trainer_of(Method(SAM(0.1), Scaffold())), gradients) == ""
-    reason = why_not(trainer_of(Method(SAM(0.1), MixingAtTheEnd())), gradients)
+    assert why_not([trainer_of(Method(SAM(0.1), Scaffold(), loss=Plain()))], gradients) == ""
+    reason = why_not([trainer_of(Method(SAM(0.1), MixingAtTheEnd(), loss=Plain()))], gradients)
     assert "mixes what is separate" in reason
 
 
 @ENGINES
 @pytest.mark.parametrize("minimizer", [Mixing(), Branching()])
 def test_formulas_that_mix_clients_are_refused_with_a_reason(gradients, minimizer):
-    assert why_not(trainer_of(Method(minimizer, FedAvg())), gradients)
+    assert why_not([trainer_of(Method(minimizer, FedAvg(), loss=Plain()))], gradients)
+
+
+class Declared(SGD):
+    """SGD that says no."""
+
+    batchable = False
+
+
+class Reader(nn.Identity):
+    """A layer that says no."""
+
+    batchable = False
+
+
+def test_what_says_that_it_is_not_batchable_is_not_tried(monkeypatch):
+    monkeypatch.setattr(batched, "compared", None)  # to call it would raise
+    parts = {"minimizer": Declared(), "correction": FedAvg(), "loss": Plain()}
+    assert "--minimizer Declared says" in why_not([trainer_of(Method(**parts))], Slots)
+    for layer, reason in (
+        (Reader(), "--model: Reader says"),
+        (nn.Dropout(0.5), "Dropout: "),
+        (nn.BatchNorm2d(4, track_running_stats=False), "BatchNorm: "),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "InstanceNorm: "),
+    ):
+        refused = why_not([trainer_of(module=lambda layer=layer: convolutions(layer))], Slots)
+        assert refused.startswith(reason)
+
+
+class OnRho(SAM):
+    """SAM that asks whether there is a radius."""
+
+    def step(self, w, grad, descend, local):
+        if self.rho > 0:
+            return super().step(w, grad, descend, local)
+        return descend(w, grad(w)), {}
+
+
+@ENGINES
+def test_a_formula_that_branches_on_a_number_in_which_runs_differ_is_told_so(gradients):
+    same, apart = (
+        [Method(OnRho(rho), FedAvg(), loss=Plain()) for rho in (0.1, b)] for b in (0.1, 0.2)
+    )
+    train = trainer_of().train
+    runs = [[replace(trainer_of(m), train=train) for m in methods] for methods in (same, apart)]
+    assert why_not(runs[0], gradients) == ""
+    assert "a number in which the runs differ is a column" in why_not(runs[1], gradients)
+
+
+class Faulty(SGD):
+    """SGD with a bug that is none of batching."""
+
+    def step(self, w, grad, descend, local):
+        if w.dim() == 2:
+            raise ArithmeticError("a bug")
+        return super().step(w, grad, descend, local)
+
+
+def test_a_bug_is_not_taken_for_what_cannot_be_batched():
+    with pytest.raises(ArithmeticError, match="a bug"):
+        why_not([trainer_of(Method(Faulty(), FedAvg(), loss=Plain()))], Slots)

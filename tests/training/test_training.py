@@ -9,6 +9,7 @@ import pytest
 import torch
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.fedprox import FedProx
+from fedsam.clients.losses.plain import Plain
 from fedsam.clients.minimizers.asam import ASAM
 from fedsam.clients.minimizers.lookbehind import Lookbehind
 from fedsam.clients.minimizers.sam import SAM
@@ -21,7 +22,7 @@ from fedsam.data.plan import Work, make_plan
 from fedsam.tasks.classification import Classification
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.loop import train_client
-from fedsam.training.method import Method
+from fedsam.training.method import Correction, Method
 
 PIXELS = torch.randint(0, 256, (9, 1, 4, 4), generator=torch.Generator().manual_seed(3))
 LABELS = torch.arange(9) % 3
@@ -36,7 +37,7 @@ TWINS = {
         partial(naive.train, ascent=partial(naive.asam_ascent, rho=0.5, eta=0.1)),
     ),
     "lookbehind": (
-        Lookbehind(0.2, 0.0, k=3, slow=-1.0),
+        Lookbehind(SAM(0.2), k=3, slow=-1.0),
         partial(naive.lookbehind, k=3, slow=-1.0, ascent=SAM_ASCENT),
     ),
 }
@@ -63,7 +64,7 @@ def images():
 
 
 def go(network, state, minimizer, plan=None, client=None, *, lr=0.3, round=1, **base):
-    method = Method(minimizer, client or FedAvg(), **base)
+    method = Method(minimizer, client or FedAvg(), **base, loss=Plain())
     plan = plan_of(Work(4)) if plan is None else plan
     done = train_client(
         network, state, plan, images(), Classification(), method, round=round, lr=lr
@@ -171,7 +172,7 @@ def test_state_plan_and_images_keep_their_bytes(name):
     given = [state, data.padded, data.targets, data.offset, data.factor]
     given += [plan.indices, plan.flips, plan.holes, plan.partners]
     before = [tensor.clone() for tensor in given]
-    method = Method(minimizer, FedProx(0.1), 0.9, 0.1)
+    method = Method(minimizer, FedProx(0.1), 0.9, 0.1, loss=Plain())
     train_client(network, state, plan, data, Classification(), method, round=1, lr=0.3)
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
 
@@ -194,7 +195,7 @@ def test_no_steps_leave_the_state_and_say_that_there_is_no_loss():
     assert math.isnan(loss)
 
 
-class Watcher:
+class Watcher(Correction):
     """A client without correction that remembers what it is told."""
 
     def __init__(self):
@@ -224,7 +225,7 @@ def test_fp32_stays_fp32_and_near_fp64():
     single = FlatModule(copy.deepcopy(module).float())
     data = Images(PIXELS.to(torch.uint8), LABELS, (0.4,), (0.25,))
     for minimizer, _ in TWINS.values():
-        method = Method(minimizer, FedAvg(), 0.9, 0.01)
+        method = Method(minimizer, FedAvg(), 0.9, 0.01, loss=Plain())
         exact, _ = go(
             double,
             double.layout.write(module.state_dict()),
