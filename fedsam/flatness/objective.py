@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedsam.data.images import Batch, Images
 from fedsam.tasks import Task
+from fedsam.training.evaluation import statistics
 from fedsam.training.flat_module import FlatModule
 
 
@@ -68,36 +69,21 @@ class Objective:
 
     def gradient(self, w: Tensor) -> Tensor:
         """Return the gradient (P,) of L at ``w``."""
-        return self._mean(w, self._gradient, graph=True)
+        return self._mean(w, self.network.gradient_of, graph=True)
 
     def curvature(self, w: Tensor, v: Tensor) -> Tensor:
         """Return H v (P,), the Hessian of L at ``w`` times ``v`` (P,)."""
 
         def product(loss: Tensor) -> Tensor:
-            slope = self._gradient(loss, create_graph=True) @ v
-            return self._gradient(slope)
+            slope = self.network.gradient_of(loss, create_graph=True) @ v
+            return self.network.gradient_of(slope)
 
         return self._mean(w, product, graph=True)
 
-    @torch.no_grad()
     def metrics(self, w: Tensor) -> dict[str, float]:
         """Return the task's metrics at ``w``: accuracy in [0, 1], loss in nats."""
         self._load(w)
-        totals = [
-            self.task.statistics(self.network.forward(batch.images), batch.targets)
-            for batch in self._chunks()
-        ]
-        return self.task.metrics(torch.stack(totals).sum(0))
-
-    def _gradient(self, loss: Tensor, *, create_graph: bool = False) -> Tensor:
-        g = torch.autograd.grad(
-            loss,
-            self.network.parameters,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return self.layout.concatenate(g)
+        return self.task.metrics(statistics(self.network, self.task, self._chunks()))
 
     def _mean(self, w: Tensor, of: Callable[[Tensor], Tensor], *, graph: bool = False) -> Tensor:
         """Return the mean over all images of what ``of`` makes of a chunk's mean loss."""

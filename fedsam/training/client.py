@@ -18,6 +18,7 @@ from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.tasks import Task
+from fedsam.training.evaluation import statistics
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.loop import Result, train_client
 from fedsam.training.method import Method, Vectors
@@ -146,15 +147,12 @@ class Trainer:
             memory={**result.memory, STATISTICS: result.state[P:].clone()},
         )
 
-    @torch.no_grad()
     def statistics(
         self, network: FlatModule, state: Tensor, images: Images, rows: Tensor
     ) -> Tensor:
         """Return the task's statistics of the model ``state`` on some images, in eval mode."""
         network.load(state)
-        network.module.eval()
-        batch = images.rows(rows.to(self.layout.device))
-        return self.task.statistics(network.forward(batch.images), batch.targets)
+        return statistics(network, self.task, [images.rows(rows.to(self.layout.device))])
 
 
 def attempt(trainer: Trainer, network: FlatModule, job: ClientJob) -> Result | Failed:

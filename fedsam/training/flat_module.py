@@ -102,21 +102,21 @@ class FlatModule:
         carried = self.carried() if frozen else None
         self.w.copy_(w)
         value = loss(self)
-        gradient = self.autograd(value)
+        g = self.gradient_of(value)
         if carried is not None:
             self.load(torch.cat([self.w, carried]))
-        return value.detach(), gradient
+        return value.detach(), g
 
-    def autograd(self, value: Tensor, *, create_graph: bool = False) -> Tensor:
-        """Return the gradient (P,) of a scalar that was computed with this network.
+    def gradient_of(self, value: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Return the gradient (P,) of a scalar that was computed from this network's parameters.
 
-        A new tensor: nothing is accumulated. ``create_graph`` lets it be differentiated again.
+        ``create_graph``: so that it can be differentiated again.
         """
-        gradients = torch.autograd.grad(
+        g = torch.autograd.grad(
             value,
             self.parameters,
             create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )
-        return self.layout.concatenate(gradients)
+        return self.layout.concatenate(g)
