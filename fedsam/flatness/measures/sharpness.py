@@ -223,8 +223,7 @@ def scale(objective: Objective, adaptive: bool, eta: float, weights_only: bool) 
         raise UsageError(f"--eta {eta:g}: must be 0 or more")
     if not adaptive:
         return torch.ones_like(objective.w)
-    T = objective.w.abs() + eta
-    return torch.where(objective.layout.weights, T, 1.0) if weights_only else T
+    return objective.layout.stretch(objective.w, eta, everywhere=not weights_only)
 
 
 def _told(adaptive: bool, eta: float, weights_only: bool) -> dict[str, Any]:
