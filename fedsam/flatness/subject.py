@@ -77,11 +77,18 @@ class Subject:
         images = self.train if on == "train" else self.test
         return Objective(self.network, self.state, self.task, images, rows)
 
-    def sample(self, on: Literal["train", "test"], count: int) -> Tensor:
-        """Return ``count`` rows of a set, drawn without replacement; all where it has no more."""
+    def sample(self, on: Literal["train", "test"], images: int) -> Tensor:
+        """Return rows of a set: at most so many, drawn by the seed without replacement; 0 for all.
+
+        Raises
+        ------
+        UsageError
+            If the number is negative.
+        """
+        check_images(images)
         size = len(self.train if on == "train" else self.test)
         order = torch.randperm(size, generator=torch_generator(self.seed, "measure", on == "test"))
-        return order[:count].sort().values
+        return order[: images or size].sort().values
 
 
 IMAGES = 512  # by default: a product with the Hessian of the paper's CNN takes seconds on a CPU
@@ -110,17 +117,20 @@ def look(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective
     UsageError
         If there is no such place or client.
     """
-    if images < 0:
-        raise UsageError(f"--images {images}: must be a number of images, or 0 for all")
     which: Literal["train", "test"] = "test" if on == "test" else "train"
     if on in ("train", "test"):
-        count = images or len(subject.train if on == "train" else subject.test)
-        rows = subject.sample(which, count)
+        rows = subject.sample(which, images)
     else:
         rows = _rows_of(subject, on, images)
     objective = subject.objective(which, rows)
     objective.chunk = CHUNK.get(objective.layout.device.type, 1000)
     return objective
+
+
+def check_images(images: int) -> None:
+    """Raise UsageError if this is no number of images."""
+    if images < 0:
+        raise UsageError(f"--images {images}: must be a number of images, or 0 for all")
 
 
 def batches(objective: Objective, size: int, seed: int) -> list[Objective]:
@@ -147,6 +157,7 @@ def _rows_of(subject: Subject, on: str, images: int) -> Tensor:
     client, clients = int(found[1]), len(subject.partition)
     if client >= clients:
         raise UsageError(f"--on {on}: the run has clients 0 to {clients - 1}")
+    check_images(images)
     rows = subject.partition[client]
     generator = torch_generator(subject.seed, "measure client", client)
     order = torch.randperm(len(rows), generator=generator)[: images or len(rows)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
-from fedsam.flatness.measures.evaluation import accuracy, some_rows
+from fedsam.flatness.measures.evaluation import accuracy
 from fedsam.flatness.measures.made_corruptions import MADE, SIDE, SOURCE, corrupt
 from fedsam.flatness.measures.published_corruptions import (
     BENCHMARK,
@@ -77,7 +77,7 @@ def _on_made(subject: Subject, images: int) -> dict[str, Any]:
         raise UsageError(
             f"corruptions: the published parameters are for {SIDE} x {SIDE} images in colour"
         )
-    rows = some_rows(subject, images)
+    rows = subject.sample("test", images)
     clean = subject.test.raw[rows.to(subject.test.padded.device)].cpu().numpy()
 
     def pictures(name: str, severity: int) -> Tensor:

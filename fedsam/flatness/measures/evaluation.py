@@ -23,10 +23,3 @@ def accuracy(subject: Subject, images: Images, rows: Tensor | None = None) -> fl
     """Return the model's accuracy over some rows of a data set; by default all."""
     objective = Objective(subject.network, subject.state, subject.task, images, rows)
     return accuracy_in(objective.metrics(objective.w))
-
-
-def some_rows(subject: Subject, images: int) -> Tensor:
-    """Return the keyed rows of ``images`` test images; of all for 0."""
-    if images < 0:
-        raise UsageError(f"images: {images} is negative; 0 stands for all")
-    return subject.sample("test", images or len(subject.test))

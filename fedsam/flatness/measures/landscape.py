@@ -61,10 +61,7 @@ class Limited:
 
 def samples(subject: Subject, images: int) -> Rows:
     """Return which images are looked at: at most so many of each set, drawn by the seed; 0: all."""
-    if images < 0:
-        raise UsageError(f"images: must be at least 0, got {images}")
-    count = images or max(len(subject.train), len(subject.test))
-    return {"train": subject.sample("train", count), "test": subject.sample("test", count)}
+    return {"train": subject.sample("train", images), "test": subject.sample("test", images)}
 
 
 def evaluate(

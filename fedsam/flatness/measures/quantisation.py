@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
-from fedsam.flatness.measures.evaluation import accuracy_in, some_rows
+from fedsam.flatness.measures.evaluation import accuracy_in
 from fedsam.flatness.subject import Subject
 
 
@@ -77,7 +77,7 @@ def quantisation(
     """
     if not all(2 <= number <= 16 for number in bits):
         raise UsageError("quantisation: bits must lie in 2..16")
-    rows = some_rows(subject, images)
+    rows = subject.sample("test", images)
     objective = subject.objective("test", rows)
     scalars = {"accuracy": accuracy_in(objective.metrics(objective.w))}
     errors = {}

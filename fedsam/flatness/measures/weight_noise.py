@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
-from fedsam.flatness.measures.evaluation import accuracy_in, some_rows
+from fedsam.flatness.measures.evaluation import accuracy_in
 from fedsam.flatness.subject import Subject
 
 
@@ -49,7 +49,7 @@ def weight_noise(
     """
     if draws < 2 or min(sigmas, default=-1) < 0:
         raise UsageError("weight noise: draws must be 2 at least, and sigmas not negative")
-    rows = some_rows(subject, images)
+    rows = subject.sample("test", images)
     objective = subject.objective("test", rows)
     found: dict[str, list[float]] = {f"{sigma:g}": [] for sigma in sigmas}
     for draw in range(draws):
