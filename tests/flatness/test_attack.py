@@ -10,8 +10,21 @@ from torch.nn import functional as F
 from fedsam.base.errors import UsageError
 from fedsam.data.images import Pixels
 from fedsam.flatness.measures.adversarial import adversarial
-from fedsam.flatness.measures.attack import fgsm, pgd
-from fedsam.training.attack import Attack
+from fedsam.training.attack import Attack, drawn_in_ball
+
+GREY = Pixels(unit=1.0, low=0.0, high=255.0)  # images whose numbers are 255ths of the range
+
+
+def fgsm(losses, images, eps):
+    return pgd(losses, images, eps, eps, 1)
+
+
+def pgd(losses, images, eps, step, n, *, norm="linf", generator=None):
+    begin = torch.zeros_like(images)
+    if generator is not None:
+        begin = drawn_in_ball(tuple(images.shape), eps, norm, generator).to(images)
+    attack = Attack(eps, step, n, norm)
+    return attack.worst(images, lambda x: losses(x).sum(), begin, GREY)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +142,9 @@ def test_what_makes_no_sense_is_refused(given):
         adversarial(little.subject(), **given)
 
 
-def test_the_attack_in_training_is_the_same_ascent():
-    """``Attack`` works on normalised images and under vmap, l_inf only; else it is this."""
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_normalised_images_are_attacked_as_pixels_are(norm):
+    """The channels' scales differ: a ball of pixels is none of normalised images."""
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(6, 2, 3, 3, generator=generator, dtype=torch.float64) * 255
     weight = torch.randn(18, 4, generator=generator, dtype=torch.float64)
@@ -139,14 +153,15 @@ def test_the_attack_in_training_is_the_same_ascent():
     def losses(x):
         return F.cross_entropy(torch.tanh(x / 255).flatten(1) @ weight, labels, reduction="none")
 
-    mean, std = 0.4, 0.25
+    mean = torch.tensor([0.4, 0.5], dtype=torch.float64).view(1, 2, 1, 1)
+    std = torch.tensor([0.25, 0.1], dtype=torch.float64).view(1, 2, 1, 1)
     pixels = Pixels(unit=1 / (255 * std), low=-mean / std, high=(1 - mean) / std)
-    worst = Attack(eps=8, step=3, steps=4).worst(
+    worst = Attack(eps=8, step=3, steps=4, norm=norm).worst(
         (images / 255 - mean) / std,
         lambda x: losses((x * std + mean) * 255).sum(),
         torch.zeros_like(images),
         pixels,
     )
-    expected = pgd(losses, images, 8, 3, 4)
+    expected = pgd(losses, images, 8, 3, 4, norm=norm)
     torch.testing.assert_close((worst * std + mean) * 255, expected)
     assert not torch.equal(expected, images)

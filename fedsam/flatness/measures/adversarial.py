@@ -1,6 +1,7 @@
 """Robustness to adversarial images: accuracy under FGSM and PGD."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,13 +9,14 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
-from fedsam.flatness.measures.attack import Losses, fgsm, pgd
-from fedsam.flatness.measures.evaluation import accuracy_in, some_rows
+from fedsam.data.images import Batch
+from fedsam.flatness.measures.evaluation import accuracy_in
 from fedsam.flatness.subject import Subject
+from fedsam.training.attack import Attack, drawn_in_ball
+from fedsam.training.evaluation import statistics
 
 STEP = 2.5  # of eps / steps: Madry et al.'s choice, which can reach and walk along the border
 CHUNK = 250  # images at a time
-Attack = Callable[[Losses, Tensor, float, torch.Generator], Tensor]
 
 
 def adversarial(
@@ -27,7 +29,7 @@ def adversarial(
 ) -> dict[str, Any]:
     """Return the test accuracy under attacks that know the model.
 
-    In eval mode, on pixels in [0, 255], which are normalised after the attack. PGD starts at a
+    In eval mode. PGD starts at a
     random point of the ball, the same one (scaled) for every eps, and takes ``steps`` steps of
     2.5 eps / steps; the last image counts.
 
@@ -51,25 +53,23 @@ def adversarial(
     if steps < 1 or min(*linf, *l2, 0) < 0:
         raise UsageError("adversarial: steps must be 1 at least, and radii not negative")
 
-    def by_pgd(norm: Any) -> Attack:
-        return lambda losses, x, eps, generator: pgd(
-            losses, x, eps, STEP * eps / steps, steps, norm=norm, generator=generator
-        )
-
-    attacks: dict[str, tuple[Attack, Sequence[float]]] = {
-        "fgsm": (lambda losses, x, eps, generator: fgsm(losses, x, eps), linf),
-        "pgd_linf": (by_pgd("linf"), linf),
-        "pgd_l2": (by_pgd("l2"), l2),
+    attacks: dict[str, tuple[Callable[[float], Attack], Sequence[float]]] = {
+        "fgsm": (lambda eps: Attack(eps, eps, 1), linf),
+        "pgd_linf": (lambda eps: Attack(eps, STEP * eps / steps, steps), linf),
+        "pgd_l2": (lambda eps: Attack(eps, STEP * eps / steps, steps, "l2"), l2),
     }
-    rows = some_rows(subject, images)
-    clean = accuracy_under(subject, lambda losses, x, eps, generator: x, 0, rows)
-    found = {
-        name: {f"{eps:g}": accuracy_under(subject, attack, eps, rows) for eps in radii}
+    rows = subject.sample("test", images)
+    clean = accuracy_in(subject.objective("test", rows).metrics(subject.w))
+    accuracies = {
+        name: {
+            f"{eps:g}": accuracy_under(subject, attack(eps), rows, random_start=name != "fgsm")
+            for eps in radii
+        }
         for name, (attack, radii) in attacks.items()
     }
     flat = {
         f"accuracy_{name}_{eps}": value
-        for name, by_eps in found.items()
+        for name, by_eps in accuracies.items()
         for eps, value in by_eps.items()
     }
     settings = {
@@ -80,27 +80,27 @@ def adversarial(
         "images": len(rows),
         "seed": subject.seed,
     }
-    return {"scalars": {"accuracy": clean, **flat}, "settings": settings, "accuracies": found}
+    return {"scalars": {"accuracy": clean, **flat}, "settings": settings, "accuracies": accuracies}
 
 
-def accuracy_under(subject: Subject, attack: Attack, eps: float, rows: Tensor) -> float:
+def accuracy_under(subject: Subject, attack: Attack, rows: Tensor, *, random_start: bool) -> float:
     """Return the accuracy over some test images, each attacked first."""
     network, task, test = subject.network, subject.task, subject.test
     network.load(subject.state)
     network.module.eval()
     generator = torch_generator(subject.seed, "attack")
-    totals = []
-    for chunk in rows.to(test.targets.device).split(CHUNK):
-        targets = test.targets[chunk]
-        pixels = test.raw[chunk].permute(0, 3, 1, 2).to(network.layout.dtype)
 
-        def output(x: Tensor) -> Tensor:
-            return network.forward((x - test.offset) * test.factor)
+    def attacked(chunk: Tensor) -> Batch:
+        batch = test.rows(chunk)
+        begin = torch.zeros_like(batch.images)
+        if random_start:
+            shape = tuple(batch.images.shape)
+            begin = drawn_in_ball(shape, attack.eps, attack.norm, generator).to(batch.images)
 
-        def losses(x: Tensor, targets: Tensor = targets) -> Tensor:
-            return task.loss(output(x), targets)
+        def loss(x: Tensor) -> Tensor:
+            return task.loss(network.forward(x), batch.targets).sum()
 
-        attacked = attack(losses, pixels, eps, generator)
-        with torch.no_grad():
-            totals.append(task.statistics(output(attacked), targets))
-    return accuracy_in(task.metrics(torch.stack(totals).sum(0)))
+        return replace(batch, images=attack.worst(batch.images, loss, begin, batch.pixels))
+
+    batches = map(attacked, rows.to(test.targets.device).split(CHUNK))
+    return accuracy_in(task.metrics(statistics(network, task, batches)))
