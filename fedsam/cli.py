@@ -2,10 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.config.schema import Config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,3 +51,25 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "YAML"
     return names.get(annotation, "NAME")
+
+
+def progress_bar(
+    console: "Console", *columns: "str | ProgressColumn", **options: Any
+) -> "Progress":
+    """Return the bar of every command: what, how far, and columns of its own.
+
+    It is shown on a terminal alone. ``options`` are those of rich's Progress.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    what = TextColumn("{task.description}")
+    disable = options.pop("disable", False) or not console.is_terminal
+    return Progress(
+        what,
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        console=console,
+        disable=disable,
+        **options,
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsam.base.errors import StorageError, UsageError, storing
 from fedsam.base.system import write_whole
-from fedsam.cli import Parser
+from fedsam.cli import Parser, progress_bar
 from fedsam.runs import files
 
 BETWEEN = "between"  # stands in the file for what is of several models
@@ -235,18 +235,9 @@ def measured(
 @contextmanager
 def progress(what: str, console: Any) -> Iterator[Callable[[int, int], None]]:
     """Show a line of progress; what it yields is told how much is done, and of how much."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    with bar:
+    with progress_bar(console, TimeRemainingColumn(), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
 

@@ -7,18 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
+from rich.progress import ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedsam.cli import progress_bar
 from fedsam.config.schema import Config
 from fedsam.simulate.profile import WAITING, Phase
 from fedsam.simulate.run import Outcome
@@ -49,15 +42,9 @@ class Progress:
         self.console = Console()
         self.errors = Console(stderr=True)
         self.shown = [""] * len(configs)
-        self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[accuracy]}"),
-            console=self.console,
-            disable=self.quiet or not self.console.is_terminal,
+        shown = TextColumn("{task.fields[accuracy]}")
+        self.bar = progress_bar(
+            self.console, Rate(), TimeRemainingColumn(), shown, disable=self.quiet
         )
         self.tasks = [
             self.bar.add_task(f"{c.algorithm} on {c.dataset}", total=c.rounds, accuracy="")

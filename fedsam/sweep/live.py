@@ -5,16 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedsam.cli import progress_bar
 from fedsam.runs import files, metrics
 from fedsam.sweep.grid import SweepPoint
 
@@ -36,16 +29,12 @@ class LiveTable:
         self.failed: dict[str, str] = {}
         self.done = 0
         self.rounds = 0  # of cells that have ended
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+        self.bar = progress_bar(
+            self.console,
             TextColumn("{task.fields[shown]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
             speed_estimate_period=3600,  # cells differ in speed: the mean of all says more
         )
         total = sum(cell.config.rounds for cell in cells)
