@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fedsam.base.errors import UsageError
+from fedsam.flatness.figures.flatness import WIDTH, density_of
 from fedsam.flatness.measures.hessian import density, hessian, signs, trace
 from fedsam.flatness.measures.lanczos import lanczos
 from fedsam.flatness.measures.slope import slope
@@ -192,3 +193,17 @@ def test_a_diverged_model_is_named():
     lost = subject.with_state(torch.full_like(subject.state, math.nan))
     with pytest.raises(UsageError, match="not finite"):
         hessian(lost)
+
+
+def test_the_drawn_density_is_a_mixture_of_gaussians_and_integrates_to_one():
+    nodes, weights = [[0.0, 10.0], [2.0, 10.0]], [[0.25, 0.75], [0.5, 0.5]]
+    x, density = density_of(nodes, weights)
+    width = 10 * WIDTH
+    assert (x[0], x[-1]) == (-0.5, 10.5)
+    at = 300
+    flat = [(0.0, 0.25), (10.0, 0.75), (2.0, 0.5), (10.0, 0.5)]
+    by_hand = sum(
+        share / 2 * math.exp(-((x[at] - node) ** 2) / (2 * width**2)) for node, share in flat
+    ) / (width * math.sqrt(2 * math.pi))
+    assert density[at] == pytest.approx(by_hand)
+    assert density.sum() * (x[1] - x[0]) == pytest.approx(1, abs=1e-3)

@@ -1,9 +1,12 @@
 """Pictures of measures of flatness: one measure of one model, or scalars over rounds."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedsam.flatness.figures import robustness, surface
 from fedsam.runs.files import FLATNESS_PICTURE, MODEL, round_of
@@ -28,24 +31,27 @@ def draw_eigenvalues(result: Result) -> Any:
 def draw_density(result: Result) -> Any:
     """Return the density of the Hessian's spectrum, smoothed by Gaussians, on a log scale."""
     figure, axes = _axes()
-    nodes = [node for probe in result["nodes"] for node in probe]
-    weights = [w / len(result["weights"]) for probe in result["weights"] for w in probe]
-    span = (max(nodes) - min(nodes)) or 1.0
-    width = WIDTH * span
-    grid = [min(nodes) - 0.05 * span + 1.1 * span * i / (POINTS - 1) for i in range(POINTS)]
-    factor = 1 / (width * math.sqrt(2 * math.pi))
-    curve = [
-        factor
-        * sum(
-            w * math.exp(-0.5 * ((x - node) / width) ** 2)
-            for node, w in zip(nodes, weights, strict=True)
-        )
-        for x in grid
-    ]
-    axes.semilogy(grid, curve, color="C0")
-    axes.set_ylim(bottom=max(curve) * 1e-9)
+    x, curve = density_of(result["nodes"], result["weights"])
+    axes.semilogy(x, curve, color="C0")
+    axes.set_ylim(bottom=curve.max() * 1e-9)
     axes.set(xlabel="eigenvalue", ylabel="density", title=_title(result))
     return figure
+
+
+def density_of(
+    nodes: Sequence[Sequence[float]], weights: Sequence[Sequence[float]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return eigenvalues and their density, both (POINTS,): Gaussians at nodes, mean over probes.
+
+    A probe's weights sum to one, and so does the integral of the density.
+    """
+    centres = np.concatenate([np.asarray(probe, float) for probe in nodes])
+    shares = np.concatenate([np.asarray(probe, float) for probe in weights]) / len(weights)
+    span = np.ptp(centres) or 1.0
+    width = WIDTH * span
+    x = np.linspace(centres.min() - 0.05 * span, centres.max() + 0.05 * span, POINTS)
+    bells = np.exp(-0.5 * ((x[:, None] - centres) / width) ** 2)
+    return x, bells @ shares / (width * math.sqrt(2 * math.pi))
 
 
 def draw_sharpness(result: Result) -> Any:
@@ -65,11 +71,11 @@ def draw_along(results: Mapping[str, Mapping[str, Result]], name: str) -> Any:
     """Return a measure's scalars over the rounds of the models that have it."""
     from matplotlib.figure import Figure
 
-    found = {round_of(model): measures[name] for model, measures in results.items()}
-    keys = [key for key in next(iter(found.values()))["scalars"] if not key.endswith("_error")]
+    by_round = {round_of(model): measures[name] for model, measures in results.items()}
+    keys = [key for key in next(iter(by_round.values()))["scalars"] if not key.endswith("_error")]
     figure = Figure(figsize=(4 * len(keys), 3.3), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        axes.plot(list(found), [r["scalars"][key] for r in found.values()], marker="o", ms=3)
+        axes.plot(list(by_round), [r["scalars"][key] for r in by_round.values()], marker="o", ms=3)
         axes.set(xlabel="round", title=f"{name}: {key}")
         _plain(axes)
     return figure
@@ -101,13 +107,13 @@ def draw_all(
     """Write the figures of a run's results as PNG and PDF; return the PNGs' names."""
     figures = {}
     if along:
-        shared = set.intersection(*(set(found) for found in results.values()))
+        shared = set.intersection(*(set(measures) for measures in results.values()))
         for name in sorted(shared):
             figures[f"along-{name}"] = draw_along(results, name)
     else:
-        for model, found in results.items():
+        for model, measures in results.items():
             part = "" if model == MODEL else f"{model.replace('/', '-')}-"
-            for name, result in found.items():
+            for name, result in measures.items():
                 draw = DRAW.get(name.partition("@")[0])
                 if draw and not ("@" in name and "clients" in result):
                     figures[f"{part}{name}"] = draw(result)
