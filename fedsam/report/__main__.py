@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="accuracy in [0, 1]: the report says when each run reached it first",
     )
     try:
-        given = parser.read(arguments)
-        check_target(given["target"])
-        write(given["runs"], given["out"], given["target"])
+        options = parser.read(arguments)
+        check_target(options["target"])
+        write(options["runs"], options["out"], options["target"])
     except UsageError as error:
         print(f"fedsam: error: {error}", file=sys.stderr)
         return 2
@@ -50,27 +50,27 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     from fedsam.runs.files import folders_below
     from fedsam.runs.run import finished, load_all
 
-    grid = ResultTable(load_all(paths))
+    table = ResultTable(load_all(paths))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be made: {error.strerror}") from error
-    (out / "table.md").write_text(formats.markdown(grid))
-    (out / "table.tex").write_text(formats.latex(grid))
-    (out / "runs.csv").write_text(formats.comma_separated(grid, target))
+    (out / "table.md").write_text(formats.markdown(table))
+    (out / "table.tex").write_text(formats.latex(table))
+    (out / "runs.csv").write_text(formats.comma_separated(table, target))
     written = ["report.html", "table.md", "table.tex", "runs.csv"]
-    if taus(grid):
-        (out / "tau.csv").write_text(formats.correlations(grid))
+    if taus(table):
+        (out / "tau.csv").write_text(formats.correlations(table))
         written.append("tau.csv")
-    (out / "report.html").write_text(html(grid, target))
-    pictures = draw_all(grid, out, target)
+    (out / "report.html").write_text(html(table, target))
+    pictures = draw_all(table, out, target)
     console = Console()
-    console.print(formats.terminal(grid))
+    console.print(formats.terminal(table))
     written += [picture.name for picture in pictures]
     console.print(
-        f"{len(grid.runs)} runs; {', '.join(written)} in {out}", highlight=False, soft_wrap=True
+        f"{len(table.runs)} runs; {', '.join(written)} in {out}", highlight=False, soft_wrap=True
     )
-    if reason := why_no_tau(grid):
+    if reason := why_no_tau(table):
         console.print(reason, highlight=False, soft_wrap=True)
     if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
         console.print(f"left out: {left_out} runs that are not finished", highlight=False)

@@ -89,49 +89,49 @@ class Chart:
 Settings = dict[str, Any]
 
 
-def measured_charts(grid: ResultTable) -> list[Chart]:
+def measured_charts(table: ResultTable) -> list[Chart]:
     """Return every chart that the runs have data for."""
-    return against_options(grid) + against_the_gap(grid)
+    return against_options(table) + against_the_gap(table)
 
 
-def against_the_gap(grid: ResultTable) -> list[Chart]:
+def against_the_gap(table: ResultTable) -> list[Chart]:
     """Return, for each measure of sharpness, its numbers against the generalisation gap."""
     charts = []
-    every = sorted(taus(grid), key=lambda tau: (tau.scalar.measure, tau.gap))
-    for measure, found in groupby(every, key=lambda tau: tau.scalar.measure):
-        panels = [_scatter(grid, tau) for tau in found]
+    every = sorted(taus(table), key=lambda tau: (tau.scalar.measure, tau.gap))
+    for measure, of_measure in groupby(every, key=lambda tau: tau.scalar.measure):
+        panels = [_scatter(table, tau) for tau in of_measure]
         heading = f"Generalisation gap against {measure}"
         charts.append(Chart(f"gap-{_slug(measure)}", heading, "", "", panels, kind="points"))
     return charts
 
 
-def _scatter(grid: ResultTable, tau: Tau) -> Panel:
+def _scatter(table: ResultTable, tau: Tau) -> Panel:
     series = []
-    for number, row in enumerate(grid.rows):
-        runs = [run for run in tau.runs if grid.row(run) == row]
+    for number, row in enumerate(table.rows):
+        runs = [run for run in tau.runs if table.row(run) == row]
         x, y = tau.points(runs)
         if x:
             series.append(Series(row, number, x, y, [0.0] * len(y)))
-    several = len({run.config.dataset for run in grid.runs}) > 1
+    several = len({run.config.dataset for run in table.runs}) > 1
     dataset = f"{tau.dataset}, " if several else ""
     title = f"{dataset}{tau.scalar.name}: {tau}"
     return Panel(title, series, str(tau.scalar), GAPS[tau.gap].label)
 
 
-def against_options(grid: ResultTable) -> list[Chart]:
+def against_options(table: ResultTable) -> list[Chart]:
     """Return accuracy and all that was measured against each number in which like runs differ.
 
     A number is a config key (rho) or an entry of its options (the ``start`` of a late phase). A
     line is what the runs have in common otherwise; it needs two numbers at least.
     """
-    settings = {run.path: _settings(grid, run) for run in grid.runs}
+    settings = {run.path: _settings(table, run) for run in table.runs}
     keys = sorted({key for values in settings.values() for key in values})
-    measured = [s for s in scalars(grid) if s in sharpness(grid) or s.measure == metrics.LIFELONG]
+    measured = [s for s in scalars(table) if s in sharpness(table) or s.measure == metrics.LIFELONG]
     charts = []
     for key in keys:
         if key == "alpha" and not measured:  # accuracy against alpha has a chart of its own
             continue
-        lines = _lines(grid, settings, key)
+        lines = _lines(table, settings, key)
         panels = [Panel("", _values(lines, _percent), key, "accuracy (%)")]
         panels += [Panel("", _values(lines, scalar.of), key, str(scalar)) for scalar in measured]
         drawn = [panel for panel in panels if any(len(one.x) > 1 for one in panel.series)]
@@ -141,20 +141,20 @@ def against_options(grid: ResultTable) -> list[Chart]:
     return charts
 
 
-def _settings(grid: ResultTable, run: Run) -> Settings:
+def _settings(table: ResultTable, run: Run) -> Settings:
     """Return in what a run may differ from others of its method, options entry by entry."""
-    found: Settings = {}
-    for key in (*grid.column_keys, *grid.row_keys):
+    settings: Settings = {}
+    for key in (*table.column_keys, *table.row_keys):
         value, name = getattr(run.config, key), key.replace("_", " ")
         if isinstance(value, dict):
-            found |= {f"{name}: {entry}": held for entry, held in value.items()}
+            settings |= {f"{name}: {entry}": option for entry, option in value.items()}
         else:
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings
 
 
 def _lines(
-    grid: ResultTable, settings: dict[Any, Settings], key: str
+    table: ResultTable, settings: dict[Any, Settings], key: str
 ) -> dict[str, dict[float, list[Run]]]:
     """Return the runs by line, and by the number at ``key``; others take no part."""
     settings = {path: values for path, values in settings.items() if _is_number(values.get(key))}
@@ -164,7 +164,7 @@ def _lines(
         if other != key and len({repr(values.get(other)) for values in settings.values()}) > 1
     }
     lines: dict[str, dict[float, list[Run]]] = {}
-    for run in grid.runs:
+    for run in table.runs:
         if (values := settings.get(run.path)) is None:
             continue
         both = sorted(differing & set(values))
@@ -219,56 +219,56 @@ OVER_ROUNDS = (
 )
 
 
-def all_charts(grid: ResultTable, target: float | None) -> list[Chart]:
+def all_charts(table: ResultTable, target: float | None) -> list[Chart]:
     """Return every chart that the runs have data for."""
-    charts = [over_rounds(grid, *given) for given in OVER_ROUNDS]
-    if "alpha" in grid.column_keys:
-        charts.insert(1, against_alpha(grid))
+    charts = [over_rounds(table, *row) for row in OVER_ROUNDS]
+    if "alpha" in table.column_keys:
+        charts.insert(1, against_alpha(table))
     if target is not None:
-        charts += to_target(grid, target)
-    charts += measured_charts(grid)
+        charts += to_target(table, target)
+    charts += measured_charts(table)
     return [chart for chart in charts if chart.panels]
 
 
-def over_rounds(grid: ResultTable, name: str, heading: str, y_label: str, factor: int) -> Chart:
+def over_rounds(table: ResultTable, name: str, heading: str, y_label: str, factor: int) -> Chart:
     """Return a metric over rounds: a panel a column, a line a method, bands over seeds."""
     panels = []
-    for column in grid.columns:
+    for column in table.columns:
         series = []
-        for number, row in enumerate(grid.rows):
-            if (cell := grid.cells.get((row, column))) is None:
+        for number, row in enumerate(table.rows):
+            if (cell := table.cells.get((row, column))) is None:
                 continue
             rounds, middle, spread = over_seeds(cell, name)
             if rounds:
                 shown = [[factor * value for value in values] for values in (middle, spread)]
                 series.append(Series(row, number, rounds, *shown))
         if series:
-            panels.append(Panel(_heading(grid, column), series))
+            panels.append(Panel(_heading(table, column), series))
     return Chart(name.replace("_", "-"), heading, "round", y_label, panels)
 
 
 def over_seeds(cell: Cell, name: str) -> tuple[list[int], list[float], list[float]]:
     """Return the rounds that all runs measured, and mean and deviation of a metric at them."""
-    found = [run.curve(name) for run in cell.runs]
-    rounds = sorted(set.intersection(*map(set, found)))
-    values = [[curve[r] for curve in found] for r in rounds]
+    curves = [run.curve(name) for run in cell.runs]
+    rounds = sorted(set.intersection(*map(set, curves)))
+    values = [[curve[r] for curve in curves] for r in rounds]
     return rounds, [mean(v) for v in values], [_deviation(v) for v in values]
 
 
-def against_alpha(grid: ResultTable) -> Chart:
+def against_alpha(table: ResultTable) -> Chart:
     """Return final accuracy against alpha: a panel for each other setting."""
-    place = grid.column_keys.index("alpha")
-    alphas = sorted({column[place] for column in grid.columns})
-    others = sorted({(*c[:place], *c[place + 1 :]) for c in grid.columns})
-    keys = (*grid.column_keys[:place], *grid.column_keys[place + 1 :])
+    place = table.column_keys.index("alpha")
+    alphas = sorted({column[place] for column in table.columns})
+    others = sorted({(*c[:place], *c[place + 1 :]) for c in table.columns})
+    keys = (*table.column_keys[:place], *table.column_keys[place + 1 :])
     panels = []
     for other in others:
         series = []
-        for number, row in enumerate(grid.rows):
+        for number, row in enumerate(table.rows):
             cells = {
-                f"{alpha:g}": grid.cells[row, column]
+                f"{alpha:g}": table.cells[row, column]
                 for alpha in alphas
-                if (row, column := (*other[:place], alpha, *other[place:])) in grid.cells
+                if (row, column := (*other[:place], alpha, *other[place:])) in table.cells
             }
             known = {x: cell for x, cell in cells.items() if not math.isnan(cell.mean)}
             y = [100 * cell.mean for cell in known.values()]
@@ -287,19 +287,19 @@ def against_alpha(grid: ResultTable) -> Chart:
     )
 
 
-def to_target(grid: ResultTable, target: float) -> list[Chart]:
+def to_target(table: ResultTable, target: float) -> list[Chart]:
     """Return rounds, and seconds of training, to an accuracy; methods of which all seeds got there.
 
     ``target`` lies in [0, 1].
     """
-    titles = [_heading(grid, column) or "all" for column in grid.columns]
+    titles = [_heading(table, column) or "all" for column in table.columns]
     charts = []
     for which, unit in enumerate(("rounds", "seconds")):
         series = []
-        for number, row in enumerate(grid.rows):
+        for number, row in enumerate(table.rows):
             x, y, spread = [], [], []
-            for column, title in zip(grid.columns, titles, strict=True):
-                cell = grid.cells.get((row, column))
+            for column, title in zip(table.columns, titles, strict=True):
+                cell = table.cells.get((row, column))
                 reached = [run.reaches(target) for run in cell.runs] if cell else []
                 values = [pair[which] for pair in reached if pair]
                 if values and len(values) == len(reached):
@@ -315,21 +315,21 @@ def to_target(grid: ResultTable, target: float) -> list[Chart]:
     return charts
 
 
-def partitions(grid: ResultTable) -> list[tuple[str, Run]]:
+def partitions(table: ResultTable) -> list[tuple[str, Run]]:
     """Return a run of each column, whose split stands for the others', and a title."""
     first: dict[tuple[Any, ...], Run] = {}
-    for (_, column), cell in grid.cells.items():
+    for (_, column), cell in table.cells.items():
         first.setdefault(column, cell.runs[0])
-    several = len({run.config.seed for run in grid.runs}) > 1
-    found = []
-    for column in grid.columns:
+    several = len({run.config.seed for run in table.runs}) > 1
+    titled = []
+    for column in table.columns:
         seed = f"seed {first[column].config.seed}" if several else ""
-        found.append((", ".join(filter(None, [_heading(grid, column), seed])), first[column]))
-    return found
+        titled.append((", ".join(filter(None, [_heading(table, column), seed])), first[column]))
+    return titled
 
 
-def _heading(grid: ResultTable, column: tuple[Any, ...]) -> str:
-    return words(grid.column_keys, column)
+def _heading(table: ResultTable, column: tuple[Any, ...]) -> str:
+    return words(table.column_keys, column)
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ MOST = 20  # pictures
 LARGEST = 1 << 20  # bytes each
 
 
-def pictures(grid: ResultTable) -> tuple[list[dict[str, str]], int]:
+def pictures(table: ResultTable) -> tuple[list[dict[str, str]], int]:
     """Return pictures as data URLs with their text, and how many were left out.
 
     Those of the first seed of each method and setting come first; at most ``MOST``, none of more
@@ -27,7 +27,7 @@ def pictures(grid: ResultTable) -> tuple[list[dict[str, str]], int]:
     """
     ranked = [
         (seed, number, run)
-        for number, cell in enumerate(grid.cells.values())
+        for number, cell in enumerate(table.cells.values())
         for seed, run in enumerate(cell.runs)
     ]
     order = [run for *_, run in sorted(ranked, key=lambda entry: entry[:2])]
@@ -56,7 +56,7 @@ BUBBLE = 13  # pixels, the largest
 HEIGHT, NAME = 340, 19  # pixels of a chart, and of each name in a long legend
 
 
-def html(grid: ResultTable, target: float | None = None) -> str:
+def html(table: ResultTable, target: float | None = None) -> str:
     """Return the page: table, charts to zoom into, partitions, and what the runs were."""
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
@@ -64,30 +64,30 @@ def html(grid: ResultTable, target: float | None = None) -> str:
     template = resources.files("fedsam.report").joinpath("page.html.j2").read_text()
     plots: dict[str, Any] = {}
     sections = []
-    for chart in all_charts(grid, target):
+    for chart in all_charts(table, target):
         panels = {f"{chart.name}-{n}": panel for n, panel in enumerate(chart.panels)}
         plots |= {name: plot(chart, panel) for name, panel in panels.items()}
         sections.append((chart.heading, {name: panel.title for name, panel in panels.items()}))
-    splits = {f"partition-{n}": pair for n, pair in enumerate(partitions(grid))}
+    splits = {f"partition-{n}": pair for n, pair in enumerate(partitions(table))}
     plots |= {name: bubbles(run) for name, (_, run) in splits.items()}
-    embedded, left_out = pictures(grid)
+    embedded, left_out = pictures(table)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        title=_title(grid),
-        runs=len(grid.runs),
+        title=_title(table),
+        runs=len(table.runs),
         note=NOTE,
-        table=_table(grid),
+        table=_table(table),
         sections=sections,
         splits={name: title for name, (title, _) in splits.items()},
         shown=SHOWN,
         plots=plots,
-        measures=scalars.tables(grid),
+        measures=scalars.tables(table),
         tau_note=TAU_NOTE,
-        taus=[[t.dataset, t.scalar, t.gap, t] for t in scalars.taus(grid)],
+        taus=[[t.dataset, t.scalar, t.gap, t] for t in scalars.taus(table)],
         pictures=embedded,
         left_out=left_out,
         plotly=get_plotlyjs(),
-        **_configs(grid),
+        **_configs(table),
     )
 
 
@@ -201,32 +201,32 @@ def bubbles(run: Run) -> dict[str, Any]:
     }
 
 
-def _title(grid: ResultTable) -> str:
-    datasets = sorted({run.config.dataset.rpartition(":")[2] for run in grid.runs})
+def _title(table: ResultTable) -> str:
+    datasets = sorted({run.config.dataset.rpartition(":")[2] for run in table.runs})
     return f"fedsam: {', '.join(datasets)}"
 
 
-def _table(grid: ResultTable) -> dict[str, Any]:
+def _table(table: ResultTable) -> dict[str, Any]:
     """Return headings, and rows of (text, whether it is the best of its column)."""
     rows = []
-    for row in grid.rows:
-        cells = [grid.cells.get((row, column)) for column in grid.columns]
-        best = [row in grid.best(column) for column in grid.columns]
+    for row in table.rows:
+        cells = [table.cells.get((row, column)) for column in table.columns]
+        best = [row in table.best(column) for column in table.columns]
         shown = [number_of(cell) if cell else "-" for cell in cells]
         rows.append((row, list(zip(shown, best, strict=True))))
-    return {"head": [grid.title(column) for column in grid.columns], "rows": rows}
+    return {"head": [table.title(column) for column in table.columns], "rows": rows}
 
 
-def _configs(grid: ResultTable) -> dict[str, Any]:
+def _configs(table: ResultTable) -> dict[str, Any]:
     """Return what all runs share, and a table of what they do not."""
-    dumped = [run.config.model_dump(exclude={"out"}) for run in grid.runs]
+    dumped = [run.config.model_dump(exclude={"out"}) for run in table.runs]
     keys = [key for key in Config.model_fields if key != "out"]
     differing = [key for key in keys if len({repr(values[key]) for values in dumped}) > 1]
     shared = {key: dumped[0][key] for key in keys if key not in differing}
     names = [name.replace("_", " ") for name in metrics.ACCURACIES]
     head = ["run", *differing, *names, metrics.ROUNDS, metrics.SECONDS]
     lines = []
-    for run, values in zip(grid.runs, dumped, strict=True):
+    for run, values in zip(table.runs, dumped, strict=True):
         accuracies = [run.summary[name] for name in metrics.ACCURACIES]
         lines.append(
             [
@@ -237,7 +237,7 @@ def _configs(grid: ResultTable) -> dict[str, Any]:
                 f"{run.summary[metrics.SECONDS]:.1f}",
             ]
         )
-    versions = {name: v for run in grid.runs for name, v in run.summary[metrics.VERSIONS].items()}
+    versions = {name: v for run in table.runs for name, v in run.summary[metrics.VERSIONS].items()}
     return {"shared": shared, "head": head, "lines": lines, "versions": versions}
 
 

@@ -14,10 +14,10 @@ LETTER = 0.085  # inches that one takes in a legend, with some air
 TITLE = 46  # letters in a line over a panel
 
 
-def draw_all(grid: ResultTable, folder: Path, target: float | None = None) -> list[Path]:
+def draw_all(table: ResultTable, folder: Path, target: float | None = None) -> list[Path]:
     """Write every figure that the runs have data for, as PNG and PDF; return the PNGs."""
-    figures = {chart.name: draw(chart) for chart in all_charts(grid, target)}
-    figures["partition"] = draw_partitions(grid)
+    figures = {chart.name: draw(chart) for chart in all_charts(table, target)}
+    figures["partition"] = draw_partitions(table)
     written = []
     for name, figure in figures.items():
         for ending in ("png", "pdf"):
@@ -59,11 +59,11 @@ def draw(chart: Chart) -> Any:
     return figure
 
 
-def draw_partitions(grid: ResultTable) -> Any:
+def draw_partitions(table: ResultTable) -> Any:
     """Return which client holds how much of which class: a row of bubbles a column."""
     from matplotlib.figure import Figure
 
-    shown = [(title, run.partition_counts()) for title, run in partitions(grid)]
+    shown = [(title, run.partition_counts()) for title, run in partitions(table)]
     heights = [0.6 + 0.2 * counts.shape[1] for _, counts in shown]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     rows = figure.subplots(len(shown), squeeze=False, height_ratios=heights)
@@ -100,12 +100,12 @@ def _panels(chart: Chart) -> tuple[Any, list[Any]]:
     wide = min(WIDE, len(panels))
     high = -(-len(panels) // wide)
     figure = Figure(figsize=(4.2 * wide + 0.6, 3.3 * high + 0.7), layout="constrained")
-    grid = figure.subplots(high, wide, squeeze=False, sharey=chart.one_scale)
-    places = [axes for line in grid for axes in line]
-    for axes in places[len(panels) :]:
+    axes_grid = figure.subplots(high, wide, squeeze=False, sharey=chart.one_scale)
+    every = [axes for line in axes_grid for axes in line]
+    for axes in every[len(panels) :]:
         axes.set_visible(False)
-    for axes, panel in zip(places, panels, strict=False):
+    for axes, panel in zip(every, panels, strict=False):
         axes.set_title(fill(panel.title, TITLE), fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, places[: len(panels)]
+    return figure, every[: len(panels)]

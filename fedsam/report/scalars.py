@@ -1,4 +1,4 @@
-"""What was measured of a grid's runs beside their accuracy: by cell, and against the gap."""
+"""What was measured of a table's runs beside their accuracy: by cell, and against the gap."""
 
 import math
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class Tau(NamedTuple):
         One of ``GAPS``.
     runs : list of Run
         Those that have both.
-    found : Correlation
+    correlation : Correlation
         Of the two.
     """
 
@@ -86,60 +86,59 @@ class Tau(NamedTuple):
     scalar: Scalar
     gap: str
     runs: list[Run]
-    found: Correlation
+    correlation: Correlation
 
     def __str__(self) -> str:
-        tau, low, high, runs = self.found
+        tau, low, high, runs = self.correlation
         if math.isnan(tau):
             return f"τ undefined, all equal ({runs} runs)"
         return f"τ = {tau:.2f} (95%: {low:.2f} to {high:.2f}; {runs} runs)"
 
     def points(self, runs: Sequence[Run]) -> tuple[list[float], list[float]]:
         """Return the measure and the gap of those of ``runs`` that it is of."""
-        mine = [run for run in runs if run in self.runs]
-        pairs = [(self.scalar.of(run), GAPS[self.gap].of(run)) for run in mine]
+        pairs = [(self.scalar.of(run), GAPS[self.gap].of(run)) for run in runs if run in self.runs]
         both = [(x, y) for x, y in pairs if x is not None and y is not None]
         return [x for x, _ in both], [y for _, y in both]
 
 
-def scalars(grid: ResultTable) -> list[Scalar]:
+def scalars(table: ResultTable) -> list[Scalar]:
     """Return the names of all that was measured of any run, in its order."""
-    found = {
+    names = {
         Scalar(measure, name): None
-        for run in grid.runs
+        for run in table.runs
         for measure, values in run.measures.items()
         for name in values
     }
-    return sorted(found, key=lambda scalar: (scalar.measure == LIFELONG, scalar.measure != FIT))
+    return sorted(names, key=lambda scalar: (scalar.measure == LIFELONG, scalar.measure != FIT))
 
 
-def sharpness(grid: ResultTable) -> list[Scalar]:
+def sharpness(table: ResultTable) -> list[Scalar]:
     """Return the names of those that are measures of sharpness."""
-    return [scalar for scalar in scalars(grid) if scalar.measure not in OTHERS]
+    return [scalar for scalar in scalars(table) if scalar.measure not in OTHERS]
 
 
-def taus(grid: ResultTable) -> list[Tau]:
+def taus(table: ResultTable) -> list[Tau]:
     """Return every correlation for which at least three runs of a data set were measured."""
-    found = []
-    for dataset in sorted({run.config.dataset for run in grid.runs}):
-        for scalar in sharpness(grid):
+    every = []
+    for dataset in sorted({run.config.dataset for run in table.runs}):
+        for scalar in sharpness(table):
             for gap in GAPS:
                 runs = [
                     run
-                    for run in grid.runs
+                    for run in table.runs
                     if run.config.dataset == dataset
                     and scalar.of(run) is not None
                     and GAPS[gap].of(run) is not None
                 ]
                 if len(runs) >= FEWEST:
                     tau = Tau(dataset, scalar, gap, runs, Correlation(0, 0, 0, 0))
-                    found.append(tau._replace(found=kendall(*tau.points(runs))))
-    return found
+                    every.append(tau._replace(correlation=kendall(*tau.points(runs))))
+    return every
 
 
-def why_no_tau(grid: ResultTable) -> str:
+def why_no_tau(table: ResultTable) -> str:
     """Return why there is no correlation although sharpness was measured; "" otherwise."""
-    if not sharpness(grid) or taus(grid):
+    if not sharpness(table) or taus(table):
         return ""
     return (
         f"no Kendall's tau: it needs {FEWEST} runs of a data set with a measure of sharpness and "
@@ -155,22 +154,24 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def tables(grid: ResultTable) -> list[Table]:
+def tables(table: ResultTable) -> list[Table]:
     """Return a table a setting, of those with numbers."""
-    found = []
-    for column in grid.columns:
-        cells = {row: grid.cells[row, column] for row in grid.rows if (row, column) in grid.cells}
-        rows = [[str(s), *(shown(cell, s) for cell in cells.values())] for s in scalars(grid)]
+    made = []
+    for column in table.columns:
+        cells = {
+            row: table.cells[row, column] for row in table.rows if (row, column) in table.cells
+        }
+        rows = [[str(s), *(shown(cell, s) for cell in cells.values())] for s in scalars(table)]
         known = [row for row in rows if set(row[1:]) != {"-"}]
         if known:
-            found.append(Table(words(grid.column_keys, column), ["measure", *cells], known))
-    return found
+            made.append(Table(words(table.column_keys, column), ["measure", *cells], known))
+    return made
 
 
 def shown(cell: Cell, scalar: Scalar) -> str:
     """Return mean and deviation of a cell, with three digits."""
-    found = scalar.over(cell.runs)
-    if found is None:
+    pair = scalar.over(cell.runs)
+    if pair is None:
         return "-"
-    middle, deviation = found
+    middle, deviation = pair
     return f"{middle:.3g} ± {deviation:.2g}" if len(cell.runs) > 1 else f"{middle:.3g}"

@@ -92,11 +92,11 @@ class ResultTable:
     @cached_property
     def cells(self) -> dict[tuple[str, tuple[Any, ...]], Cell]:
         """Every cell that has runs."""
-        found: dict[tuple[str, tuple[Any, ...]], list[Run]] = {}
+        runs_at: dict[tuple[str, tuple[Any, ...]], list[Run]] = {}
         for run in sorted(self.runs, key=lambda run: (run.central, run.config.seed)):
             for column in self.columns_of(run):
-                found.setdefault((self.row(run), column), []).append(run)
-        return {place: Cell(tuple(runs)) for place, runs in found.items()}
+                runs_at.setdefault((self.row(run), column), []).append(run)
+        return {place: Cell(tuple(runs)) for place, runs in runs_at.items()}
 
     @property
     def rows(self) -> list[str]:

@@ -29,21 +29,21 @@ def runs(tmp_path):
 
 
 def test_cells_hold_mean_and_sample_deviation_over_seeds(runs):
-    grid = ResultTable(load_all([runs]))
-    assert grid.rows == ["fedasam", "fedavg", "fedavg + swa"]
-    assert grid.columns == [(0.0,), (0.5,)]
-    cell = grid.cells["fedavg", (0.0,)]
+    table = ResultTable(load_all([runs]))
+    assert table.rows == ["fedasam", "fedavg", "fedavg + swa"]
+    assert table.columns == [(0.0,), (0.5,)]
+    cell = table.cells["fedavg", (0.0,)]
     finals = [0.30, 0.32, 0.34]
     assert [run.accuracy for run in cell.runs] == pytest.approx(finals)
     assert cell.mean == pytest.approx(0.32)
     assert cell.deviation == pytest.approx(math.sqrt((0.02**2 + 0.02**2) / 2))
-    assert grid.cells["fedasam", (0.0,)].deviation is None
-    assert grid.best((0.0,)) == {"fedasam"}
+    assert table.cells["fedasam", (0.0,)].deviation is None
+    assert table.best((0.0,)) == {"fedasam"}
 
 
 def test_the_table_in_markdown_and_latex(runs):
-    grid = ResultTable(load_all([runs]))
-    lines = formats.markdown(grid).splitlines()
+    table = ResultTable(load_all([runs]))
+    lines = formats.markdown(table).splitlines()
     assert lines[:5] == [
         "| method | alpha 0 | alpha 0.5 |",
         "| --- | ---: | ---: |",
@@ -51,7 +51,7 @@ def test_the_table_in_markdown_and_latex(runs):
         "| fedavg | 32.00 ± 2.00 | - |",
         "| fedavg + swa | - | **90.00** |",
     ]
-    latex = formats.latex(grid)
+    latex = formats.latex(table)
     assert r"fedavg & 32.00 $\pm$ 2.00 & - \\" in latex
     assert r"fedavg + swa & - & \textbf{90.00} \\" in latex
     assert latex.count(r"\\") == 4
@@ -65,12 +65,12 @@ def test_a_central_run_stands_in_every_column_of_its_data_set(tmp_path):
     for seed, accuracy in enumerate((0.6, 0.8)):
         given = {"algorithm": "central", "rounds": 30, "seed": seed}
         write_run(tmp_path / f"central{seed}", [accuracy], **given)
-    grid = ResultTable(load_all([tmp_path]))
-    assert grid.columns == [(0.0, 5), (0.0, 10), (0.5, 5), (0.5, 10)]
-    assert grid.rows == ["central", "fedavg"]
-    for column in grid.columns:
-        assert grid.cells["central", column].mean == pytest.approx(0.7)
-        assert grid.cells["fedavg", column].mean == pytest.approx(0.3)
+    table = ResultTable(load_all([tmp_path]))
+    assert table.columns == [(0.0, 5), (0.0, 10), (0.5, 5), (0.5, 10)]
+    assert table.rows == ["central", "fedavg"]
+    for column in table.columns:
+        assert table.cells["central", column].mean == pytest.approx(0.7)
+        assert table.cells["fedavg", column].mean == pytest.approx(0.3)
     alone = ResultTable(load_all([tmp_path / "central0", tmp_path / "central1"]))
     assert alone.columns == [()]
     assert len(alone.cells["central", ()].runs) == 2
@@ -115,21 +115,21 @@ def test_curves_are_over_the_rounds_that_all_seeds_evaluated(tmp_path):
 
 
 def test_charts_hold_the_numbers(runs):
-    grid = ResultTable(load_all([runs]))
-    alpha = against_alpha(grid)
+    table = ResultTable(load_all([runs]))
+    alpha = against_alpha(table)
     assert alpha.categories == ["0", "0.5"]
     (panel,) = alpha.panels
     shown = {series.label: (series.x, series.y, series.spread) for series in panel.series}
     assert shown["fedavg"] == (["0"], pytest.approx([32.0]), pytest.approx([2.0]))
     assert shown["fedavg + swa"] == (["0.5"], pytest.approx([90.0]), [0.0])
-    curves = over_rounds(grid, "accuracy", "", "", 100)
+    curves = over_rounds(table, "accuracy", "", "", 100)
     assert [panel.title for panel in curves.panels] == ["alpha 0", "alpha 0.5"]
     fedavg = curves.panels[0].series[1]
     assert (fedavg.label, fedavg.x) == ("fedavg", [0, 10, 20])
     assert fedavg.y == pytest.approx([10.0, 20.0, 44.0])
     assert fedavg.spread == pytest.approx([0.0, 0.0, 4.0])
     assert curves.top == pytest.approx(90.0)
-    assert not over_rounds(grid, "client_drift", "", "", 1).panels  # these runs measured none
+    assert not over_rounds(table, "client_drift", "", "", 1).panels  # these runs measured none
 
 
 def test_no_panel_is_cut_off(runs):

@@ -78,13 +78,13 @@ def test_the_table_has_mean_and_deviation_over_seeds(runs):
 
 
 def test_taus_are_scipys_over_all_runs(runs):
-    grid = ResultTable(load_all([runs]))
-    x = [LAMBDA.of(run) for run in grid.runs]
+    table = ResultTable(load_all([runs]))
+    x = [LAMBDA.of(run) for run in table.runs]
     gaps = [
         100 * (run.measures["fit"]["train accuracy"] - run.measures["fit"]["test accuracy"])
-        for run in grid.runs
+        for run in table.runs
     ]
-    rows = list(csv.DictReader(io.StringIO(formats.correlations(grid))))
+    rows = list(csv.DictReader(io.StringIO(formats.correlations(table))))
     found = {(row["measure"], row["scalar"], row["gap"]): row for row in rows}
     row = found["hessian", "lambda_1", "error"]
     assert float(row["tau"]) == pytest.approx(stats.kendalltau(x, gaps).statistic)
@@ -101,22 +101,22 @@ def test_runs_on_another_data_set_are_another_set(runs):
         name = runs / f"mnist{seed}"
         run = write_run(name, [0.5], dataset="mnist", seed=seed)
         measure(run, 0.9, 0.8 + 0.01 * seed, hessian={"lambda_1": float(seed)})
-    grid = ResultTable(load_all([runs]))
-    found = {(tau.dataset, tau.scalar): tau for tau in scalars.taus(grid) if tau.gap == "error"}
-    assert found["digits", LAMBDA].found.runs == 6
-    assert found["mnist", LAMBDA].found[:1] == (-1.0,)
-    (chart,) = [chart for chart in against_the_gap(grid) if chart.name == "gap-hessian"]
+    table = ResultTable(load_all([runs]))
+    found = {(tau.dataset, tau.scalar): tau for tau in scalars.taus(table) if tau.gap == "error"}
+    assert found["digits", LAMBDA].correlation.runs == 6
+    assert found["mnist", LAMBDA].correlation[:1] == (-1.0,)
+    (chart,) = [chart for chart in against_the_gap(table) if chart.name == "gap-hessian"]
     assert [panel.title.partition(",")[0] for panel in chart.panels[:2]] == ["digits", "mnist"]
 
 
 def test_the_gaps_chart_holds_each_runs_point_and_says_tau(runs):
-    grid = ResultTable(load_all([runs]))
-    charts = {chart.name: chart for chart in against_the_gap(grid)}
+    table = ResultTable(load_all([runs]))
+    charts = {chart.name: chart for chart in against_the_gap(table)}
     assert set(charts) == {"gap-hessian", "gap-sharpness"}
     error, loss = charts["gap-hessian"].panels
-    (tau,) = [t for t in scalars.taus(grid) if t.scalar == LAMBDA and t.gap == "error"]
-    low, high = tau.found.low, tau.found.high
-    text = f"lambda_1: τ = {tau.found.tau:.2f} (95%: {low:.2f} to {high:.2f}; 6 runs)"
+    (tau,) = [t for t in scalars.taus(table) if t.scalar == LAMBDA and t.gap == "error"]
+    low, high = tau.correlation.low, tau.found.high
+    text = f"lambda_1: τ = {tau.correlation.tau:.2f} (95%: {low:.2f} to {high:.2f}; 6 runs)"
     assert error.title == text
     assert (error.x_label, error.y_label) == ("hessian: lambda_1", "test - train error (points)")
     points = {series.label: (series.x, series.y) for series in error.series}
@@ -145,9 +145,9 @@ def test_accuracy_and_sharpness_against_the_switch_of_a_late_phase(tmp_path):
             )
             measure(run, 0.9, 0.8, hessian={"lambda_1": 4.0 + start + seed})
     write_run(tmp_path / "runs" / "plain", [0.6, 0.6])
-    grid = ResultTable(load_all([tmp_path / "runs"]))
-    assert grid.rows == ["fedavg", *(f"late-phase, start {start}" for start in (0, 10, 20, 30))]
-    (chart,) = against_options(grid)
+    table = ResultTable(load_all([tmp_path / "runs"]))
+    assert table.rows == ["fedavg", *(f"late-phase, start {start}" for start in (0, 10, 20, 30))]
+    (chart,) = against_options(table)
     assert (chart.name, chart.kind) == ("option-minimizer-options-start", "values")
     accuracy, sharp = chart.panels
     (line,) = accuracy.series
@@ -176,11 +176,11 @@ def test_lifelong_runs_have_their_numbers_in_the_tables(tmp_path):
         summary = json.loads((run / "summary.json").read_text())
         summary["lifelong"] = {"average_accuracy": 0.5 + 0.2 * seed, "forgetting": 0.25}
         (run / "summary.json").write_text(json.dumps(summary))
-    grid = ResultTable(load_all([tmp_path]))
-    (table,) = scalars.tables(grid)
+    table = ResultTable(load_all([tmp_path]))
+    (table,) = scalars.tables(table)
     rows = [["lifelong: average accuracy", "0.6 ± 0.14"], ["lifelong: forgetting", "0.25 ± 0"]]
     assert table.rows == rows
-    assert not scalars.sharpness(grid)
+    assert not scalars.sharpness(table)
 
 
 def test_pictures_are_bounded_and_those_of_first_seeds_come_first(runs):
