@@ -197,14 +197,6 @@ class Layout:
                 mask[entry.offset : entry.offset + entry.size] = True
         return mask.to(self.device)
 
-    def stretch(self, w: Tensor, eta: float, *, everywhere: bool = False) -> Tensor:
-        """Return ASAM's T (..., P) for ``w`` (..., P): |w| + eta on weights, 1 elsewhere.
-
-        ``everywhere``: |w| + eta on all parameters.
-        """
-        T = w.abs() + eta
-        return T if everywhere else torch.where(self.weights, T, 1.0)
-
     @cached_property
     def parameters(self) -> tuple[Entry, ...]:
         """The trainable entries in order of offset; a shared tensor stands once."""

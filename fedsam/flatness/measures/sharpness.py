@@ -223,7 +223,7 @@ def scale(objective: Objective, adaptive: bool, eta: float, weights_only: bool) 
         raise UsageError(f"--eta {eta:g}: must be 0 or more")
     if not adaptive:
         return torch.ones_like(objective.w)
-    return objective.layout.stretch(objective.w, eta, everywhere=not weights_only)
+    return objective.layout.adaptive_scale(objective.w, eta, weights_only=weights_only)
 
 
 def _told(adaptive: bool, eta: float, weights_only: bool) -> dict[str, Any]:
