@@ -19,6 +19,8 @@ from fedsam.training.method import Vectors
 # keys of which a run may go on with other values
 FREE = HOW | {"rounds", "swa_start", "target_accuracy", "patience"}
 
+FORMAT = 2  # of a snapshot's tree: 1 had the fields of strategies that did without the adapter
+
 
 @dataclass
 class RunState:
@@ -61,6 +63,7 @@ class RunState:
         tensors = {"model": arrays.state}
         strategy = checkpoint.flatten(self.strategy, "strategy", tensors)
         tree = {
+            "format": FORMAT,
             "strategy": checkpoint.without_defaults(strategy, self._made),
             "best": self.stop.best,
             "since": self.stop.since,
@@ -136,6 +139,11 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
     snapshot = load(folder)
     if snapshot is None:
         raise UsageError(f"--resume {folder}: it has no checkpoint to go on from; start it anew")
+    if snapshot.tree.get("format") != FORMAT:
+        raise UsageError(
+            f"--resume {folder}: another version of fedsam wrote its checkpoint; go on with that "
+            "one, or start it anew"
+        )
     if config.rounds < snapshot.round:
         raise UsageError(f"--rounds {config.rounds}: the run has done {snapshot.round} already")
     starts = {before.averages_from, config.averages_from}

@@ -151,6 +151,17 @@ def test_where_there_is_nothing_to_go_on_from_that_is_said(tmp_path, capsys):
     assert "--go-on: needs --out" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path, capsys):
+    folder = run(quick_config(tmp_path / "run")).folder
+    snapshot = checkpoint.load(folder)
+    del snapshot.tree["format"]  # as before there were formats
+    checkpoint.save(folder, snapshot)
+    assert main(["--resume", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"--resume {folder}: another version of fedsam wrote its checkpoint" in said
+    assert said.count("\n") == 1
+
+
 def test_other_data_or_lost_metrics_are_noticed(tmp_path):
     folder = run(quick_config(tmp_path / "run")).folder
     config, snapshot = resumed(folder, {"rounds": 6})
