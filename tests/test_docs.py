@@ -57,7 +57,7 @@ def test_every_example_of_your_own_runs(tmp_path, monkeypatch, page, arguments):
     sys.modules.pop("mine", None)
     small = ["--rounds", "4", "--clients", "20", "--clients-per-round", "5"]
     assert main([*shlex.split(arguments), *small, "--quiet", "--out", "run"]) == 0
-    assert (tmp_path / "run" / "summary.json").exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]
 
 
 ONES_OWN = ("extend.md", "interop.md")  # files of the user's, which tests above use as such

@@ -8,6 +8,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from cohorts import start_of, trainer_of
 from fedsam.clients.corrections.adabest import AdaBest
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.fedcm import FedCM
@@ -30,7 +31,6 @@ from fedsam.strategies.fedavgm import FedAvgM
 from fedsam.strategies.feddyn import FedDyn as FedDynServer
 from fedsam.strategies.fedgloss import FedGloSS
 from fedsam.strategies.fednova import FedNova
-from test_batched import start_of, trainer_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 

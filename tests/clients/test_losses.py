@@ -4,15 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedsam.clients.corrections.fedavg import FedAvg
-from fedsam.clients.losses.pgd_at import PGDAT
-from fedsam.clients.losses.plain import Plain
-from fedsam.clients.losses.trades import TRADES
-from fedsam.clients.minimizers.late import Late
-from fedsam.clients.minimizers.m_sam import MSAM
-from fedsam.clients.minimizers.sam import SAM
-from fedsam.clients.minimizers.sgd import SGD
-from test_batched import (
+from cohorts import (
     ENGINES,
     EVERYTHING,
     as_cohort,
@@ -21,6 +13,14 @@ from test_batched import (
     start_of,
     trainer_of,
 )
+from fedsam.clients.corrections.fedavg import FedAvg
+from fedsam.clients.losses.pgd_at import PGDAT
+from fedsam.clients.losses.plain import Plain
+from fedsam.clients.losses.trades import TRADES
+from fedsam.clients.minimizers.late import Late
+from fedsam.clients.minimizers.m_sam import MSAM
+from fedsam.clients.minimizers.sam import SAM
+from fedsam.clients.minimizers.sgd import SGD
 from torch import nn
 from torch.nn import functional as F
 

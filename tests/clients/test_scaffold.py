@@ -5,6 +5,7 @@ import re
 import naive
 import pytest
 import torch
+from cohorts import convolutions, start_of, trainer_of
 from fedsam.clients.corrections.fedavg import FedAvg
 from fedsam.clients.corrections.scaffold import Scaffold
 from fedsam.clients.losses.plain import Plain
@@ -12,7 +13,6 @@ from fedsam.clients.minimizers.sam import SAM
 from fedsam.clients.minimizers.sgd import SGD
 from fedsam.strategies.fedavg import FedAvg as FedAvgServer
 from flwr.app import Message, RecordDict
-from test_batched import convolutions, start_of, trainer_of
 
 from fedsam import as_strategy
 from fedsam.data.plan import Work

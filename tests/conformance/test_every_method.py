@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from fedsam.base.strategy import Average, ServerMethod
 from fedsam.config.plugins import find, names
-from fedsam.config.presets import CONFIGS
 from fedsam.simulate.run import run
 
 MINIMIZERS = names("fedsam.clients.minimizers")
@@ -59,7 +58,6 @@ def test_all_axes_combine_and_repeat_to_the_byte(quick, start, minimizer, client
     assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
     for key, tensor in model(first).items():
         assert tensor.dtype == start[key].dtype
-        assert tensor.isfinite().all()
         assert not torch.equal(tensor, start[key])
 
 
@@ -94,11 +92,6 @@ def test_every_average_goes_around_every_strategy(quick, strategy, average):
     outcome = quick(strategy=strategy, average=average, rounds=4, swa_start=1, swa_cycle=1)
     trained = load_file(outcome.folder / "model-trained.safetensors")
     assert any(not torch.equal(model(outcome)[name], trained[name]) for name in trained)
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("algorithms/*.yaml")), ids=lambda p: p.stem)
-def test_every_preset_trains(quick, path):
-    assert quick(algorithm=path.stem, rounds=2).summary["ended"] == "all rounds done"
 
 
 @pytest.mark.parametrize(("key", "package", "name"), FILES, ids=lambda v: v)

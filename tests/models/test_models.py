@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from test_batched import as_cohort, one_by_one, start_of, trainer_of
+from cohorts import as_cohort, one_by_one, start_of, trainer_of
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F

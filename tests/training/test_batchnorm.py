@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cohorts import trainer_of
 from conftest import quick_config
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_batched import trainer_of
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
