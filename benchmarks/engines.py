@@ -135,13 +135,14 @@ def hand_over(config: Config, folder: Path) -> None:
         offsets=trainer.partition.offsets.numpy(),
         **{f"w:{k}": v for k, v in arrays(initial.layout.read(initial.state)).items()},
     )
-    model = type(trainer.new_module())
+    model, work = type(trainer.new_module()), trainer.work
     settings = {
         "model": [model.__module__, model.__name__],
         "classes": dataset.classes,
         "mean": dataset.mean,
         "std": dataset.std,
-        "work": asdict(trainer.work),
+        "work": {"batch_size": work.batch_size, "local_epochs": work.local_epochs},
+        "augmentations": [[type(a).__name__, asdict(a)] for a in work.augmentations],
         "seed": config.seed,
         "cohort": config.clients_per_round,
         "lr": config.lr,

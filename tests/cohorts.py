@@ -10,6 +10,7 @@ from fedsam.clients.minimizers.sgd import SGD
 from torch import nn
 
 from fedsam.base.vector import Layout
+from fedsam.data.augment import Crop, Cutout, Flip, Mixup
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Work
@@ -24,7 +25,7 @@ DEVICES = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str
 )
 PLAIN = Method(SGD(), FedAvg(), loss=Plain())
-EVERYTHING = Work(4, local_epochs=2.0, crop=1, flip=True, cutout=2, mixup=1.0)
+EVERYTHING = Work(4, local_epochs=2.0, augmentations=(Crop(1), Flip(), Cutout(2), Mixup(1.0)))
 PIXELS = torch.randint(
     0, 256, (60, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
 )
@@ -48,7 +49,7 @@ def trainer_of(method=PLAIN, *, module=convolutions, work=EVERYTHING, device="cp
         LABELS,
         (0.4, 0.5),
         (0.2, 0.3),
-        padding=work.crop,
+        padding=work.padding,
         dtype=torch.float64,
         device=device,
     )

@@ -1,17 +1,25 @@
 """Images on the training device, and the mini-batches that a plan takes from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedsam.base.randomness import uniform
-from fedsam.data.plan import Choices, Plan
+
+if TYPE_CHECKING:  # both are made of what is here
+    from fedsam.data.augment import Augmentation
+    from fedsam.data.plan import Plan
+
+# names of what is chosen for each image, beside what augmentations choose
+INDEX = "index"  # its row of the data set
+CORNER = "corner"  # of its window in the padded image: row and column
+VALID = "valid"  # whether it is one: a cohort's mini-batches may be shorter than its tensors
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Batch:
         Mixup's weight of ``targets``; a tensor is (B,).
     valid : Tensor or None
         bool (B,), where a mini-batch may be shorter than its tensors; None: all of it.
-    drawn : Tensor or None
+    keys : Tensor or None
         int64 (B,), a key of each image's own for ``uniform``, where the plan draws one.
     pixels : Pixels
         What the images' numbers mean, the same for all clients.
@@ -58,7 +66,7 @@ class Batch:
     mixed_targets: Tensor | None = None
     lam: float | Tensor = 1.0
     valid: Tensor | None = None
-    drawn: Tensor | None = None
+    keys: Tensor | None = None
     pixels: Pixels = Pixels()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -75,10 +83,10 @@ class Batch:
         ValueError
             If it chose none.
         """
-        if self.drawn is None:
+        if self.keys is None:
             raise ValueError("the plan draws nothing for the loss: let its class say draws = True")
-        shape = self.images.shape[self.drawn.dim() :]
-        return uniform(self.drawn, shape, self.images.dtype)
+        shape = self.images.shape[self.keys.dim() :]
+        return uniform(self.keys, shape, self.images.dtype)
 
     def parts(self, size: int) -> "list[tuple[float | Tensor, Batch]]":
         """Return sub-batches of ``size`` examples, the last maybe smaller, each after its share.
@@ -158,36 +166,43 @@ class Images:
 
     def rows(self, indices: Tensor) -> Batch:
         """Return the images at ``indices`` (B,), normalised and not augmented."""
-        centre = torch.full((len(indices), 2), self.padding, device=indices.device)
-        images = self._normalised(self._crop(indices, centre))
-        return Batch(images, self.targets[indices], pixels=self.pixels)
+        return self._gathered(indices, None)
 
-    def batch(self, plan: Plan, step: int) -> Batch:
+    def batch(self, plan: "Plan", step: int) -> Batch:
         """Return step ``step`` of a plan."""
-        return self.take(plan.step(step))
+        return self.take(plan.step(step), plan.augmentations)
 
-    def take(self, chosen: Choices) -> Batch:
-        """Return n images: gathered, cropped, flipped, normalised, cut out and mixed."""
-        indices = chosen.indices
-        if chosen.corners is None:
-            plain = self.rows(indices)
-            images, targets = plain.images, plain.targets
+    def take(
+        self, choices: Mapping[str, Tensor], augmentations: "Sequence[Augmentation]" = ()
+    ) -> Batch:
+        """Return a mini-batch, or those of K clients, gathered, cropped, normalised and augmented.
+
+        Parameters
+        ----------
+        choices : mapping
+            Tensors (B, ...), or (K, B, ...), by name.
+        augmentations : sequence of Augmentation
+            Applied in this order.
+        """
+        indices, corners = choices[INDEX], choices.get(CORNER)
+        if indices.dim() == 1:
+            batch = self._gathered(indices, corners)
         else:
-            images = self._normalised(self._crop(indices, chosen.corners))
-            targets = self.targets[indices]
-        if chosen.flips is not None:
-            images = flip(images, chosen.flips)
-        if chosen.holes is not None:
-            images = cut_out(images, chosen.holes, chosen.cutout)
-        batch = Batch(images, targets, drawn=chosen.drawn, pixels=self.pixels)
-        if chosen.partners is None:
-            return batch
-        lam = share = chosen.lam
-        if isinstance(lam, Tensor):
-            lam = lam.to(images.dtype)
-            share = lam[:, None, None, None]
-        mixed = share * images + (1 - share) * images[chosen.partners]
-        return replace(batch, images=mixed, mixed_targets=targets[chosen.partners], lam=lam)
+            flat = self._gathered(
+                indices.flatten(), None if corners is None else corners.flatten(0, 1)
+            )
+            batch = flat.map(lambda tensor: tensor.unflatten(0, indices.shape))
+            batch = replace(batch, valid=choices.get(VALID))
+        for augmentation in augmentations:
+            batch = augmentation.apply(batch, choices)
+        return batch
+
+    def _gathered(self, indices: Tensor, corners: Tensor | None) -> Batch:
+        """Return windows (B, C, H, W) at ``corners`` (B, 2), by default the centres, normalised."""
+        if corners is None:
+            corners = torch.full((len(indices), 2), self.padding, device=indices.device)
+        images = self._normalised(self._crop(indices, corners))
+        return Batch(images, self.targets[indices], pixels=self.pixels)
 
     def _crop(self, indices: Tensor, corners: Tensor) -> Tensor:
         """Gather windows of the padded images: every window is a view, so this is one copy."""
@@ -197,24 +212,3 @@ class Images:
     def _normalised(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.offset.dtype, memory_format=torch.channels_last)
         return pixels.sub_(self.offset).mul_(self.factor)
-
-
-def flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror those images (B, C, H, W) whose entry in ``flips`` (B,) is True."""
-    return torch.where(flips[:, None, None, None], images.flip(-1), images)
-
-
-def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Set a square of ``side`` pixels around each centre (B, 2) to zero, the mean pixel.
-
-    The square is clipped at the border, as in DeVries and Taylor (2017): rows and columns from
-    centre - side // 2 up to, not including, centre + side // 2.
-    """
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device)
-    half = side // 2
-    in_rows = (rows >= centres[:, :1] - half) & (rows < centres[:, :1] + half)
-    in_columns = (columns >= centres[:, 1:] - half) & (columns < centres[:, 1:] + half)
-    hole = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return images.clone().masked_fill_(hole, 0)  # masked_fill would leave channels-last

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsam.data.augment import Augmentation
+from fedsam.data.images import INDEX
+
 
 @dataclass(frozen=True)
 class Work:
@@ -23,26 +26,19 @@ class Work:
         Passes over the client's images; a fraction is rounded to whole steps, but at least one.
     local_steps : int
         Mini-batches a round, in place of ``local_epochs`` where positive.
-    crop : int
-        Random crop after zero padding by this many pixels; 0 for none.
-    flip : bool
-        Mirror each image with probability one half.
-    cutout : int
-        Side of the square that is set to the mean, in pixels; 0 for none.
-    mixup : float
-        Parameter a of lambda ~ Beta(a, a), one lambda a mini-batch; 0 for none.
-    keys : bool
-        Draw a key for each image, for a loss that is random.
+    augmentations : tuple of Augmentation
+        Drawn and applied in this order.
     """
 
     batch_size: int
     local_epochs: float = 1.0
     local_steps: int = 0
-    crop: int = 0
-    flip: bool = False
-    cutout: int = 0
-    mixup: float = 0.0
-    keys: bool = False
+    augmentations: tuple[Augmentation, ...] = ()
+
+    @property
+    def padding(self) -> int:
+        """Zero pixels that are needed around each image."""
+        return max((augmentation.padding for augmentation in self.augmentations), default=0)
 
     def steps(self, examples: int) -> int:
         """Return the number of mini-batches a client with so many examples trains on."""
@@ -56,36 +52,6 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What is chosen for n images: a row of a plan, or the rows of a whole cohort's plans.
-
-    Attributes
-    ----------
-    indices : Tensor
-        int64 (n,), rows of the training set.
-    corners, flips, holes : Tensor or None
-        (n, 2), (n,) and (n, 2), as in the plan.
-    partners : Tensor or None
-        int64 (n,), which of the n images is mixed into each.
-    lam : float or Tensor
-        Mixup's weight of the image itself; a tensor is (n,).
-    cutout : int
-        Side of the cutout, in pixels.
-    drawn : Tensor or None
-        int64 (n,), each image's key.
-    """
-
-    indices: Tensor
-    corners: Tensor | None = None
-    flips: Tensor | None = None
-    holes: Tensor | None = None
-    partners: Tensor | None = None
-    lam: float | Tensor = 1.0
-    cutout: int = 0
-    drawn: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
     """What one client sees in one round: S steps of at most B images.
 
@@ -93,72 +59,36 @@ class Plan:
     ----------
     sizes : list of int
         Images in each step's mini-batch.
-    indices : Tensor
-        int64 (S, B), rows of the training set; the unused end of a short mini-batch repeats row 0.
-    corners : Tensor or None
-        int64 (S, B, 2), upper left corner of the crop in the padded image.
-    flips : Tensor or None
-        bool (S, B).
-    holes : Tensor or None
-        int64 (S, B, 2), centre of the cutout (row, column).
-    partners : Tensor or None
-        int64 (S, B), mixup's permutation within each mini-batch.
-    lambdas : list of float or None
-        Mixup's weight of the image itself, one a step.
-    cutout : int
-        Side of the cutout, in pixels.
-    drawn : Tensor or None
-        int64 (S, B) in [0, 2**31), each image's key.
+    choices : dict
+        Tensors (S, B, ...) by name. "index", int64, is the images' rows of the training set; the
+        unused end of a short mini-batch repeats row 0. The others are the augmentations'.
+    augmentations : tuple of Augmentation
+        Who drew them.
     """
 
     sizes: list[int]
-    indices: Tensor
-    corners: Tensor | None = None
-    flips: Tensor | None = None
-    holes: Tensor | None = None
-    partners: Tensor | None = None
-    lambdas: list[float] | None = None
-    cutout: int = 0
-    drawn: Tensor | None = None
+    choices: dict[str, Tensor]
+    augmentations: tuple[Augmentation, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def step(self, step: int) -> "Choices":
-        """Return the choices of one step."""
+    @property
+    def indices(self) -> Tensor:
+        """int64 (S, B), rows of the training set."""
+        return self.choices[INDEX]
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Return the choices of one step, (B, ...)."""
         size = self.sizes[step]
-
-        def row(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[step, :size]
-
-        return Choices(
-            self.indices[step, :size],
-            row(self.corners),
-            row(self.flips),
-            row(self.holes),
-            row(self.partners),
-            1.0 if self.lambdas is None else self.lambdas[step],
-            self.cutout,
-            row(self.drawn),
-        )
+        return {name: tensor[step, :size] for name, tensor in self.choices.items()}
 
     def to(self, device: torch.device) -> "Plan":
         """Return the plan with its tensors on ``device``."""
         if device.type == "cpu":
             return self
-
-        def there(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            indices=self.indices.to(device, non_blocking=True),
-            corners=there(self.corners),
-            flips=there(self.flips),
-            holes=there(self.holes),
-            partners=there(self.partners),
-            drawn=there(self.drawn),
-        )
+        moved = {name: t.to(device, non_blocking=True) for name, t in self.choices.items()}
+        return replace(self, choices=moved)
 
 
 def make_plan(
@@ -183,24 +113,10 @@ def make_plan(
         Each epoch is a fresh permutation of the client's images, cut into mini-batches.
     """
     sizes, rows = _mini_batches(images, work, generator)
-    steps, batch = rows.shape
-    height, width = shape
-    corners = flips = holes = partners = lambdas = drawn = None
-    if work.crop:
-        corners = torch.randint(0, 2 * work.crop + 1, (steps, batch, 2), generator=generator)
-    if work.flip:
-        flips = torch.rand(steps, batch, generator=generator) < 0.5
-    if work.cutout:
-        limits = torch.tensor([height, width])
-        holes = (torch.rand(steps, batch, 2, generator=generator) * limits).long()
-    if work.mixup:
-        partners = torch.zeros(steps, batch, dtype=torch.int64)
-        for step, size in enumerate(sizes):
-            partners[step, :size] = torch.randperm(size, generator=generator)
-        lambdas = _beta(work.mixup, steps, generator)
-    if work.keys:  # last: the rest of the plan is the same with and without them
-        drawn = torch.randint(0, 2**31, (steps, batch), generator=generator)
-    return Plan(sizes, rows, corners, flips, holes, partners, lambdas, work.cutout, drawn)
+    choices = {INDEX: rows}
+    for augmentation in work.augmentations:
+        choices |= augmentation.draw(sizes, rows.shape[1], shape, generator)
+    return Plan(sizes, choices, work.augmentations)
 
 
 def _mini_batches(
@@ -218,10 +134,3 @@ def _mini_batches(
     for step, batch in enumerate(batches):
         rows[step, : len(batch)] = batch
     return [len(batch) for batch in batches], rows
-
-
-def _beta(a: float, draws: int, generator: torch.Generator) -> list[float]:
-    """Draw from Beta(a, a) by two gamma variates; values that float32 holds exactly."""
-    concentration = torch.full((2, draws), a, dtype=torch.float64)
-    x, y = torch._standard_gamma(concentration, generator=generator)
-    return (x / (x + y)).float().tolist()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
+from fedsam.data.csv import csv
 from fedsam.data.partition import Partition, check_enough, cut, deal, even_sizes, pools_of
-from fedsam.data.split_csv import csv
 
 TRIES = 1000  # draws of a split whose smallest client may be too small
 AHEAD = 1 << 20  # cells (clients x classes) that are filled at once, to bound the memory

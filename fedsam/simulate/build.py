@@ -22,6 +22,7 @@ from fedsam.base.vector import Layout
 from fedsam.config import plugins
 from fedsam.config.schema import Config
 from fedsam.data import datasets, lifelong
+from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
@@ -275,7 +276,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         )
 
     trainer = Trainer(
-        like.train if like else images(dataset.train_images, dataset.train_labels, work.crop),
+        like.train if like else images(dataset.train_images, dataset.train_labels, work.padding),
         like.test if like else images(dataset.test_images, dataset.test_labels),
         partition,
         lambda: copy.deepcopy(template),
@@ -333,16 +334,13 @@ def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
     side = min(dataset.train_images.shape[-2:])
     if config.cutout > side:
         raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
-    return Work(
-        config.batch_size,
-        config.local_epochs,
-        config.local_steps,
-        crop=CROP_PADDING if "crop" in augment else 0,
-        flip="flip" in augment,
-        cutout=config.cutout,
-        mixup=config.mixup,
-        keys=keys,
-    )
+    augmentations: list[Augmentation] = []
+    augmentations += [Crop(CROP_PADDING)] if "crop" in augment else []
+    augmentations += [Flip()] if "flip" in augment else []
+    augmentations += [Cutout(config.cutout)] if config.cutout else []
+    augmentations += [Mixup(config.mixup)] if config.mixup else []
+    augmentations += [Keys()] if keys else []  # last: the rest of a plan is the same without them
+    return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
 
 
 def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelong.Lifelong | None:

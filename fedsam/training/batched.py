@@ -57,10 +57,11 @@ class Program:
         self.images = first.train
         self.layout = first.layout
         self.packing = Packing(first.work)
+        self.augmentations = first.work.augmentations
         clients = len(trainers)
         steps, width = (max(sizes) for sizes in zip(*map(_shape, trainers), strict=True))
         device, dtype, P = self.layout.device, self.layout.dtype, self.layout.trainable
-        shape = (len(self.packing.place), clients, steps, width)
+        shape = (self.packing.planes, clients, steps, width)
         pinned = device.type == "cuda"
         # two: the next round's plans are drawn while the copy of this round's may be under way
         self._drawn = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
@@ -151,9 +152,7 @@ class Program:
     def _step(self) -> None:
         """Do one step of every client that still has one."""
         rows = self.plans.index_select(2, self.step).squeeze(2)
-        chosen, valid = self.packing.choices(rows)
-        flat = self.images.take(chosen)
-        batch = replace(flat.map(lambda t: t.unflatten(0, valid.shape)), valid=valid)
+        batch = self.images.take(self.packing.choices(rows), self.augmentations)
         local = replace(self.local, state=self.state)
         w, state, base, loss = one_step(
             self.method, self.gradients, batch, self.w, local, self.base

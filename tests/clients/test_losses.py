@@ -28,6 +28,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator, uniform
 from fedsam.base.vector import TINY
 from fedsam.config.schema import resolve
+from fedsam.data.augment import Crop, Cutout, Flip, Keys, Mixup
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
 from fedsam.simulate.build import new_method
@@ -44,7 +45,7 @@ PIXELS = torch.randint(
 )
 LABELS = torch.arange(9) % 3
 MEAN, STD = torch.tensor([0.4, 0.5]).double(), torch.tensor([0.2, 0.3]).double()
-WORK = Work(5, keys=True)  # two steps, of 5 and 4 images
+WORK = Work(5, augmentations=(Keys(),))  # two steps, of 5 and 4 images
 LR = 0.3
 LOSSES = pytest.mark.parametrize("loss", [PGDAT, TRADES])
 
@@ -129,8 +130,8 @@ def naive_client(network, naive_loss, rho=0.0):
     chosen = plan()
     for step in range(2):
         choice = chosen.step(step)
-        x, y = PIXELS[choice.indices].double() / 255, LABELS[choice.indices]
-        u = torch.tensor([naive_uniform(int(key), 32) for key in choice.drawn]).double()
+        x, y = PIXELS[choice["index"]].double() / 255, LABELS[choice["index"]]
+        u = torch.tensor([naive_uniform(int(key), 32) for key in choice["key"]]).double()
         u = u.view(-1, 2, 4, 4)
         before = [p.detach().clone() for p in parameters]
         g = torch.autograd.grad(naive_loss(model, x, y, u), parameters)
@@ -183,7 +184,7 @@ def test_on_a_linear_model_of_two_classes_pgd_is_fgsm_in_closed_form():
     mine, _ = ours(linear, PGDAT(10, eps=30.0, step=60.0, steps=1), labels=LABELS % 2)
     weight, bias = (p.detach().clone() for p in linear().parameters())
     for step in range(2):
-        rows = plan().step(step).indices
+        rows = plan().step(step)["index"]
         x, y = PIXELS[rows].double() / 255, LABELS[rows] % 2
         direction = (weight[1 - y] - weight[y]).sign().view(-1, 2, 4, 4)
         worst = normalised((x + eps * direction).clamp(0, 1)).flatten(1)
@@ -219,7 +220,9 @@ def test_a_start_is_a_fraction_up_to_one_or_a_round(start, before):
 @LOSSES
 def test_the_attack_leaves_the_batch_statistics_alone(loss):
     """They are those of the passes in training mode: over x', and for TRADES over x before it."""
-    mine, _ = ours(convolutional, loss(10, eps=16.0, steps=3), work=Work(9, keys=True))
+    mine, _ = ours(
+        convolutional, loss(10, eps=16.0, steps=3), work=Work(9, augmentations=(Keys(),))
+    )
     assert int(mine["1.num_batches_tracked"]) == (1 if loss is PGDAT else 2)
     model = convolutional()
     model(normalised(PIXELS[plan(Work(9)).indices[0]].double() / 255))
@@ -232,7 +235,7 @@ def test_the_network_is_in_training_mode_again_after_an_attack(loss):
     flat = FlatModule(convolutional())
     flat.module.train()
     x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double()
-    batch = Batch(x, LABELS[:4], drawn=torch.arange(4), pixels=Pixels(0.1, -5.0, 5.0))
+    batch = Batch(x, LABELS[:4], keys=torch.arange(4), pixels=Pixels(0.1, -5.0, 5.0))
     flat.gradient(flat.w.clone(), lambda model: loss(10).value(model, batch, Classification()))
     assert flat.module.training
     assert flat.module[1].training
@@ -286,15 +289,16 @@ def test_keys_give_even_and_independent_numbers_the_same_as_in_plain_integers():
 
 
 def test_keys_do_not_change_the_rest_of_a_plan():
-    work = Work(4, crop=1, flip=True, cutout=2, mixup=1.0)
-    without, with_keys = (plan(w) for w in (work, replace(work, keys=True)))
-    for name, value in vars(without).items():
-        if name != "drawn":
-            other = getattr(with_keys, name)
-            same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
-            assert same, name
-    assert with_keys.drawn.shape == with_keys.indices.shape
-    assert len(with_keys.drawn.unique()) == with_keys.drawn.numel()
+    work = Work(4, augmentations=(Crop(1), Flip(), Cutout(2), Mixup(1.0)))
+    without, with_keys = (
+        plan(w) for w in (work, replace(work, augmentations=(*work.augmentations, Keys())))
+    )
+    assert set(with_keys.choices) - set(without.choices) == {"key"}
+    for name, value in without.choices.items():
+        assert torch.equal(value, with_keys.choices[name]), name
+    keys = with_keys.choices["key"]
+    assert keys.shape == with_keys.indices.shape
+    assert len(keys.unique()) == keys.numel()
 
 
 @ENGINES
@@ -303,7 +307,9 @@ def test_keys_do_not_change_the_rest_of_a_plan():
 def test_in_a_cohort_it_is_the_same_as_one_by_one(gradients, minimizer, loss):
     """Ragged clients, mixup and all augmentations; the round after a switch, too."""
     method = Method(minimizer, FedAvg(), 0.9, loss=loss(2, eps=10.0, step=4.0, steps=2, start=1))
-    trainer = trainer_of(method, work=replace(EVERYTHING, keys=True))
+    trainer = trainer_of(
+        method, work=replace(EVERYTHING, augmentations=(*EVERYTHING.augmentations, Keys()))
+    )
     trainers, state = [trainer] * 5, start_of(trainer)
     program = Program(trainers, gradients, capture=False)
     for round in (1, 2):

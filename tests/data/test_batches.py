@@ -2,7 +2,6 @@
 
 from itertools import chain
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +9,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional as F
 
 from fedsam.base.randomness import torch_generator
-from fedsam.data.images import Images, cut_out
+from fedsam.data.augment import Crop, Cutout, Flip, Mixup
+from fedsam.data.images import Batch, Images
 from fedsam.data.plan import Work, make_plan
 
 SHAPE = (32, 32)
@@ -66,36 +66,41 @@ def test_fractions_are_rounded_to_steps_and_at_least_one():
     assert [Work(64, e).steps(500) for e in (0.0, 0.001, 0.25, 0.5, 1.5)] == [0, 1, 2, 4, 12]
 
 
-FULL = Work(16, 2.0, crop=4, flip=True, cutout=8, mixup=1.0)
+FULL = Work(16, 2.0, augmentations=(Crop(4), Flip(), Cutout(8), Mixup(1.0)))
 
 
 def test_a_plan_is_its_key():
     first, again = plan_of(50, FULL), plan_of(50, FULL)
-    for name, value in vars(first).items():
-        other = getattr(again, name)
-        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+    assert first.sizes == again.sizes
+    assert list(first.choices) == ["index", "corner", "flip", "centre", "partner", "lambda"]
+    for name, value in first.choices.items():
+        assert torch.equal(value, again.choices[name])
     for change in ({"round": 2}, {"client": 1}, {"seed": 1}):
         assert not torch.equal(first.indices, plan_of(50, FULL, **change).indices)
 
 
+def frequencies(values, least):
+    return values.flatten().bincount(minlength=least) / values.numel()
+
+
 def test_what_is_drawn_has_the_right_distribution():
-    plan = plan_of(2000, Work(2000, 20.0, crop=4, flip=True, cutout=16, mixup=0.5))
-    corners = plan.corners.flatten().bincount(minlength=9) / plan.corners.numel()
+    plan = plan_of(2000, Work(2000, 20.0, augmentations=(Crop(4), Flip(), Cutout(16), Mixup(0.5))))
+    corners = frequencies(plan.choices["corner"], 9)
     assert len(corners) == 9
     assert (corners - 1 / 9).abs().max() < 0.005
-    assert plan.flips.double().mean() == pytest.approx(0.5, abs=0.01)
-    holes = plan.holes.flatten().bincount(minlength=32) / plan.holes.numel()
+    assert plan.choices["flip"].double().mean() == pytest.approx(0.5, abs=0.01)
+    holes = frequencies(plan.choices["centre"], 32)
     assert len(holes) == 32
     assert (holes - 1 / 32).abs().max() < 0.005
     for step, size in enumerate(plan.sizes):
-        assert sorted(plan.partners[step, :size].tolist()) == list(range(size))
+        assert sorted(plan.choices["partner"][step, :size].tolist()) == list(range(size))
 
 
 @pytest.mark.parametrize("a", [0.2, 1.0, 4.0])
 def test_mixups_lambda_is_beta(a):
-    lambdas = np.array(plan_of(1, Work(1, local_steps=20_000, mixup=a)).lambdas)
-    assert lambdas.mean() == pytest.approx(0.5, abs=0.01)
-    assert lambdas.var() == pytest.approx(1 / (4 * (2 * a + 1)), rel=0.05)
+    lambdas = plan_of(1, Work(1, local_steps=20_000, augmentations=(Mixup(a),))).choices["lambda"]
+    assert lambdas.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert lambdas.var().item() == pytest.approx(1 / (4 * (2 * a + 1)), rel=0.05)
 
 
 def data(channels, size=23):
@@ -122,25 +127,30 @@ def by_torchvision(pixels, mean, std, corner=None, flip=False, hole=None, side=0
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "work",
-    [Work(8), Work(8, crop=4), Work(8, flip=True), Work(8, crop=4, flip=True, cutout=16)],
+    [
+        Work(8),
+        Work(8, augmentations=(Crop(4),)),
+        Work(8, augmentations=(Flip(),)),
+        Work(8, augmentations=(Crop(4), Flip(), Cutout(16))),
+    ],
     ids=["plain", "crop", "flip", "all"],
 )
 def test_augmentation_is_torchvisions(channels, work):
     pixels, labels, mean, std = data(channels)
-    images = Images(pixels, labels, tuple(mean), tuple(std), padding=work.crop)
+    images = Images(pixels, labels, tuple(mean), tuple(std), padding=work.padding)
     plan = plan_of(23, work)
     for step in range(len(plan)):
-        batch = images.batch(plan, step)
+        batch, chosen = images.batch(plan, step), plan.step(step)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for i, row in enumerate(rows_of(plan)[step]):
             expected = by_torchvision(
                 pixels[row],
                 mean,
                 std,
-                corner=None if plan.corners is None else plan.corners[step, i].tolist(),
-                flip=plan.flips is not None and bool(plan.flips[step, i]),
-                hole=None if plan.holes is None else plan.holes[step, i].tolist(),
-                side=work.cutout,
+                corner=chosen["corner"][i].tolist() if "corner" in chosen else None,
+                flip="flip" in chosen and bool(chosen["flip"][i]),
+                hole=chosen["centre"][i].tolist() if "centre" in chosen else None,
+                side=16,
             )
             torch.testing.assert_close(batch.images[i], expected, rtol=1e-5, atol=1e-5)
             assert batch.targets[i] == labels[row]
@@ -159,20 +169,21 @@ def test_evaluation_is_to_tensor_and_normalise_also_where_training_is_padded():
 def test_mixup_mixes_images_and_remembers_both_labels():
     pixels, labels, mean, std = data(3)
     images = Images(pixels, labels, tuple(mean), tuple(std))
-    plan = plan_of(23, Work(8, mixup=1.0))
+    plan = plan_of(23, Work(8, augmentations=(Mixup(1.0),)))
     for step, rows in enumerate(rows_of(plan)):
-        batch, lam = images.batch(plan, step), plan.lambdas[step]
-        partners = [rows[k] for k in plan.partners[step, : len(rows)].tolist()]
+        batch, lam = images.batch(plan, step), plan.choices["lambda"][step, 0]
+        partners = [rows[k] for k in plan.choices["partner"][step, : len(rows)].tolist()]
         plain = images.rows(torch.tensor(rows)).images, images.rows(torch.tensor(partners)).images
         torch.testing.assert_close(batch.images, lam * plain[0] + (1 - lam) * plain[1])
         assert batch.targets.tolist() == labels[rows].tolist()
         assert batch.mixed_targets.tolist() == labels[partners].tolist()
-        assert batch.lam == lam
+        assert batch.lam.tolist() == [lam] * len(rows)
 
 
 def test_a_hole_is_clipped_at_the_border():
     image = torch.ones(2, 1, 8, 8)
-    cut = cut_out(image, torch.tensor([[0, 0], [4, 7]]), 4)
+    batch = Batch(image, torch.zeros(2))
+    cut = Cutout(4).apply(batch, {"centre": torch.tensor([[0, 0], [4, 7]])}).images
     assert cut[0, 0, :2, :2].sum() == 0
     assert int(cut[0].sum()) == 64 - 4
     assert cut[1, 0, 2:6, 5:].sum() == 0

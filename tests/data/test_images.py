@@ -6,6 +6,7 @@ from torchvision.transforms import functional as F
 
 from fedsam.base.randomness import torch_generator
 from fedsam.config.schema import resolve
+from fedsam.data.augment import Crop, Cutout, Flip, Mixup
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
 from fedsam.simulate.build import new_trainer
@@ -13,7 +14,7 @@ from fedsam.simulate.build import new_trainer
 HEIGHT, WIDTH = 6, 9
 STATISTICS = {1: ((0.3,), (0.2,)), 3: ((0.3, 0.5, 0.6), (0.2, 0.25, 0.3))}
 channels = pytest.mark.parametrize("channels", [1, 3])
-FULL = Work(4, 2.0, crop=2, flip=True, cutout=4)
+FULL = Work(4, 2.0, augmentations=(Crop(2), Flip(), Cutout(4)))
 
 
 def pixels_of(channels):
@@ -33,26 +34,26 @@ def plan_of(work):
 
 def by_hand(pixels, plan, step, i, padding):
     """Pad, crop, mirror, normalise, cut: one image, in the order of the official transforms."""
-    top, left = plan.corners[step, i].tolist()
+    top, left = plan.choices["corner"][step, i].tolist()
     image = F.pad(pixels.double() / 255, padding)
     image = F.crop(image, top, left, HEIGHT, WIDTH)
-    if plan.flips[step, i]:
+    if plan.choices["flip"][step, i]:
         image = F.hflip(image)
     image = F.normalize(image, *STATISTICS[len(pixels)])
-    row, column = plan.holes[step, i].tolist()
-    half = plan.cutout // 2
+    row, column = plan.choices["centre"][step, i].tolist()
+    half = 4 // 2
     image[:, max(row - half, 0) : row + half, max(column - half, 0) : column + half] = 0
     return image
 
 
 @channels
 def test_height_and_width_are_not_mixed_up(channels):
-    plan, images, pixels = plan_of(FULL), images_of(channels, FULL.crop), pixels_of(channels)
+    plan, images, pixels = plan_of(FULL), images_of(channels, FULL.padding), pixels_of(channels)
     for step, size in enumerate(plan.sizes):
         batch = images.batch(plan, step)
         assert batch.images.shape == (size, channels, HEIGHT, WIDTH)
         for i in range(size):
-            expected = by_hand(pixels[plan.indices[step, i]], plan, step, i, FULL.crop)
+            expected = by_hand(pixels[plan.indices[step, i]], plan, step, i, FULL.padding)
             torch.testing.assert_close(batch.images[i], expected, rtol=1e-13, atol=1e-13)
 
 
@@ -67,23 +68,24 @@ def test_evaluation_sees_the_whole_picture_whatever_the_padding(channels, paddin
 
 @channels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("mixup", [0.0, 1.0])
+@pytest.mark.parametrize("mixup", [(), (Mixup(1.0),)])
 def test_batches_have_the_dtype_that_was_asked_for_and_are_channels_last(channels, dtype, mixup):
-    work = Work(4, crop=2, flip=True, cutout=4, mixup=mixup)
+    work = Work(4, augmentations=(Crop(2), Flip(), Cutout(4), *mixup))
     images = images_of(channels, 2, dtype).batch(plan_of(work), 0).images
     assert images.dtype == dtype
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mixup_mixes_what_was_already_augmented():
-    mixed = plan_of(Work(4, crop=2, flip=True, cutout=4, mixup=1.0))
+    mixed = plan_of(Work(4, augmentations=(Crop(2), Flip(), Cutout(4), Mixup(1.0))))
     images = images_of(3, 2)
-    plain = plan_of(Work(4, crop=2, flip=True, cutout=4))
+    plain = plan_of(Work(4, augmentations=(Crop(2), Flip(), Cutout(4))))
     for step in range(len(mixed)):
         # mixup is drawn last, so both plans hold the same crops, flips and holes
-        assert torch.equal(mixed.corners, plain.corners)
+        assert all(torch.equal(mixed.choices[name], value) for name, value in plain.choices.items())
         one, two = images.batch(mixed, step), images.batch(plain, step)
-        order, lam = mixed.partners[step, : mixed.sizes[step]], mixed.lambdas[step]
+        chosen = mixed.step(step)
+        order, lam = chosen["partner"], float(chosen["lambda"][0])
         expected = lam * two.images + (1 - lam) * two.images[order]
         torch.testing.assert_close(one.images, expected, rtol=1e-14, atol=1e-14)
         assert torch.equal(one.mixed_targets, two.targets[order])
@@ -93,9 +95,9 @@ def test_taking_batches_changes_no_pixel_and_no_batch_before():
     given = pixels_of(1)
     images = Images(given, torch.arange(11) % 3, *STATISTICS[1])
     before = given.clone()
-    first = images.batch(plan_of(Work(4, flip=True, cutout=4, mixup=1.0)), 0).images
+    first = images.batch(plan_of(Work(4, augmentations=(Flip(), Cutout(4), Mixup(1.0)))), 0).images
     kept = first.clone()
-    images.batch(plan_of(Work(4, flip=True, cutout=4, mixup=1.0)), 1)
+    images.batch(plan_of(Work(4, augmentations=(Flip(), Cutout(4), Mixup(1.0)))), 1)
     images.rows(torch.arange(11))
     assert torch.equal(given, before)
     assert torch.equal(first, kept)

@@ -1,6 +1,7 @@
 """Plans: whose rows, how they are paired, and that nothing global is touched."""
 
 import random
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -9,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsam.base.randomness import torch_generator
+from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup
+from fedsam.data.images import Images
+from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
 
-FULL = Work(8, 2.0, crop=4, flip=True, cutout=8, mixup=1.0)
+FULL = Work(8, 2.0, augmentations=(Crop(4), Flip(), Cutout(8), Mixup(1.0)))
 
 
 def plan_of(rows, work, shape=(32, 32), key=0):
@@ -29,50 +33,55 @@ def test_a_plan_holds_the_clients_own_rows_and_no_others(rows, batch):
 
 
 def test_a_last_mini_batch_of_one_image_has_all_it_needs():
-    plan = plan_of(range(100, 109), Work(4, crop=2, flip=True, cutout=2, mixup=1.0))
+    plan = plan_of(range(100, 109), Work(4, augmentations=(Crop(2), Flip(), Cutout(2), Mixup(1.0))))
     assert plan.sizes == [4, 4, 1]
-    assert plan.indices.shape == plan.flips.shape == plan.partners.shape == (3, 4)
-    assert plan.corners.shape == plan.holes.shape == (3, 4, 2)
-    assert plan.partners[2, 0] == 0  # mixed with itself
-    assert len(plan.lambdas) == 3
+    assert (
+        plan.indices.shape == plan.choices["flip"].shape == plan.choices["partner"].shape == (3, 4)
+    )
+    assert plan.choices["corner"].shape == plan.choices["centre"].shape == (3, 4, 2)
+    assert plan.choices["partner"][2, 0] == 0  # mixed with itself
+    assert plan.choices["lambda"].shape == (3, 4)
 
 
 def test_partners_are_shuffled_anew_in_each_mini_batch():
-    plan = plan_of(range(64), Work(32, mixup=1.0))
-    first, second = plan.partners.tolist()
+    plan = plan_of(range(64), Work(32, augmentations=(Mixup(1.0),)))
+    first, second = plan.choices["partner"].tolist()
     assert sorted(first) == sorted(second) == list(range(32))
     assert first != second
     assert list(range(32)) not in (first, second)
 
 
 def test_one_lambda_serves_one_mini_batch():
-    lambdas = plan_of(range(64), Work(16, 2.0, mixup=1.0)).lambdas
-    assert len(set(lambdas)) == len(lambdas) == 8
-    assert all(0 < lam < 1 for lam in lambdas)
+    lambdas = plan_of(range(64), Work(16, 2.0, augmentations=(Mixup(1.0),))).choices["lambda"]
+    assert len(lambdas) == len(lambdas.unique()) == 8
+    assert torch.equal(lambdas, lambdas[:, :1].expand(8, 16))
+    assert ((lambdas > 0) & (lambdas < 1)).all()
 
 
 def test_holes_lie_anywhere_in_an_image_that_is_not_square():
-    holes = plan_of([0], Work(1, local_steps=2000, cutout=2), shape=(3, 11)).holes[:, 0]
+    holes = plan_of(
+        [0], Work(1, local_steps=2000, augmentations=(Cutout(2),)), shape=(3, 11)
+    ).choices["centre"][:, 0]
     assert holes[:, 0].unique().tolist() == list(range(3))
     assert holes[:, 1].unique().tolist() == list(range(11))
 
 
 def test_corners_are_uniform_in_both_directions_and_independent():
-    corners = plan_of([0], Work(1, local_steps=20_000, crop=1)).corners[:, 0]
+    corners = plan_of([0], Work(1, local_steps=20_000, augmentations=(Crop(1),))).choices["corner"][
+        :, 0
+    ]
     cells = (3 * corners[:, 0] + corners[:, 1]).bincount(minlength=9).double()
     expected = 20_000 / 9
     assert ((cells - expected) ** 2 / expected).sum() < 26.1  # chi-square, 8 degrees, 99.9%
 
 
 def test_flips_are_fair():
-    flips = plan_of([0], Work(1, local_steps=40_000, flip=True)).flips
+    flips = plan_of([0], Work(1, local_steps=40_000, augmentations=(Flip(),))).choices["flip"]
     assert abs(int(flips.sum()) - 20_000) < 3.3 * 100  # 3.3 standard deviations
 
 
 def test_what_is_not_asked_for_is_not_drawn():
-    plan = plan_of(range(5), Work(2))
-    assert (plan.corners, plan.flips, plan.holes) == (None, None, None)
-    assert (plan.partners, plan.lambdas) == (None, None)
+    assert list(plan_of(range(5), Work(2)).choices) == ["index"]
 
 
 def test_drawing_a_plan_moves_nothing_global_and_keeps_the_clients_rows():
@@ -83,3 +92,53 @@ def test_drawing_a_plan_moves_nothing_global_and_keeps_the_clients_rows():
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
     assert torch.equal(rows, torch.arange(20))
+
+
+def test_a_packed_cohort_takes_what_its_clients_take_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (30, 3, 6, 9), generator=generator, dtype=torch.uint8)
+    work = Work(4, 1.5, augmentations=(Crop(2), Flip(), Cutout(4), Mixup(0.4), Keys()))
+    images = Images(pixels, torch.arange(30), (0.4,) * 3, (0.3,) * 3, padding=work.padding)
+    plans = [plan_of(r, work, (6, 9), k) for k, r in enumerate([range(11), [12], range(20, 26)])]
+    packing = Packing(work)
+    packed = torch.full((packing.planes, 3, 4, 4), -1, dtype=torch.int32)
+    packing.pack(plans, packed)
+    for step in range(4):
+        batch = images.take(packing.choices(packed[:, :, step]), work.augmentations)
+        for k, plan in enumerate(plans):
+            size = plan.sizes[step] if step < len(plan) else 0
+            assert batch.valid[k].tolist() == [True] * size + [False] * (4 - size)
+            assert batch.images[k].is_contiguous(memory_format=torch.channels_last)
+            if not size:
+                continue
+            one = images.batch(plan, step)
+            for name in ("images", "targets", "mixed_targets", "lam", "keys"):
+                assert torch.equal(getattr(batch, name)[k, :size], getattr(one, name)), name
+                assert getattr(batch, name).dtype == getattr(one, name).dtype
+
+
+def test_an_augmentation_of_ones_own_needs_no_other_file():
+    class Invert(Augmentation):
+        def draw(self, sizes, width, shape, generator):
+            return {"sign": 1 - 2 * torch.randint(0, 2, (len(sizes), width), generator=generator)}
+
+        def apply(self, batch, choices):
+            signs = choices["sign"][..., None, None, None]
+            return replace(batch, images=batch.images * signs)
+
+    work = Work(4, augmentations=(Invert(),))
+    images = Images(
+        torch.arange(144).view(9, 1, 4, 4).to(torch.uint8), torch.arange(9), (0.4,), (1,)
+    )
+    plans = [plan_of(range(9), work, (4, 4), key) for key in (0, 1)]
+    signs = torch.cat([plan.choices["sign"] for plan in plans])
+    assert set(signs.flatten().tolist()) == {-1, 1}
+    packing = Packing(work)
+    packed = torch.zeros(packing.planes, 2, 3, 4, dtype=torch.int32)
+    packing.pack(plans, packed)
+    together = images.take(packing.choices(packed[:, :, 0]), work.augmentations)
+    for k, plan in enumerate(plans):
+        plain = images.rows(plan.indices[0]).images
+        expected = plain * plan.choices["sign"][0][:, None, None, None]
+        assert torch.equal(images.batch(plan, 0).images, expected)
+        assert torch.equal(together.images[k], expected)

@@ -17,6 +17,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.config.plugins import find
 from fedsam.config.schema import resolve
+from fedsam.data.augment import Crop, Flip
 from fedsam.data.datasets import Dataset
 from fedsam.data.plan import Work
 from fedsam.engines.threads import ThreadExecutor
@@ -232,7 +233,7 @@ def test_clients_on_threads_and_in_cohorts_are_those_one_by_one(name):
     """To the byte on one thread and on two, to 1e-5 as either kind of cohort."""
     torch.manual_seed(2)
     template = new(name, (2, 8, 8), 3).double()
-    work = Work(2, local_steps=1, crop=1, flip=True)
+    work = Work(2, local_steps=1, augmentations=(Crop(1), Flip()))
     trainer = trainer_of(module=lambda: copy.deepcopy(template), work=work)
     jobs = [
         ClientJob(client, start_of(trainer), 1, 0.02) for client in (0, 1)

@@ -17,6 +17,7 @@ from fedsam.clients.minimizers.sgd import SGD
 from torch import nn
 
 from fedsam.base.randomness import torch_generator
+from fedsam.data.augment import Cutout, Flip, Mixup
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
 from fedsam.tasks.classification import Classification
@@ -78,8 +79,8 @@ def batches(plan):
     for step, size in enumerate(plan.sizes):
         rows = plan.indices[step, :size]
         x, y = X[rows], targets[rows]
-        if plan.lambdas is not None:
-            lam, order = plan.lambdas[step], plan.partners[step, :size]
+        if "partner" in plan.choices:
+            lam, order = float(plan.choices["lambda"][step, 0]), plan.step(step)["partner"]
             x, y = lam * x + (1 - lam) * x[order], lam * y + (1 - lam) * y[order]
         yield x, y
 
@@ -128,18 +129,18 @@ def test_mixup_trains_on_both_labels_in_every_pass(name):
     minimizer, train = TWINS[name]
     module = plain()
     network, model = FlatModule(copy.deepcopy(module)), copy.deepcopy(module)
-    plan = plan_of(Work(4, 2.0, mixup=0.7))
+    plan = plan_of(Work(4, 2.0, augmentations=(Mixup(0.7),)))
     state, _ = go(network, network.state.clone(), minimizer, plan)
     train(model, batches(plan), lr=0.3)
     assert_state_is(network.layout, state, model)
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.7])
+@pytest.mark.parametrize("mixup", [(), (Mixup(0.7),)])
 @twins
 def test_the_loss_is_the_mean_over_steps_before_each_and_unperturbed(name, mixup):
     minimizer, train = TWINS[name]
     module = plain()
-    plan = plan_of(Work(4, mixup=mixup))
+    plan = plan_of(Work(4, augmentations=mixup))
     model, losses = copy.deepcopy(module), []
     for x, y in batches(plan):
         losses.append(nn.functional.cross_entropy(model(x), y).item())
@@ -168,9 +169,9 @@ def test_state_plan_and_images_keep_their_bytes(name):
     minimizer, _ = TWINS[name]
     network = FlatModule(normalised())
     state, data = network.state.clone(), images()
-    plan = plan_of(Work(4, 2.0, flip=True, cutout=2, mixup=1.0))
+    plan = plan_of(Work(4, 2.0, augmentations=(Flip(), Cutout(2), Mixup(1.0))))
     given = [state, data.padded, data.targets, data.offset, data.factor]
-    given += [plan.indices, plan.flips, plan.holes, plan.partners]
+    given += plan.choices.values()
     before = [tensor.clone() for tensor in given]
     method = Method(minimizer, FedProx(0.1), 0.9, 0.1, loss=Plain())
     train_client(network, state, plan, data, Classification(), method, round=1, lr=0.3)
