@@ -23,6 +23,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
 from fedsam.base.randomness import sample_clients, torch_generator
+from fedsam.data import augment
 from fedsam.data.images import Images
 from fedsam.data.plan import Plan, Work, make_plan
 
@@ -67,9 +68,16 @@ class Rounds:
         given = json.loads((folder / "settings.json").read_text())
         with np.load(folder / "data.npz", allow_pickle=False) as archive:
             data = {key: torch.from_numpy(archive[key]) for key in archive.files}
-        self.given, self.work, self.number = given, Work(**given["work"]), 0
+        augmentations = tuple(
+            getattr(augment, name)(**values) for name, values in given["augmentations"]
+        )
+        self.given, self.work, self.number = (
+            given,
+            Work(**given["work"], augmentations=augmentations),
+            0,
+        )
         self.images = Images(
-            data["images"], data["labels"], given["mean"], given["std"], padding=self.work.crop
+            data["images"], data["labels"], given["mean"], given["std"], padding=self.work.padding
         )
         self.rows = data["indices"].tensor_split(data["offsets"][1:-1])
         module, name = given["model"]

@@ -1,21 +1,21 @@
 """Prints docs/flags.md from the fields of fedsam.config.schema.Config: ``python docs/flags.py``."""
 
-import inspect
 import re
-from collections.abc import Iterator
 
 from fedsam.base.errors import flag
-from fedsam.config.schema import Config
+from fedsam.config.schema import Config, groups
 
 HEAD = """# Every flag
 
 Made by `python docs/flags.py` from the fields of `Config`; a test compares. A flag
 is also a key of a run's YAML file and of `fedsam.run(...)` from Python, with underscores
 (`clients_per_round`), and of Flower's run config (`clients-per-round`). A boolean flag has a
-counterpart: `--no-swa`.
+counterpart: `--no-swa`. In paths, `~` and `$VAR` are read as a shell reads them.
 
 Flags stand before the `--config` file, the file before the `--algorithm`'s preset, and that
-before the defaults. `python -m fedsam.sweep` takes the same flags, for every cell.
+before the defaults. Options (`--minimizer-options` and the like) are merged key by key; those of
+a plug-in go with it where one of these names another in its place. `python -m fedsam.sweep` takes
+the same flags, for every cell.
 """
 TABLE = """
 ## {}
@@ -24,19 +24,6 @@ TABLE = """
 | --- | --- | --- |
 {}
 """
-
-
-def groups() -> Iterator[tuple[str, list[str]]]:
-    """Yield the comments that part Config's fields, each with its fields."""
-    comment, names = "", []
-    for found in re.finditer(r"^    (?:# (.+)|(\w+): .+)$", inspect.getsource(Config), re.M):
-        if found[1]:
-            if names:
-                yield comment, names
-            comment, names = found[1], []
-        elif found[2] in Config.model_fields:
-            names.append(found[2])
-    yield comment, names
 
 
 def row(name: str) -> str:
@@ -50,7 +37,7 @@ def row(name: str) -> str:
 
 def page() -> str:
     """Return docs/flags.md."""
-    tables = (TABLE.format(c.capitalize(), "\n".join(map(row, names))) for c, names in groups())
+    tables = (TABLE.format(title, "\n".join(map(row, names))) for title, names in groups().items())
     return HEAD + "".join(tables)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 from fedsam.base.errors import UsageError, flag, nearest
-from fedsam.config.schema import Config
+from fedsam.config.schema import Config, groups
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,14 +32,22 @@ class Parser(argparse.ArgumentParser):
 def key_parser() -> Parser:
     """Return a parser of the flags that are keys of Config: one for each of its fields."""
     out = Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name, field in Config.model_fields.items():
-        text = " ".join((field.description or "").split()).removesuffix(".")
-        text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
-        if field.annotation is bool:
-            out.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
-        else:
-            out.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
+    for title, names in groups().items():
+        group = out.add_argument_group(title[0].lower() + title[1:])
+        for name in names:
+            _add(group, name)
     return out
+
+
+def _add(group: "argparse._ArgumentGroup", name: str) -> None:
+    """Add the flag of a key."""
+    field = Config.model_fields[name]
+    text = " ".join((field.description or "").split()).removesuffix(".")
+    text = f"{text} (default: {_shown(field.default)})".replace("%", "%%")
+    if field.annotation is bool:
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+    else:
+        group.add_argument(flag(name), metavar=_kind(field.annotation), help=text)
 
 
 def _shown(default: Any) -> str:

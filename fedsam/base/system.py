@@ -1,12 +1,15 @@
 """What the operating system offers: whole files, cores, and signals that ask a run to stop."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from fedsam.base.errors import UsageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -76,6 +79,21 @@ def listening() -> Iterator[Stop]:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """Return a path with ``~`` and ``$VAR`` or ``${VAR}`` as the shell would read them.
+
+    Raises
+    ------
+    UsageError
+        If there is no such variable.
+    """
+    text = os.fspath(path)
+    for braced, plain in re.findall(r"\$(?:\{(\w+)\}|(\w+))", text, re.ASCII):
+        if (braced or plain) not in os.environ:
+            raise UsageError(f"the environment has no variable {braced or plain}")
+    return os.path.expanduser(os.path.expandvars(text))
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -1,5 +1,6 @@
 """The YAML files of configs/: presets of the methods, experiments, and yours."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import yaml
 
 import fedsam
 from fedsam.base.errors import UsageError, nearest
+from fedsam.base.system import expanded
 from fedsam.config import text
 
+OPTIONS = "_options"
 CONFIGS = next(p for folder in fedsam.__path__ if (p := Path(folder) / "configs").is_dir())
 
 
@@ -29,7 +32,55 @@ def preset(algorithm: str, dataset: str) -> dict[str, Any]:
         )
     values = read(CONFIGS / "algorithms" / f"{algorithm}.yaml")
     published = {path.parent.name: path for path in CONFIGS.glob(f"algorithms/*/{algorithm}.yaml")}
-    return values | read(published[dataset]) if dataset in published else values
+    return over(values, read(published[dataset])) if dataset in published else values
+
+
+def over(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of each layer over those of the layers before it, options key by key.
+
+    Where a layer names another plug-in than one below it (another minimiser, model, ...), the
+    options of the one that is replaced go with it. ``swa`` is short for the average of this name.
+    """
+    out: dict[str, Any] = {}
+    for layer in layers:
+        out = _over(out, layer)
+    return out
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(lower)
+    swa = upper.get("swa") is True and "average" not in upper
+    if "average" in upper and out.get("swa") is True:
+        out |= {"swa": False, "average": "swa"}
+    elif swa and out.get("average", "swa") != "swa":
+        del out["average"]
+        out.pop("average_options", None)
+    for key in [key for key in out if key.endswith(OPTIONS)]:
+        name = key.removesuffix(OPTIONS)
+        if name in upper and name in out and _another(name, out[name], upper[name]):
+            del out[key]
+    for key, value in upper.items():
+        below, above = _mapping(key, out.get(key)), _mapping(key, value)
+        both = key.endswith(OPTIONS) and isinstance(below, dict) and isinstance(above, dict)
+        out[key] = {**below, **above} if both else value
+    return out
+
+
+def _mapping(key: str, value: Any) -> Any:
+    """Return options as the mapping that a text says; all else as it is, for Config to judge."""
+    if not key.endswith(OPTIONS) or not isinstance(value, str):
+        return value
+    try:
+        said = text.parse(value or "{}")
+    except yaml.YAMLError:
+        return value
+    return said if isinstance(said, dict) else value
+
+
+def _another(name: str, below: Any, above: Any) -> bool:
+    if name == "lifelong":  # a number of tasks, 0 for none
+        return str(above) == "0"
+    return str(below).replace("-", "_") != str(above).replace("-", "_")
 
 
 def located(file: str | PathLike[str]) -> Path:
@@ -40,7 +91,11 @@ def located(file: str | PathLike[str]) -> Path:
     UsageError
         If there is neither.
     """
-    for path in (Path(file), CONFIGS / f"{file}.yaml", CONFIGS / file):
+    try:
+        own = Path(expanded(file))
+    except UsageError as error:
+        raise UsageError(f"--config {file}: {error}") from error
+    for path in (own, CONFIGS / f"{file}.yaml", CONFIGS / file):
         if path.is_file():
             return path
     files = [p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps"]
@@ -50,7 +105,7 @@ def located(file: str | PathLike[str]) -> Path:
 
 
 def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a file's keys over those of the file that its ``base`` key names, if any."""
+    """Return a file's keys ``over`` those of the file that its ``base`` key names, if any."""
     try:
         values = text.parse(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -64,7 +119,7 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if path in below:
         raise UsageError(f"--config {path}: builds on itself (base: {base})")
-    beside = path.parent / str(base)
+    beside = path.parent / expanded(str(base))
     if not beside.is_file():
         raise UsageError(f"--config {path}: base: there is no file {beside}")
-    return read(beside, (*below, path)) | values
+    return over(read(beside, (*below, path)), values)

@@ -7,12 +7,11 @@ from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
-from fedsam.config.schema import HOW, Config
+from fedsam.config.schema import Config, keys
 from fedsam.runs.run import Run
 
-COLUMNS = ("dataset", "alpha", "clients_per_round")  # a table's columns, where they differ
-# what may differ between runs of one cell; the last three are the method's name
-APART = HOW | {"seed", "algorithm", "swa", "average"}
+COLUMNS = keys("column")  # a table's columns, where they differ
+APART = keys("how") + keys("cell")  # what may differ between runs of one cell
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedsam.base.errors import TrainingError, UsageError, flag
 from fedsam.base.system import Stop
-from fedsam.config.schema import SHARED, Config
+from fedsam.config.schema import Config, keys
 from fedsam.engines.batched import BatchedTrainer, Member
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import on_device, one_compute_thread
@@ -169,7 +169,7 @@ class SharedExecutor:
 def check_alike(configs: Sequence[Config]) -> None:
     """Raise UsageError if the runs cannot share one program."""
     for number, config in enumerate(configs[1:], 1):
-        for key in SHARED:
+        for key in keys("shared"):
             mine, other = getattr(config, key), getattr(configs[0], key)
             if mine != other:
                 raise UsageError(

@@ -8,16 +8,14 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedsam.base.errors import UsageError, flag
-from fedsam.config.schema import HOW, Config, resolve
+from fedsam.config.presets import over
+from fedsam.config.schema import Config, keys, resolve
 from fedsam.messages import VectorRecord
 from fedsam.runs import checkpoint, files
 from fedsam.runs.checkpoint import Snapshot, load
 from fedsam.server.side_vectors import SideVectors
 from fedsam.simulate.schedule import EarlyStop
 from fedsam.training.method import Vectors
-
-# keys of which a run may go on with other values
-FREE = HOW | {"rounds", "swa_start", "target_accuracy", "patience"}
 
 FORMAT = 2  # of a snapshot's tree: 1 had the fields of strategies that did without the adapter
 
@@ -124,9 +122,10 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
     if not files.is_run(folder):
         raise UsageError(f"--resume {folder}: there is no run")
     before = resolve({}, folder / files.CONFIG)
-    config = resolve(before.model_dump() | dict(given))
+    config = resolve(over(before.model_dump(), given))
+    free = keys("how") + keys("free")
     for key, value in config.model_dump().items():
-        if key not in FREE and value != getattr(before, key):
+        if key not in free and value != getattr(before, key):
             raise UsageError(
                 f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
                 "it can only go on with that"

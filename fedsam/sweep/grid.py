@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
 from fedsam.config import text
-from fedsam.config.presets import CONFIGS
-from fedsam.config.schema import HOW, Config, resolve
+from fedsam.config.presets import CONFIGS, over
+from fedsam.config.schema import Config, keys, resolve
 from fedsam.runs import files
 from fedsam.runs.run import finished
 
@@ -39,7 +39,7 @@ class Sweep(BaseModel):
         From a key to its values; a cell is one of each. ``minimizer_options.start`` is the entry
         ``start`` of that mapping, here and in the others.
     when : list of When
-        Keys of some cells; a later entry stands before an earlier one.
+        Keys of some cells; a later entry stands before an earlier one. Options merge key by key.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,7 +69,7 @@ class SweepPoint:
             return False
         before = resolve({}, self.folder / files.CONFIG).model_dump()
         for key, value in self.config.model_dump().items():
-            if key not in HOW and before[key] != value:
+            if key not in keys("how") and before[key] != value:
                 raise UsageError(
                     f"{self.folder}: was run with {key} {before[key]!r}, not {value!r}; "
                     "give another --out"
@@ -126,14 +126,11 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[SweepPoi
             raise UsageError(f"when.{number}: no cell of the grid has {when.match}")
     cells = []
     for place in places:
-        keys = sweep.set | place
-        for when in sweep.when:
-            if when.match.items() <= place.items():
-                keys |= when.set
+        layers = [sweep.set, place]
+        layers += [when.set for when in sweep.when if when.match.items() <= place.items()]
+        values = over(*map(nested, layers), given)
         name = ",".join(f"{key}={value}".replace("/", "-") for key, value in place.items())
-        cells.append(
-            SweepPoint(name, out / name, resolve(nested(keys) | dict(given), sweep.config))
-        )
+        cells.append(SweepPoint(name, out / name, resolve(values, sweep.config)))
     return cells
 
 

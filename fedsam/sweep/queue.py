@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.config.schema import SHARED, Config, dump
+from fedsam.config.schema import Config, dump, keys
 from fedsam.runs.run import ending
 from fedsam.sweep.grid import SweepPoint
 
@@ -34,7 +34,7 @@ def _shared(config: Config) -> str:
     """
     options = [*config.minimizer_options.items(), *config.client_options.items()]
     kinds = [(k, type(v) if isinstance(v, float) and k != "start" else v) for k, v in options]
-    return repr([*(getattr(config, key) for key in SHARED), kinds])
+    return repr([*(getattr(config, key) for key in keys("shared")), kinds])
 
 
 def run_here(cells: Sequence[SweepPoint]) -> Words:

@@ -31,37 +31,9 @@ def test_short_numbers(text, value):
     assert isinstance(parse(text), float)
 
 
-SAME = [
-    "1",
-    "007",
-    "0x1f",
-    "1_000",
-    "on",
-    "off",
-    "yes",
-    "no",
-    "none",
-    "null",
-    "~",
-    "true",
-    "60s",
-    "1e",
-    "e5",
-    ".",
-    "-",
-    "1.2.3",
-    "2026-11-27",
-    "12:30",
-    "a/1e5",
-    "data",
-    "1e5x",
-    "+",
-    "..",
-    "v1.0",
-    ".inf",
-    "-.inf",
-    ".nan",
-]
+SAME = ["1", "007", "0x1f", "1_000", "on", "off", "yes", "no", "none", "null", "~", "true", "60s"]
+SAME += ["1e", "e5", ".", "-", "+", "..", "1.2.3", "2026-11-27", "12:30", "a/1e5", "data", "1e5x"]
+SAME += ["v1.0", ".inf", "-.inf", ".nan"]
 
 
 @pytest.mark.parametrize("text", SAME)

@@ -1,0 +1,268 @@
+"""Every key of a run, in five groups, with its default, its bounds, and what is done with it."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from fedsam.base.system import expanded
+from fedsam.config import text
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is done with a key, beside its flag.
+
+    Attributes
+    ----------
+    how : bool
+        Says how and where a run is computed, not what: the numbers are the same up to rounding.
+    shared : bool
+        The same in runs that train as one program: the model, the images, a mini-batch's shape.
+    free : bool
+        A run that is resumed may go on with another value, as with those that say how.
+    who : bool
+        Who learns: a preset that says so (central) is a setting of its own, not one of a file's.
+    cell : bool
+        May differ between the runs of one cell of a report; all but the seed are in its name.
+    column : int
+        Place of the key among the columns of a report's table, where runs differ in it (0: none).
+    """
+
+    how: bool = False
+    shared: bool = False
+    free: bool = False
+    who: bool = False
+    cell: bool = False
+    column: int = 0
+
+
+def _options(value: Any) -> Any:
+    """Accept a mapping also as text, as flags and Flower's run config hold it."""
+    if isinstance(value, str):
+        try:
+            value = text.parse(value or "{}")
+        except yaml.YAMLError as error:
+            raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
+    if isinstance(value, dict):
+        for key, given in value.items():
+            for scalar in given if isinstance(given, list) else [given]:
+                if not isinstance(scalar, Scalar):
+                    raise ValueError(
+                        f"{key} must be a number, a text, true, false or a list of them"
+                    )
+                if isinstance(scalar, float) and not math.isfinite(scalar):
+                    raise ValueError(f"{key} must be a finite number")
+    return value
+
+
+def _path(value: Any) -> Any:
+    return expanded(value) if isinstance(value, str) else value
+
+
+Scalar = bool | int | float | str
+Options = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_options)]
+PathText = Annotated[str, BeforeValidator(_path)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Data(_Group):
+    """What is learnt."""
+
+    dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, or the import path of a
+    function that returns one."""
+    data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
+    """Folder that holds the data sets; what is missing is downloaded into it where that is
+    possible."""
+    normalize: Annotated[Literal["dataset", "half", "none"], Key(shared=True)] = "dataset"
+    """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
+    standard deviation of each channel), half (0.5 and 0.5) or none."""
+    model: Annotated[str, Key(shared=True)] = "auto"
+    """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
+    digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, vit, wrn16-4, or an import path such as
+    torchvision.models:resnet18."""
+    model_options: Annotated[Options, Key(shared=True)] = {}
+    """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
+    task: Annotated[str, Key(shared=True)] = "classification"
+    """What the model's output means: classification, or an import path."""
+
+
+class Federation(_Group):
+    """Who learns it, and how long."""
+
+    clients: Annotated[int, Key(who=True)] = Field(100, ge=1)
+    """Clients in the population."""
+    clients_per_round: Annotated[int, Key(who=True, column=3)] = Field(10, ge=1)
+    """Clients sampled each round, without replacement."""
+    partition: Annotated[str, Key(who=True)] = "dirichlet"
+    """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
+    concentration), iid, dirichlet-per-class, shards, quantity, csv, or an import path."""
+    alpha: Annotated[float, Key(column=2)] = Field(0.05, ge=0)
+    """Concentration of the split: 0 is one class a client, large is IID."""
+    partition_options: Options = {}
+    """Further arguments of the partition: '{shards: 2}', '{path: split.csv}'."""
+    lifelong: Annotated[int, Key(shared=True)] = Field(0, ge=0)
+    """Tasks that the classes are cut into and that are learnt one after the other, each over an
+    equal part of the rounds (0: off)."""
+    lifelong_options: Annotated[Options, Key(shared=True)] = {}
+    """How: '{order: 3}' shuffles the classes by this seed, '{heads: multi}' lets only a task's own
+    classes compete, '{memory: 20}' lets clients replay as many images of each earlier class."""
+    rounds: Annotated[int, Key(free=True)] = Field(1000, ge=1)
+    """Communication rounds."""
+    local_epochs: float = Field(1.0, ge=0)
+    """Passes over its images that a client makes a round; fractions are rounded to whole steps."""
+    local_steps: int = Field(0, ge=0)
+    """Mini-batches a client takes a round, in place of --local-epochs (0: by epochs)."""
+    target_accuracy: Annotated[float, Key(free=True)] = Field(0.0, ge=0, le=1)
+    """Stop once an evaluation reaches this accuracy, in [0, 1] (0: off)."""
+    patience: Annotated[int, Key(free=True)] = Field(0, ge=0)
+    """Stop after so many evaluations without a better accuracy (0: off)."""
+
+
+class Client(_Group):
+    """How a client learns."""
+
+    algorithm: Annotated[str, Key(cell=True)] = "fedavg"
+    """A preset of the axes below by its paper's name, out of configs/algorithms, with the values
+    published for CIFAR-10, or CIFAR-100 where that is the data set; flags given beside it win."""
+    minimizer: Annotated[str, Key(shared=True)] = "sgd"
+    """How a client descends: a name out of clients/minimizers, or an import path."""
+    minimizer_options: Options = {}
+    """Further arguments of the minimiser: '{k: 2, slow: 0.5}'."""
+    client: Annotated[str, Key(shared=True)] = "fedavg"
+    """What a client corrects: a name out of clients, or an import path."""
+    client_options: Options = {}
+    """Further arguments of the client: '{mu: 0.01}'."""
+    loss: Annotated[str, Key(shared=True)] = "plain"
+    """What a client minimises: plain (the task's loss), pgd_at or trades (at adversarial images), a
+    name out of clients/losses, or an import path."""
+    loss_options: Annotated[Options, Key(shared=True)] = {}
+    """Further arguments of the loss: '{eps: 8, step: 2, steps: 10, start: 0.9}'."""
+    rho: float = Field(0.05, ge=0)
+    """Radius of SAM, ASAM and their kin."""
+    eta: float = Field(0.2, ge=0)
+    """Eta of ASAM: added to |w|."""
+    lr: float = Field(0.1, gt=0)
+    """Clients' learning rate."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """How it goes on from round to round: constant, or cosine (from --lr towards 0)."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Clients' SGD momentum, from zero in each round."""
+    optimizer: Annotated[Literal["sgd", "nesterov", "adamw"], Key(shared=True)] = "sgd"
+    """Clients' base optimiser: sgd, nesterov (with --momentum) or adamw (PyTorch's betas), whose
+    state is zero at the start of each round."""
+    weight_decay: float = Field(4e-4, ge=0)
+    """Clients' l2 coefficient, added to the gradient (adamw: decoupled from it)."""
+    decay_in_loss: Annotated[bool, Key(shared=True)] = False
+    """Weight decay as part of the loss, so that SAM and its kin also ascend along it (Google's
+    SAM); else it acts at the unperturbed weights only, as in FedSAM's and ASAM's code."""
+    bn_first_pass: Annotated[bool, Key(shared=True)] = False
+    """BatchNorm statistics are updated in the first pass of a step only (Google's SAM); else in
+    each, as in FedSAM's and ASAM's code."""
+    bn: Literal["values", "pooled", "local"] = "values"
+    """BatchNorm statistics: values (averaged as they are), pooled (mean and variance of all the
+    cohort's images together) or local (SiloBN: each client keeps its own; needs --update-bn)."""
+    batch_size: Annotated[int, Key(shared=True)] = Field(64, ge=1)
+    """Images a mini-batch; a smaller last one is kept."""
+    augment: Annotated[Literal["auto", "none", "crop", "flip", "crop+flip"], Key(shared=True)] = (
+        "auto"
+    )
+    """Random crop after padding by 4 and mirroring (auto: crop+flip for CIFAR, crop for SVHN, else
+    none)."""
+    cutout: Annotated[int, Key(shared=True)] = Field(0, ge=0)
+    """Side of the square cut out of each image, in pixels (0: off)."""
+    mixup: Annotated[float, Key(shared=True)] = Field(0.0, ge=0)
+    """A of mixup's lambda ~ Beta(a, a) (0: off)."""
+
+
+class Server(_Group):
+    """What the server does."""
+
+    strategy: str = "fedavg"
+    """How replies are aggregated: a name out of strategies, or an import path such as
+    flwr.serverapp.strategy:FedAdam."""
+    strategy_options: Options = {}
+    """Further arguments of the strategy: '{server_momentum: 0.9}'."""
+    swa: Annotated[bool, Key(cell=True)] = False
+    """Short for --average swa."""
+    average: Annotated[str, Key(cell=True)] = "none"
+    """Average of the global model that is evaluated: none, swa, ema, wima (a name out of
+    strategies/averages), or an import path."""
+    average_options: Options = {}
+    """Further arguments of the average: '{phase: official}', '{decay: 0.99}'."""
+    swa_start: Annotated[float, Key(free=True)] = Field(0.75, ge=0)
+    """When averaging starts: a fraction of the rounds below 1, else a round."""
+    swa_cycle: int = Field(10, ge=1)
+    """Rounds of SWA's learning-rate cycle."""
+    swa_lr: float = Field(1e-4, ge=0)
+    """Learning rate at the end of SWA's cycle."""
+    update_bn: int = Field(0, ge=0)
+    """Training images on which the server computes the BatchNorm statistics of the evaluated model
+    anew, the same at each evaluation (0: off)."""
+    min_clients: int = Field(1, ge=1)
+    """Usable updates that a round needs; with fewer it is tried again with other clients, three
+    times in all."""
+    client_timeout: float = Field(0.0, ge=0)
+    """Seconds after which a client that has not answered is left out (0: never); with Ray and on
+    Flower's runtime, as a thread of the local engine cannot be stopped."""
+    max_norm: float = Field(0.0, ge=0)
+    """Leave out updates that are longer, l2 (0: off)."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Scale updates that are longer down to this l2 norm (0: off)."""
+
+
+class Run(_Group):
+    """How it is computed and what it leaves."""
+
+    seed: Annotated[int, Key(cell=True)] = Field(0, ge=0)
+    """Everything random follows from it: model, split, cohorts, batches."""
+    device: Annotated[str, Key(how=True, shared=True)] = "auto"
+    """Auto (cuda where there is one), cpu, cuda, cuda:1, ...."""
+    precision: Annotated[Literal["fp32", "tf32", "bf16"], Key(shared=True)] = "fp32"
+    """Of the forward pass: fp32, tf32 (matrix products of a GPU) or bf16; weights stay fp32."""
+    cohort: Annotated[Literal["auto", "off", "slots", "vmap"], Key(how=True, shared=True)] = "auto"
+    """How the local engine trains a round's clients: off (each by itself), slots or vmap (as one
+    batched program, which a GPU replays as a CUDA graph), auto (slots on a GPU, off on a CPU)."""
+    threads: Annotated[int, Key(how=True)] = Field(0, ge=0)
+    """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
+    depend on it."""
+    engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True)] = "local"
+    """Where clients run: local (threads of this process) or ray (actors, on one machine or a
+    cluster); on Flower's runtime: flwr run ."""
+    workers: Annotated[int, Key(how=True)] = Field(0, ge=0)
+    """Ray actors, each on one core (0: one a core of this machine); the result does not depend on
+    it."""
+    ray_address: Annotated[str, Key(how=True)] = ""
+    """Address of a running Ray cluster; auto for the one on this machine (empty: start Ray
+    here)."""
+    gpus_per_worker: Annotated[float, Key(how=True)] = Field(0.0, ge=0)
+    """GPUs of each Ray actor; fractions share one."""
+    eval_every: int = Field(10, ge=1)
+    """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""
+    out: Annotated[PathText, Key(how=True)] = ""
+    """Folder for the results, which must not exist (empty: a new one under runs/)."""
+    checkpoint_every: Annotated[
+        str, BeforeValidator(str), Field(pattern=r"^\d+s?$"), Key(how=True)
+    ] = "60s"
+    """Rounds (100) or seconds (60s) after which what --resume needs is saved anew, and when
+    the run ends or is interrupted (0: never)."""
+    save_every: Annotated[int, Key(how=True)] = Field(0, ge=0)
+    """Rounds between models that are kept, models/000100.safetensors in the run's folder (0: none);
+    each is the one that is evaluated: the average, once there is one."""
+    profile: Annotated[bool, Key(how=True)] = False
+    """Also print and save a table of the time by phase (profile.json)."""
+    trace: Annotated[bool, Key(how=True)] = False
+    """Also save a PyTorch profiler trace of rounds 3 to 5 (trace.json.gz)."""
+    track: Annotated[str, Key(how=True)] = ""
+    """Follow the run live: tensorboard, wandb, mlflow (each an extra of that name) or import paths,
+    between commas."""
+    quiet: Annotated[bool, Key(how=True)] = False
+    """No progress line."""
