@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 if not (_HERE := Path(__file__).resolve().parent).joinpath("clients").is_dir():
     __path__.append(str(_HERE.parent))
 
-__version__ = "0.2.0"
+__version__: str  # of the package that is installed, or "checkout"
 __all__ = ["Config", "TrainingError", "UsageError", "as_strategy", "load", "run"]
 
 
@@ -89,6 +89,10 @@ def __getattr__(name: str) -> object:
         from fedsam.config.schema import Config
 
         return Config
+    if name == "__version__":
+        from fedsam.base.system import version
+
+        return version("fedsam")
     if name in ("TrainingError", "UsageError"):
         from fedsam.base import errors
 

@@ -1,15 +1,40 @@
-"""The command line: a parser whose flags are the keys of Config, errors in one line."""
+"""The command line: ``fedsam COMMAND``, a parser of Config's keys, errors to exit codes."""
 
 import argparse
-from collections.abc import Sequence
+import ast
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
-from fedsam.base.errors import UsageError, flag, nearest
+import fedsam
+from fedsam.base.errors import TrainingError, UsageError, flag, nearest
+from fedsam.base.system import Interrupted, expanded
+from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import Config, groups
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
+
+COMMANDS = {
+    "simulate": "one run of federated training, or several as one program",
+    "sweep": "a grid of runs, and their report",
+    "report": "tables and figures of finished runs",
+    "flatness": "how flat the loss is around the models of runs",
+    "list": "names of algorithms, minimisers, ... and what they are",
+}
+FOLDERS = {  # of plug-ins: a file each
+    "minimizers": "clients/minimizers",
+    "clients": "clients/corrections",
+    "losses": "clients/losses",
+    "strategies": "strategies",
+    "averages": "strategies/averages",
+    "models": "models",
+}
+FUNCTIONS = {"datasets": ("datasets.py", "LOADERS"), "partitions": ("splits.py", "METHODS")}
+KINDS = ("algorithms", *FOLDERS, *FUNCTIONS, "sweeps")
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,3 +106,126 @@ def progress_bar(
         disable=disable,
         **options,
     )
+
+
+def path(text: str) -> Path:
+    """Return a path that a flag gives, for a parser's ``type``: ``~`` and ``$VAR`` are read."""
+    try:
+        return Path(expanded(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def run(
+    act: Callable[[], int | None],
+    *,
+    stopped: str = "training stopped",
+    interrupted: str = "interrupted",
+) -> int:
+    """Do what a command does; return its exit code, having said what went wrong in one line.
+
+    Parameters
+    ----------
+    act : callable
+        The command; may return an exit code.
+    stopped, interrupted : str
+        What is said of a TrainingError, and of Ctrl-C where nothing listens to it.
+
+    Returns
+    -------
+    int
+        0, 1 (it could not go on), 2 (wrong input), 128 + n (signal n).
+    """
+    try:
+        return act() or 0
+    except UsageError as error:
+        print(f"fedsam: error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"fedsam: {stopped}: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"fedsam: interrupted after round {error.round}{error.advice}", file=sys.stderr)
+        return 128 + error.signal
+    except KeyboardInterrupt:
+        print(f"fedsam: {interrupted}", file=sys.stderr)
+        return 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``fedsam``: hand the rest of the words to the command that the first one names."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: fedsam COMMAND ..., fedsam COMMAND --help, fedsam --version\n")
+        print("\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
+        return 0
+    if words[0] == "--version":
+        print(f"fedsam {fedsam.__version__}")
+        return 0
+    if words[0] == "list":
+        return run(lambda: show(words[1:]))
+    if words[0] not in COMMANDS:
+        what = f"{words[0]}: no such command{nearest(words[0], COMMANDS)}"
+        print(f"fedsam: error: {what}; have {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"fedsam.{words[0]}.__main__").main(words[1:])
+    return code
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Print the names of each kind, or of one, with what they are; nothing is imported."""
+    parser = Parser(prog="fedsam list", description="Names, and what they are.")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
+    kinds = parser.read(arguments)["kinds"]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(
+                f"list {kind}: no such kind{nearest(kind, KINDS)}; have {', '.join(KINDS)}"
+            )
+    for kind in kinds or KINDS:
+        lines = dict(_listed(kind))
+        width = max(map(len, lines))
+        alone = len(kinds) == 1
+        print("" if alone else f"{kind}\n", end="")
+        for name, what in lines.items():
+            print(f"{'' if alone else '  '}{name:{width}}  {what}".rstrip())
+
+
+def _listed(kind: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of a kind, each with its comment's or docstring's first line."""
+    if kind in ("algorithms", "sweeps"):
+        for file in sorted(CONFIGS.glob(f"{kind}/*.yaml")):
+            yield file.stem, file.read_text().partition("\n")[0].removeprefix("# ")
+        return
+    if kind in FUNCTIONS:
+        name, table = FUNCTIONS[kind]
+        yield from _of_table(Path(__file__).parent / "data" / name, table)
+        return
+    folder = next(p for f in fedsam.__path__ if (p := Path(f) / FOLDERS[kind]).is_dir())
+    for file in sorted(folder.glob("*.py")):
+        if file.stem != "__init__":
+            yield file.stem, _first_line(ast.parse(file.read_text()))
+
+
+def _of_table(file: Path, table: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a dict of functions in a module, with what the functions say."""
+    trees = {path: ast.parse(path.read_text()) for path in file.parent.glob("*.py")}
+    nodes = [node for tree in trees.values() for node in tree.body]
+    said = {node.name: _first_line(node) for node in nodes if isinstance(node, ast.FunctionDef)}
+    for node in trees[file].body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.value, ast.Dict)
+            and ast.unparse(node.target) == table
+        ):
+            for key, function in zip(node.value.keys, node.value.values, strict=True):
+                yield str(getattr(key, "value", "")), said.get(ast.unparse(function), "")
+
+
+def _first_line(node: ast.Module | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

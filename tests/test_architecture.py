@@ -71,6 +71,14 @@ def test_strategies_are_formulas_on_vectors():
             assert module.startswith(("fedsam.base.strategy.", "fedsam.base.vector.")), path
 
 
+def test_the_framework_names_no_plug_in():
+    for path in (ROOT / "fedsam").rglob("*.py"):
+        plugged = [
+            m for m in imports(path) if m.startswith(("fedsam.clients", "fedsam.strategies"))
+        ]
+        assert not plugged, f"{name_of(path)} imports {plugged}"
+
+
 def test_flowers_inner_modules_are_touched_in_one_file():
     inner = ("flwr.supercore", "flwr.superlink", "flwr.common", "flwr.server.", "flwr.proto")
     for path in MODULES:

@@ -81,6 +81,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def version(package: str) -> str:
+    """Return the version of an installed package; of one that is not: "checkout"."""
+    from importlib import metadata  # not cheap, and seldom asked
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "checkout"
+
+
 def expanded(path: str | os.PathLike[str]) -> str:
     """Return a path with ``~`` and ``$VAR`` or ``${VAR}`` as the shell would read them.
 

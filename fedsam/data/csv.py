@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
+from fedsam.base.system import expanded
 from fedsam.data.partition import Partition, cut
 
 
@@ -47,6 +48,10 @@ def csv(
     where = f"--partition-options: {path}"
     if not isinstance(path, str):
         raise UsageError(f"{where}: path must be a text, the name of a CSV file")
+    try:
+        path = expanded(path)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     wanted = [user, image, label] if label else [user, image]
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:

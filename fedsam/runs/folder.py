@@ -7,14 +7,13 @@ import os
 import platform
 import time
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
-from fedsam.base.system import write_whole
+from fedsam.base.system import version, write_whole
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.messages import VectorRecord

@@ -2,11 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsam.base.errors import TrainingError, UsageError
-from fedsam.base.system import Interrupted, listening
+from fedsam import cli
+from fedsam.base.errors import UsageError
+from fedsam.base.system import listening
 from fedsam.cli import Parser, key_parser
 from fedsam.config.schema import Config, resolve
 
@@ -33,7 +33,8 @@ def parser() -> Parser:
     out.add_argument(
         "--resume",
         metavar="DIR",
-        default="",
+        type=cli.path,
+        default=None,
         help="go on with the run in this folder from its last checkpoint; of its keys only those "
         "that say how it is computed, and --rounds, may be other ones",
     )
@@ -63,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | Non
             raise UsageError("--resume: stands without --config, --out and --go-on")
         from fedsam.simulate.resume import resumed
 
-        return [resumed(Path(folder), given)]
+        return [resumed(folder, given)]
     found: list[tuple[Config, Snapshot | None]] = []
     for config in [resolve(given, file) for file in files or [""]]:
         if not go_on:
@@ -77,36 +78,30 @@ def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (training failed), 2 (wrong input) or 130."""
-    try:
-        configs, snapshots = map(list, zip(*parse(arguments), strict=True))
-        # only now: --help and a wrong flag are answered before torch is imported
-        from fedsam.simulate.joint import run_together
-        from fedsam.simulate.progress import Progress
-        from fedsam.simulate.run import run
+    return cli.run(lambda: train(arguments))
 
-        with Progress(configs) as progress, listening() as stop:
-            if len(configs) == 1:
-                watch = progress.update
-                outcomes = [run(configs[0], watch, snapshot=snapshots[0], stop=stop)]
-            else:
-                outcomes = run_together(
-                    configs,
-                    lambda number, line: progress.update(line, number),
-                    snapshots=snapshots,
-                    stop=stop,
-                )
-        for config, outcome in zip(configs, outcomes, strict=True):
-            progress.summarise(config, outcome)
-    except UsageError as error:
-        print(f"fedsam: error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"fedsam: training stopped: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as error:
-        print(f"fedsam: interrupted after round {error.round}{error.advice}", file=sys.stderr)
-        return 128 + error.signal
-    return 0
+
+def train(arguments: Sequence[str] | None) -> None:
+    """Train what the arguments say, with a line of progress and a summary."""
+    configs, snapshots = map(list, zip(*parse(arguments), strict=True))
+    # only now: --help and a wrong flag are answered before torch is imported
+    from fedsam.simulate.joint import run_together
+    from fedsam.simulate.progress import Progress
+    from fedsam.simulate.run import run
+
+    with Progress(configs) as progress, listening() as stop:
+        if len(configs) == 1:
+            watch = progress.update
+            outcomes = [run(configs[0], watch, snapshot=snapshots[0], stop=stop)]
+        else:
+            outcomes = run_together(
+                configs,
+                lambda number, line: progress.update(line, number),
+                snapshots=snapshots,
+                stop=stop,
+            )
+    for config, outcome in zip(configs, outcomes, strict=True):
+        progress.summarise(config, outcome)
 
 
 if __name__ == "__main__":

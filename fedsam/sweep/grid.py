@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
+from fedsam.base.system import expanded
 from fedsam.config import text
 from fedsam.config.presets import CONFIGS, over
 from fedsam.config.schema import Config, keys, resolve
@@ -92,7 +93,7 @@ def read(path: str) -> Sweep:
     UsageError
         If there is none, or it is wrong; one line.
     """
-    places = [Path(path), CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
+    places = [Path(expanded(path)), CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))
