@@ -5,12 +5,12 @@ import math
 import sys
 import time
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedsam.base.errors import StorageError, UsageError, storing
+from fedsam.base.errors import StorageError, UsageError, flag, storing
 from fedsam.base.system import write_whole
 from fedsam.cli import Parser, progress_bar
 from fedsam.runs import files
@@ -20,8 +20,34 @@ Place = tuple[Path, str]  # a run's folder, and the model in it; "": not said wh
 Results = dict[str, dict[str, Any]]  # by model, then by measure
 
 
+METAVARS = {int: "N", float: "X", str: "NAME"}
+# what the options of the measures mean; which measures take one, of which type, with which
+# default: their signatures
+OPTIONS = {
+    "on": "train, test, client:K, clients (the mean over all clients, each on its own images) or "
+    "clients:N (over N of them)",
+    "images": "images at most, a seeded sample; 0: all",
+    "rho": "radius of sharpness",
+    "batch": "m of m-sharpness; 0: all",
+    "steps": "of ascent, of Lanczos and of an attack",
+    "eta": "of adaptive sharpness",
+    "weights_only": "T = 1 on biases, as ASAM trains",
+    "sigma": "of average sharpness",
+    "eigenvalues": "how many of the largest",
+    "probes": "random vectors",
+    "points": "of a line, or of each axis of a surface",
+    "reach": "of surfaces, filter-normalised",
+    "directions": "of surface-line",
+    "margin": "around a plane's models",
+    "folder": "CIFAR-10-C's files, for corruptions; without it they are made here",
+    "draws": "of weight-noise",
+}
+
+
 def flags() -> Parser:
-    """Return the parser of the command's flags."""
+    """Return the parser of the command's flags; the measures' options are those they take."""
+    from fedsam.flatness import registry
+
     out = Parser(
         prog="python -m fedsam.flatness",
         description="Measures of flatness of a run's models, on its data: numbers into "
@@ -39,11 +65,8 @@ def flags() -> Parser:
         "--measure",
         action="append",
         metavar="NAME",
-        help="what to measure, again for more: fit, slope, hessian, trace, density, sharpness, "
-        "sharpness-inf, average-sharpness, average-sharpness-inf, the last four with adaptive- in "
-        "front, surface-line, surface, cohort, corruptions, weight-noise, quantisation, "
-        "adversarial, clients; of several models connectivity, of three plane (default: fit, "
-        "slope, sharpness, adaptive-sharpness and hessian)",
+        help=f"what to measure, again for more: {', '.join(registry.EVERY)}; of several models "
+        f"{' and '.join(registry.COMPARISONS)} (default: {', '.join(registry.QUICK)})",
     )
     out.add_argument(
         "--model",
@@ -57,41 +80,28 @@ def flags() -> Parser:
     out.add_argument("--device", help="in place of the run's: auto, cpu, cuda, cuda:1")
     out.add_argument("--data-root", metavar="DIR", help="in place of the run's")
     options = out.add_argument_group("options of the measures")
-    options.add_argument(
-        "--on",
-        metavar="WHERE",
-        help="train, test, client:K, clients (the mean over all clients, each on its own images) "
-        "or clients:N (over N of them) (default: train)",
-    )
-    options.add_argument(
-        "--images",
-        type=int,
-        help="images at most, a seeded sample; 0: all (default: 512; of surfaces and planes 500, "
-        "of lines and attacks 1000, of corruptions and noise 2000)",
-    )
-    options.add_argument("--rho", type=float, help="radius of sharpness (default: by measure)")
-    options.add_argument("--batch", type=int, help="m of m-sharpness; 0: all (default: 128)")
-    options.add_argument(
-        "--steps", type=int, help="of ascent (default: 5), density (30) and attack (10)"
-    )
-    options.add_argument("--eta", type=float, help="of adaptive sharpness (default: 0)")
-    options.add_argument(
-        "--weights-only", action="store_true", help="T = 1 on biases, as ASAM trains"
-    )
-    options.add_argument("--sigma", type=float, help="of average sharpness (default: by measure)")
-    options.add_argument("--eigenvalues", type=int, help="how many of the largest (default: 5)")
-    options.add_argument(
-        "--probes", type=int, help="random vectors of trace, density, averages (default: 10, 3, 10)"
-    )
-    options.add_argument("--points", type=int, help="of a line, or of each axis of a surface")
-    options.add_argument("--reach", type=float, help="of surfaces, filter-normalised (default: 1)")
-    options.add_argument("--directions", type=int, help="of surface-line (default: 3)")
-    options.add_argument("--margin", type=float, help="around a plane's models (default: 0.3)")
-    options.add_argument(
-        "--folder", metavar="DIR", help="CIFAR-10-C's files, for corruptions (default: made here)"
-    )
-    options.add_argument("--draws", type=int, help="of weight-noise (default: 10)")
+    for name, text in OPTIONS.items():
+        defaults = registry.defaults_of(name)
+        kind = type(next((d for d in defaults.values() if d is not None), 0.0))
+        text = f"{text} (default: {_told(defaults)})"
+        if kind is bool:
+            options.add_argument(flag(name), action="store_true", help=text)
+        else:
+            options.add_argument(flag(name), type=kind, metavar=METAVARS[kind], help=text)
     return out
+
+
+def _told(defaults: Mapping[str, Any]) -> str:
+    """Return an option's defaults by measure in words: "5", or "5 of sharpness, 30 of density"."""
+    by_value: dict[Any, list[str]] = {}
+    for measure, value in defaults.items():
+        shown = (
+            "by the ball" if value is None else "none" if value is False or value == "" else value
+        )
+        by_value.setdefault(shown, []).append(measure)
+    if len(by_value) == 1:
+        return str(next(iter(by_value)))
+    return "; ".join(f"{value} of {', '.join(names)}" for value, names in by_value.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

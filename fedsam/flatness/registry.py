@@ -123,6 +123,17 @@ def options_of(name: str) -> set[str]:
     return {*inspect.signature(EVERY[name]).parameters} - {"subject", "subjects", "cohort", "tick"}
 
 
+def defaults_of(option: str) -> dict[str, Any]:
+    """Return the defaults of an option by the functions that take it, in their order."""
+    defaults: dict[str, Any] = {}
+    for measure in EVERY.values():
+        function: Any = measure.func if isinstance(measure, partial) else measure
+        signature = inspect.signature(function).parameters
+        if option in signature:
+            defaults[function.__name__.replace("_", "-")] = signature[option].default
+    return defaults
+
+
 def check(names: list[str], options: Mapping[str, Any]) -> None:
     """Raise UsageError if there is no such measure, or none of them takes an option."""
     for name in names:
