@@ -115,7 +115,7 @@ def test_the_gaps_chart_holds_each_runs_point_and_says_tau(runs):
     assert set(charts) == {"gap-hessian", "gap-sharpness"}
     error, loss = charts["gap-hessian"].panels
     (tau,) = [t for t in scalars.taus(table) if t.scalar == LAMBDA and t.gap == "error"]
-    low, high = tau.correlation.low, tau.found.high
+    low, high = tau.correlation.low, tau.correlation.high
     text = f"lambda_1: τ = {tau.correlation.tau:.2f} (95%: {low:.2f} to {high:.2f}; 6 runs)"
     assert error.title == text
     assert (error.x_label, error.y_label) == ("hessian: lambda_1", "test - train error (points)")
@@ -177,9 +177,9 @@ def test_lifelong_runs_have_their_numbers_in_the_tables(tmp_path):
         summary["lifelong"] = {"average_accuracy": 0.5 + 0.2 * seed, "forgetting": 0.25}
         (run / "summary.json").write_text(json.dumps(summary))
     table = ResultTable(load_all([tmp_path]))
-    (table,) = scalars.tables(table)
+    (lifelong,) = scalars.tables(table)
     rows = [["lifelong: average accuracy", "0.6 ± 0.14"], ["lifelong: forgetting", "0.25 ± 0"]]
-    assert table.rows == rows
+    assert lifelong.rows == rows
     assert not scalars.sharpness(table)
 
 
