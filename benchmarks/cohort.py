@@ -21,15 +21,17 @@ from typing import Any
 
 import torch
 from ours import Ours
-from torch.func import grad_and_value, vmap
+from torch import Tensor
 
 from fedsam.base.system import cores
 from fedsam.config.schema import resolve
+from fedsam.data.images import Batch
 from fedsam.engines.threads import on_device
 from fedsam.simulate.build import new_gradients, new_trainer
 from fedsam.simulate.joint import run_together
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
+from fedsam.training.gradient import Loss
 
 ROOT = Path(__file__).resolve().parents[1]
 FASHION = Path("/usr/share/datasets")  # where Debian's package puts Fashion-MNIST
@@ -41,7 +43,14 @@ class Compiled(Vmapped):
 
     def __init__(self, trainer: Trainer, clients: int) -> None:
         super().__init__(trainer, clients)
-        self._gradients = torch.compile(vmap(grad_and_value(self._loss)))
+        self._compiled = torch.compile(super().__call__)
+
+    def __call__(
+        self, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses (K,) and gradients (K, P) at ``w`` (K, P)."""
+        losses, gradients = self._compiled(w, batch, loss, frozen)
+        return losses, gradients
 
 
 def race(ways: dict[str, Ours], seconds: float) -> dict[str, list[float]]:

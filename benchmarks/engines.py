@@ -113,7 +113,7 @@ def serve_engine(engine: str, given: dict) -> None:
         return time.perf_counter() - begin
 
     def save(path: str) -> None:
-        np.savez(path, **arrays(layout.read(last)))
+        np.savez(path, allow_pickle=False, **arrays(layout.read(last)))
 
     serve(play, save)
 
@@ -129,6 +129,7 @@ def hand_over(config: Config, folder: Path) -> None:
     folder.mkdir()
     np.savez(
         folder / "data.npz",
+        allow_pickle=False,
         images=dataset.train_images.numpy(),
         labels=dataset.train_labels.numpy(),
         indices=trainer.partition.indices.numpy(),
@@ -210,7 +211,7 @@ class FlowerRun:
         folder.mkdir()
         self.out, self.log, home = folder / "out", folder / "log", folder / "home"
         keys = flat(config) | {"rounds": rounds, "eval_every": 10**6, "out": str(self.out)}
-        defaults = flat(Config())
+        defaults = flat(resolve({}))
         settings = {k.replace("_", "-"): v for k, v in keys.items() if v != defaults.get(k)}
         text = " ".join(
             f'{k}="{v}"' if isinstance(v, str) else f"{k}={str(v).lower()}"

@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -64,7 +64,8 @@ class Bare:
                 p.abs() + ETA if self.minimizer == "asam" and "weight" in n else torch.ones(())
                 for n, p in named
             ]
-            steps = [t * p.grad for t, (_, p) in zip(scale, named, strict=True)]
+            grads = [p.grad for _, p in named if p.grad is not None]
+            steps = [t * g for t, g in zip(scale, grads, strict=True)]
             length = torch.stack([s.norm() for s in steps]).norm() + 1e-16
             steps = [RHO * t * s / length for t, s in zip(scale, steps, strict=True)]
             for step, (_, p) in zip(steps, named, strict=True):
@@ -114,7 +115,7 @@ def check(a: Callable[[], Tensor], b: Callable[[], Tensor], tolerance: float) ->
         raise SystemExit(f"not the same work: after one round the weights differ by {error:.1e}")
 
 
-def race(contestants: dict[str, Callable[[], object]], rounds: int, base: str) -> None:
+def race(contestants: Mapping[str, Callable[[], object]], rounds: int, base: str) -> None:
     """Run the contestants in turn and print medians and ratios to ``base``."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):

@@ -6,7 +6,7 @@ so both train on the same tensors in the same order.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from fedsam.data.plan import Plan, Work, make_plan
 Batches = list[Tensor]
 
 
-class ForPFL:
+class ForPFL(nn.Module):
     """What pfl asks of a module, mixed into one of fedsam's models."""
 
     bf16 = False
@@ -87,7 +87,7 @@ class Rounds:
         net.load_state_dict(initial)
         net = net.to(memory_format=torch.channels_last)
 
-        def new_optimiser(parameters: object, lr: float) -> torch.optim.Optimizer:
+        def new_optimiser(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
             return torch.optim.SGD(parameters, lr=lr, weight_decay=given["weight_decay"])
 
         central = torch.optim.SGD(net.parameters(), lr=1.0)

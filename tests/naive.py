@@ -122,7 +122,8 @@ def federate(model, clients, step, *, rounds, optimiser, decay_in_loss=0.0, **op
         start, ends, sizes = values(model), [], []
         for batches in clients(round):
             assign(model, start)
-            torch_optimiser, memory = optimiser(model.parameters()), {}
+            torch_optimiser = optimiser(model.parameters())
+            memory: dict[str, object] = {}
             for t, batch in enumerate(batches):
                 now = values(model)
 

@@ -99,7 +99,7 @@ def test_a_type_checker_knows_the_wheels_clients(wheel, tmp_path):
     call = [sys.executable, "-m", "mypy", "--follow-imports", "silent", *words]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, timeout=240)
     (error, _) = done.stdout.splitlines()
-    assert error.startswith('mine.py:3: error: Incompatible types in assignment (expression has')
+    assert error.startswith("mine.py:3: error: Incompatible types in assignment (expression has")
 
 
 @pytest.mark.slow
