@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -143,7 +142,7 @@ def hand_over(config: Config, folder: Path) -> None:
         "mean": dataset.mean,
         "std": dataset.std,
         "work": {"batch_size": work.batch_size, "local_epochs": work.local_epochs},
-        "augmentations": [[type(a).__name__, asdict(a)] for a in work.augmentations],
+        "augmentations": [[type(a).__name__, vars(a)] for a in work.augmentations],
         "seed": config.seed,
         "cohort": config.clients_per_round,
         "lr": config.lr,

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedsam.config.schema import dump, resolve
 
 
-def write_run(folder: Path, accuracies: list[float], **given) -> Path:
+def write_run(folder: Path, accuracies: list[float], **given: Any) -> Path:
     """Write a finished run whose rounds 10, 20, ... had these accuracies, a second a round."""
     folder.mkdir(parents=True)
     rounds = 10 * len(accuracies)
@@ -36,7 +37,7 @@ def write_run(folder: Path, accuracies: list[float], **given) -> Path:
     return folder
 
 
-def measure(run, train, test, **measures):
+def measure(run: Path, train: float, test: float, **measures: dict[str, float]) -> None:
     """Write what fedsam.flatness would: the fit, and a scalar a measure."""
     fit = {"train accuracy": train, "test accuracy": test, "train loss": 0.1, "test loss": 0.5}
     results = {"fit": {"scalars": fit}} | {
