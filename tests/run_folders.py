@@ -37,7 +37,7 @@ def write_run(folder: Path, accuracies: list[float], **given: Any) -> Path:
     return folder
 
 
-def measure(run: Path, train: float, test: float, **measures: dict[str, float]) -> None:
+def measure(run: Path, train: float, test: float, **measures: dict[str, float]) -> Path:
     """Write what fedsam.flatness would: the fit, and a scalar a measure."""
     fit = {"train accuracy": train, "test accuracy": test, "train loss": 0.1, "test loss": 0.5}
     results = {"fit": {"scalars": fit}} | {
