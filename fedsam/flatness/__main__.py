@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedsam import cli
 from fedsam.base.errors import StorageError, UsageError, flag, storing
 from fedsam.base.system import write_whole
 from fedsam.cli import Parser, progress_bar
@@ -58,7 +59,7 @@ def flags() -> Parser:
     out.add_argument(
         "runs",
         nargs="+",
-        type=Path,
+        type=cli.path,
         help="folders of runs, or that hold such, or model files (.safetensors) in them",
     )
     out.add_argument(

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsam.base.errors import UsageError
-from fedsam.cli import Parser
+from fedsam.cli import Parser, path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, or 2 for wrong input."""
     parser = Parser(prog="python -m fedsam.report", description="Tables and figures of runs.")
     parser.add_argument(
-        "runs", nargs="+", type=Path, help="folders of finished runs, or folders that hold such"
+        "runs", nargs="+", type=path, help="folders of finished runs, or folders that hold such"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder for the files (default: report)"
+        "--out", type=path, default=Path("report"), help="folder for the files (default: report)"
     )
     parser.add_argument(
         "--target",

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from fedsam.base.errors import UsageError
-from fedsam.base.system import cores
+from fedsam.base.system import cores, expanded
 from fedsam.cli import Parser, key_parser
 from fedsam.report import __main__ as report
 from fedsam.runs.run import finished
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = flags().read(arguments)
         name, target = given.pop("sweep"), given.pop("target")
         report.check_target(target)
-        out = Path(given.pop("out", "") or Path("runs") / Path(name).stem).absolute()
+        out = Path(expanded(given.pop("out", "")) or Path("runs") / Path(name).stem).absolute()
         parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
         for flag, number in (("--parallel", parallel), ("--together", together)):
             if number < 1:

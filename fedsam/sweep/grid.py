@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.system import expanded
 from fedsam.config import text
-from fedsam.config.presets import CONFIGS, over
+from fedsam.config.presets import CONFIGS, OPTIONS, over
 from fedsam.config.schema import Config, keys, resolve
 from fedsam.runs import files
 from fedsam.runs.run import finished
@@ -149,7 +149,7 @@ def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
         if not dot:
             continue
         mapping = plain.get(whole, {})
-        if not isinstance(mapping, dict):
-            raise UsageError(f"{key}: {whole} is no mapping but {mapping!r}")
+        if not whole.endswith(OPTIONS) or not isinstance(mapping, dict):
+            raise UsageError(f"{key}: {whole} is no mapping")
         plain[whole] = {**mapping, part: value}
     return plain

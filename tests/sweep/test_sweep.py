@@ -112,7 +112,7 @@ def test_a_dot_reaches_into_a_mapping(tmp_path):
     assert sweep.set["minimizer_options"]["start"] == 1
     with pytest.raises(UsageError, match="--minimizer-options: is a key of the sweep's grid"):
         cells_of(sweep, tmp_path, {"minimizer_options": {"start": 0.1}})
-    with pytest.raises(UsageError, match=r"rho.x: rho is no mapping but 0.1"):
+    with pytest.raises(UsageError, match=r"rho.x: rho is no mapping"):
         cells_of(Sweep.model_validate({"set": {"rho": 0.1}, "grid": {"rho.x": [1]}}), tmp_path, {})
     assert len(jobs_of([first, second], 2)) == 2  # a program has one switch
 
