@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam import cli
-from fedsam.base.errors import StorageError, UsageError, flag, storing
+from fedsam.base.errors import UsageError, flag, storing
 from fedsam.base.system import write_whole
 from fedsam.cli import Parser, progress_bar
 from fedsam.runs import files
@@ -107,19 +107,12 @@ def _told(defaults: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (disk full), 2 (wrong input) or 130."""
-    try:
+
+    def act() -> None:
         given = flags().read(arguments)
         go([place for path in given.pop("runs") for place in places(path)], given)
-    except UsageError as error:
-        print(f"fedsam: error: {error}", file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f"fedsam: stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("fedsam: interrupted; what was measured is kept", file=sys.stderr)
-        return 130
-    return 0
+
+    return cli.run(act, stopped="stopped", interrupted="interrupted; what was measured is kept")
 
 
 def places(path: Path) -> list[Place]:

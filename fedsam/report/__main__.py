@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsam import cli
 from fedsam.base.errors import UsageError
 from fedsam.cli import Parser, path
 
@@ -22,14 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         help="accuracy in [0, 1]: the report says when each run reached it first",
     )
-    try:
+
+    def act() -> None:
         options = parser.read(arguments)
         check_target(options["target"])
         write(options["runs"], options["out"], options["target"])
-    except UsageError as error:
-        print(f"fedsam: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return cli.run(act)
 
 
 def check_target(target: float | None) -> None:

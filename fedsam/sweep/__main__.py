@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from pathlib import Path
 
+from fedsam import cli
 from fedsam.base.errors import UsageError
 from fedsam.base.system import cores, expanded
 from fedsam.cli import Parser, key_parser
@@ -56,35 +57,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 (a cell failed), 2 (wrong input) or 130."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as Ctrl-C does
     try:
-        given = flags().read(arguments)
-        name, target = given.pop("sweep"), given.pop("target")
-        report.check_target(target)
-        out = Path(expanded(given.pop("out", "")) or Path("runs") / Path(name).stem).absolute()
-        parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
-        for flag, number in (("--parallel", parallel), ("--together", together)):
-            if number < 1:
-                raise UsageError(f"{flag} {number}: must be at least 1")
-        # side by side, runs share the cores
-        shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
-        shares |= {"threads": 1} if ray else {}
-        cells = cells_of(read(name), out, shares | given)
-        jobs = jobs_of([cell for cell in cells if not cell.done()], together)
-        print(f"{len(cells)} cells, {len(cells) - sum(map(len, jobs))} done before", flush=True)
-        failed = {}
-        if jobs:
-            place = RayTasks(jobs[0][0].config) if ray else Processes(parallel)
-            with closing(place):
-                failed = run_all(jobs, place.submit)
-        if len(failed) < len(cells):
-            report.write([out], out / "report", target)
-    except UsageError as error:
-        print(f"fedsam: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fedsam: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return cli.run(
+            lambda: sweep(arguments), interrupted="interrupted; the same command goes on"
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def sweep(arguments: Sequence[str] | None) -> int:
+    """Run what is left of a sweep's cells, and report; return 1 if a cell failed, else 0."""
+    given = flags().read(arguments)
+    name, target = given.pop("sweep"), given.pop("target")
+    report.check_target(target)
+    out = Path(expanded(given.pop("out", "")) or Path("runs") / Path(name).stem).absolute()
+    parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
+    for flag, number in (("--parallel", parallel), ("--together", together)):
+        if number < 1:
+            raise UsageError(f"{flag} {number}: must be at least 1")
+    # side by side, runs share the cores
+    shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
+    shares |= {"threads": 1} if ray else {}
+    cells = cells_of(read(name), out, shares | given)
+    jobs = jobs_of([cell for cell in cells if not cell.done()], together)
+    print(f"{len(cells)} cells, {len(cells) - sum(map(len, jobs))} done before", flush=True)
+    failed = {}
+    if jobs:
+        place = RayTasks(jobs[0][0].config) if ray else Processes(parallel)
+        with closing(place):
+            failed = run_all(jobs, place.submit)
+    if len(failed) < len(cells):
+        report.write([out], out / "report", target)
     return 1 if failed else 0
 
 
