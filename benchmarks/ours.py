@@ -6,12 +6,12 @@ from torch import Tensor
 
 from fedsam.base.system import Stop
 from fedsam.config.schema import Config
-from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.local import Executor, LocalGrid
 from fedsam.messages import VectorRecord
 from fedsam.server.rounds import Round, play
-from fedsam.simulate.build import new_actors, new_strategy, new_trainer
-from fedsam.simulate.run import new_crew, sampling
+from fedsam.simulate.build import new_ray_executor, new_strategy, new_trainer
+from fedsam.simulate.run import new_threads, sampling
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 
@@ -42,15 +42,15 @@ class Ours:
         capture: bool = False,
     ) -> None:
         self.trainer, self.initial = made or new_trainer(config)
-        self.threads = new_crew(config, self.trainer, Stop())
+        self.threads = new_threads(config, self.trainer, Stop())
         sample = sampling(config, self.trainer)
         executor: Executor | None = None
-        self.batched: BatchedTrainer | None = None
+        self.batched: BatchedPrograms | None = None
         if config.engine == "ray":
-            executor = new_actors(config, self.trainer)
+            executor = new_ray_executor(config, self.trainer)
         elif gradients is not None:
-            self.batched = BatchedTrainer(self.threads, gradients, capture=capture)
-            executor = BatchedExecutor(self.batched, Member(self.trainer, sample))
+            self.batched = BatchedPrograms(self.threads, gradients, capture=capture)
+            executor = BatchedExecutor(self.batched, BatchedRun(self.trainer, sample))
         self.turns: Iterator[Round] = play(
             new_strategy(config),
             LocalGrid(self.threads, executor),

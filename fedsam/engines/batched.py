@@ -18,28 +18,28 @@ from fedsam.training.method import Method
 log = logging.getLogger("fedsam")
 
 
-class Member(NamedTuple):
-    """A run as a cohort knows it.
+class BatchedRun(NamedTuple):
+    """A run whose clients are trained in a batch.
 
     Attributes
     ----------
     trainer : Trainer
         The run's.
-    ahead : callable
+    upcoming : callable
         From a round to the clients that the run will most likely train in it.
     """
 
     trainer: Trainer
-    ahead: Callable[[int], list[int]]
+    upcoming: Callable[[int], list[int]]
 
 
-class BatchedTrainer:
-    """Trains the clients of a round, of one run or of several, as one program.
+class BatchedPrograms:
+    """Train the clients of a round, of one run or of several, as one program.
 
     Parameters
     ----------
-    crew : ThreadExecutor
-        Trains one by one what cannot be batched.
+    threads : ThreadExecutor
+        Train one by one what cannot be batched.
     gradients : type or None
         ``Slots`` or ``Vmapped``; None: do not batch.
     capture : bool
@@ -47,36 +47,40 @@ class BatchedTrainer:
     """
 
     def __init__(
-        self, crew: ThreadExecutor, gradients: type[Slots | Vmapped] | None, *, capture: bool = True
+        self,
+        threads: ThreadExecutor,
+        gradients: type[Slots | Vmapped] | None,
+        *,
+        capture: bool = True,
     ) -> None:
-        self.crew = crew
+        self.threads = threads
         self.gradients = gradients
         self._checked: Method | None = None
-        self._capture = capture and crew.trainer.layout.device.type == "cuda"
+        self._capture = capture and threads.trainer.layout.device.type == "cuda"
         self._programs: dict[tuple[int, ...], Program] = {}
         self._drawn: dict[tuple[int, int, int], Plan] = {}
         self._most = sys.maxsize  # clients at a time, until the memory is full
 
     def train(
-        self, groups: Sequence[tuple[Member, Sequence[ClientJob]]]
+        self, groups: Sequence[tuple[BatchedRun, Sequence[ClientJob]]]
     ) -> list[list[Result | Failed]]:
-        """Train the jobs of each member; results are in the same order."""
-        trainers = [member.trainer for member, jobs in groups for _ in jobs]
+        """Train the jobs of each run; results are in the same order."""
+        trainers = [run.trainer for run, jobs in groups for _ in jobs]
         every = [job for _, jobs in groups for job in jobs]
-        trained = iter(self._train([member for member, _ in groups], trainers, every))
+        trained = iter(self._train([run for run, _ in groups], trainers, every))
         return [[next(trained) for _ in jobs] for _, jobs in groups]
 
     def _train(
-        self, members: Sequence[Member], trainers: Sequence[Trainer], jobs: Sequence[ClientJob]
+        self, runs: Sequence[BatchedRun], trainers: Sequence[Trainer], jobs: Sequence[ClientJob]
     ) -> list[Result | Failed]:
-        gradients = self._usable_gradients(members, jobs[0].round) if jobs else None
+        gradients = self._usable_gradients(runs, jobs[0].round) if jobs else None
         if gradients is None:
-            return self.crew.train(jobs, trainers)
+            return self.threads.train(jobs, trainers)
         trained: list[Result | Failed] = []
         while len(trained) < len(jobs):
             part = slice(len(trained), len(trained) + self._most)
             try:
-                trained += self._train_part(members, trainers[part], jobs[part], gradients)
+                trained += self._train_part(runs, trainers[part], jobs[part], gradients)
             except torch.OutOfMemoryError as error:
                 self._halve(len(jobs[part]), error)
             except (UsageError, TrainingError):
@@ -85,7 +89,7 @@ class BatchedTrainer:
                 log.warning(
                     "cohort: %r: clients %s train one by one", error, clients_of(jobs[part])
                 )
-                trained += self.crew.train(jobs[part], trainers[part])
+                trained += self.threads.train(jobs[part], trainers[part])
         return trained
 
     def _halve(self, clients: int, error: torch.OutOfMemoryError) -> None:
@@ -99,7 +103,7 @@ class BatchedTrainer:
 
     def _train_part(
         self,
-        members: Sequence[Member],
+        runs: Sequence[BatchedRun],
         trainers: Sequence[Trainer],
         jobs: Sequence[ClientJob],
         gradients: type[Slots | Vmapped],
@@ -110,17 +114,17 @@ class BatchedTrainer:
         program = self._programs[key]
         plans = [self._plan(t, job) for t, job in zip(trainers, jobs, strict=True)]
         program.begin(jobs, plans)
-        self._draw_ahead(members, jobs[0].round + 1)
+        self._draw_ahead(runs, jobs[0].round + 1)
         return program.end()
 
     def _usable_gradients(
-        self, members: Sequence[Member], round: int
+        self, runs: Sequence[BatchedRun], round: int
     ) -> type[Slots | Vmapped] | None:
         """Return how to batch, if the model and the round's method can be, asked once."""
-        method = self.crew.trainer.method.at(round)
+        method = self.threads.trainer.method.at(round)
         if self.gradients and method != self._checked:
             self._checked = method
-            if reason := why_not([m.trainer for m in members], self.gradients, round):
+            if reason := why_not([run.trainer for run in runs], self.gradients, round):
                 log.warning("cohort: clients train one by one: %s", reason)
                 self.gradients = None
         return self.gradients
@@ -129,12 +133,12 @@ class BatchedTrainer:
         plan = self._drawn.get((id(trainer), job.round, job.client))
         return trainer.plan(job.client, job.round) if plan is None else plan
 
-    def _draw_ahead(self, members: Sequence[Member], round: int) -> None:
+    def _draw_ahead(self, runs: Sequence[BatchedRun], round: int) -> None:
         """Draw the next round's plans while the device works on this one."""
         self._drawn = {
-            (id(member.trainer), round, client): member.trainer.plan(client, round)
-            for member in members
-            for client in member.ahead(round)
+            (id(run.trainer), round, client): run.trainer.plan(client, round)
+            for run in runs
+            for client in run.upcoming(round)
         }
 
 
@@ -144,20 +148,20 @@ def clients_of(jobs: Sequence[ClientJob]) -> str:
 
 
 class BatchedExecutor:
-    """The hands of a run that has a cohort to itself.
+    """Trains the clients of one run in batches.
 
     Parameters
     ----------
-    cohort : BatchedTrainer
-        Who trains.
-    member : Member
+    programs : BatchedPrograms
+        Train them.
+    run : BatchedRun
         The run.
     """
 
-    def __init__(self, cohort: BatchedTrainer, member: Member) -> None:
-        self.cohort = cohort
-        self.member = member
+    def __init__(self, programs: BatchedPrograms, run: BatchedRun) -> None:
+        self.programs = programs
+        self.run = run
 
     def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
         """Return what each job's client returns, in the jobs' order."""
-        return self.cohort.train([(self.member, jobs)])[0]
+        return self.programs.train([(self.run, jobs)])[0]

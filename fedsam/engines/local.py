@@ -1,6 +1,6 @@
 """The local engine: a Flower Grid in this process, over one device or all its cores.
 
-On a CPU one client is one core: the crew's threads train a client each, with one compute thread,
+On a CPU one client is one core: the threads train a client each, with one compute thread,
 so a client's arithmetic, and with it every byte of a result, does not depend on how many cores
 there are. On a GPU clients train one after the other.
 """
@@ -40,16 +40,16 @@ class LocalGrid(Grid):
 
     Parameters
     ----------
-    crew : ThreadExecutor
-        Evaluates, and trains the clients.
-    hands : Executor, optional
-        Who trains the clients in place of the crew: actors elsewhere.
+    threads : ThreadExecutor
+        Evaluate, and train the clients.
+    executor : Executor, optional
+        Trains the clients in place of the threads: actors elsewhere.
     """
 
-    def __init__(self, crew: ThreadExecutor, hands: Executor | None = None) -> None:
-        self.crew = crew
-        self.hands = hands or crew
-        self.trainer = crew.trainer
+    def __init__(self, threads: ThreadExecutor, executor: Executor | None = None) -> None:
+        self.threads = threads
+        self.executor = executor or threads
+        self.trainer = threads.trainer
         self._run = compat.new_run()
         self.memories: dict[int, Vectors] = {}  # of the clients that have trained, if they keep any
         self._replies: dict[str, Message] = {}
@@ -114,7 +114,7 @@ class LocalGrid(Grid):
             client = message.metadata.dst_node_id
             sent = vectors_of(message.content, layout)
             jobs.append(ClientJob(client, state, round, lr, self.memories.get(client), sent))
-        trained = self.hands.train(jobs)
+        trained = self.executor.train(jobs)
         self._remember(jobs, trained)
         return [
             Error(0, t.reason)
@@ -148,5 +148,5 @@ class LocalGrid(Grid):
         client = message.metadata.dst_node_id
         state = self.trainer.own_state(state, self.memories.get(client))
         rows = self.trainer.partition[client]
-        metrics = self.crew.evaluate(state, self.trainer.train, rows)
+        metrics = self.threads.evaluate(state, self.trainer.train, rows)
         return Message(evaluate_reply(metrics, len(rows)), reply_to=message)

@@ -37,7 +37,7 @@ def arrays(vectors: Vectors | None) -> dict[str, Any]:
     return {name: vector.cpu().numpy() for name, vector in (vectors or {}).items()}
 
 
-class Worker:
+class ClientActor:
     """One actor: a trainer, a model, one compute thread."""
 
     def __init__(self, make: Callable[[], Trainer]) -> None:
@@ -70,7 +70,7 @@ class Worker:
         """Answer: the actor has a place, and its data and model."""
 
 
-class Tasks:
+class TaskPool:
     """Ray tasks, each in a process of its own.
 
     Parameters
@@ -147,7 +147,7 @@ class RayExecutor:
     make : callable
         Makes the trainer in an actor; must be importable there.
     workers : int
-        RayExecutor; results do not depend on it.
+        Actors; results do not depend on it.
     address : str
         Of a running cluster ("auto" for the one on this machine); "" starts Ray here.
     gpus : float
@@ -183,7 +183,7 @@ class RayExecutor:
                 )
         self.needs = {"CPU": 1.0, "GPU": gpus}
         self.workers = workers
-        self._new = lambda: ray.remote(Worker).options(num_cpus=1, num_gpus=gpus).remote(make)
+        self._new = lambda: ray.remote(ClientActor).options(num_cpus=1, num_gpus=gpus).remote(make)
         self._idle: list[Any] = []
         # from a reply to come: the actor, and the number of its job (None: it is being started)
         self._pending: dict[Any, tuple[Any, int | None]] = {}

@@ -1,4 +1,4 @@
-"""A crew of threads: every core its own model, one client or one batch of images at a time."""
+"""Threads: every core its own model, one client or one batch of images at a time."""
 
 import ctypes
 import math
@@ -114,7 +114,7 @@ class ThreadExecutor:
     ) -> list[Result | Failed]:
         """Train clients, as many at a time as there are threads; results are in the jobs' order.
 
-        Each by the crew's trainer, or, where jobs of several runs come together, by its own.
+        Each by this executor's trainer, or, where jobs of several runs come together, by its own.
         """
         mine = trainers or [self.trainer] * len(jobs)
         order = longest_first([t.steps(job.client) for t, job in zip(mine, jobs, strict=True)])

@@ -299,7 +299,7 @@ def new_gradients(config: Config, trainer: Trainer) -> type[Slots | Vmapped] | N
     return {"off": None, "slots": Slots, "vmap": Vmapped}[config.cohort]
 
 
-def new_actors(config: Config, trainer: Trainer) -> "RayExecutor":
+def new_ray_executor(config: Config, trainer: Trainer) -> "RayExecutor":
     """Return Ray actors that train the clients."""
     try:
         from fedsam.engines.ray import RayExecutor

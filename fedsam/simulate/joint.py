@@ -14,13 +14,13 @@ from typing import Any
 from fedsam.base.errors import TrainingError, UsageError, flag
 from fedsam.base.system import Stop
 from fedsam.config.schema import Config, keys
-from fedsam.engines.batched import BatchedTrainer, Member
+from fedsam.engines.batched import BatchedPrograms, BatchedRun
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import on_device, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer
-from fedsam.simulate.run import Outcome, new_crew, play_out, sampling
+from fedsam.simulate.run import Outcome, new_threads, play_out, sampling
 from fedsam.training.batched import stacked
 from fedsam.training.client import ClientJob, Failed, Result
 
@@ -67,27 +67,29 @@ def run_together(
         first, initial = new_trainer(configs[0])
         made = [(first, initial), *(new_trainer(config, like=first) for config in configs[1:])]
         leaving.enter_context(on_device(first.layout.device, configs[0].precision))
-        crews = [new_crew(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)]
-        for crew in crews:
-            leaving.callback(crew.close)
+        every = [
+            new_threads(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)
+        ]
+        for threads in every:
+            leaving.callback(threads.close)
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
-        rendezvous = Rendezvous(BatchedTrainer(crews[0], gradients), len(configs))
+        rendezvous = Rendezvous(BatchedPrograms(every[0], gradients), len(configs))
         pool = leaving.enter_context(ThreadPoolExecutor(len(configs), "fedsam-run"))
         leaving.callback(rendezvous.close)  # before the pool waits for its threads
 
         def play(number: int) -> Outcome:
-            config, crew = configs[number], crews[number]
+            config, threads = configs[number], every[number]
             executor = SharedExecutor(
-                rendezvous, number, Member(crew.trainer, sampling(config, crew.trainer))
+                rendezvous, number, BatchedRun(threads.trainer, sampling(config, threads.trainer))
             )
             nodes, start = range(config.clients), made[number][1]
             with one_compute_thread(), closing(executor):
                 return play_out(
                     *(
                         config,
-                        crew,
-                        LocalGrid(crew, executor),
+                        threads,
+                        LocalGrid(threads, executor),
                         nodes,
                         start,
                         partial(watch, number),
@@ -106,18 +108,18 @@ class Rendezvous:
 
     Parameters
     ----------
-    cohort : BatchedTrainer
-        Who trains.
+    programs : BatchedPrograms
+        Train them.
     runs : int
         Seats.
     """
 
-    def __init__(self, cohort: BatchedTrainer, runs: int) -> None:
-        self.cohort = cohort
+    def __init__(self, programs: BatchedPrograms, runs: int) -> None:
+        self.programs = programs
         self.seated = set(range(runs))
         self.closed = False
         self.changed = Condition()
-        self.waiting: dict[int, tuple[Member, Sequence[ClientJob]]] = {}
+        self.waiting: dict[int, tuple[BatchedRun, Sequence[ClientJob]]] = {}
         self.done: dict[int, list[Result | Failed]] = {}
 
     def serve(self) -> None:
@@ -128,7 +130,7 @@ class Rendezvous:
                 order, self.waiting = sorted(self.waiting.items()), {}
             if not order:
                 return
-            trained = self.cohort.train([group for _, group in order])
+            trained = self.programs.train([group for _, group in order])
             with self.changed:
                 self.done |= {n: replies for (n, _), replies in zip(order, trained, strict=True)}
                 self.changed.notify_all()
@@ -141,18 +143,18 @@ class Rendezvous:
 
 
 class SharedExecutor:
-    """The hands of one run at a rendezvous."""
+    """Trains the clients of one run at a rendezvous."""
 
-    def __init__(self, rendezvous: Rendezvous, number: int, member: Member) -> None:
+    def __init__(self, rendezvous: Rendezvous, number: int, run: BatchedRun) -> None:
         self.rendezvous = rendezvous
         self.number = number
-        self.member = member
+        self.run = run
 
     def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
         """Return what each job's client returns, once all runs have handed in theirs."""
         rendezvous = self.rendezvous
         with rendezvous.changed:
-            rendezvous.waiting[self.number] = self.member, jobs
+            rendezvous.waiting[self.number] = self.run, jobs
             rendezvous.changed.notify_all()
             rendezvous.changed.wait_for(lambda: self.number in rendezvous.done or rendezvous.closed)
             if self.number not in rendezvous.done:

@@ -28,7 +28,7 @@ from fedsam.training.client import Trainer
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.method import Method
 
-WAITING = "(waiting for the crew's threads)"
+WAITING = "(waiting for the threads)"
 
 
 class Phase(NamedTuple):

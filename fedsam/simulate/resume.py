@@ -28,7 +28,7 @@ class RunState:
     ----------
     strategy : Strategy
         Flower's or ours.
-    exchange : SideVectors
+    side_vectors : SideVectors
         What the server sends beside the model.
     memories : dict
         What the clients that have trained keep, by client; filled by the engine.
@@ -37,7 +37,7 @@ class RunState:
     """
 
     strategy: Strategy
-    exchange: SideVectors
+    side_vectors: SideVectors
     memories: dict[int, Vectors]
     stop: EarlyStop
 
@@ -69,7 +69,7 @@ class RunState:
             "metrics": metrics,
             "seconds": seconds,
         }
-        tensors |= {f"sent.{name}": vector for name, vector in self.exchange.vectors.items()}
+        tensors |= {f"sent.{name}": vector for name, vector in self.side_vectors.vectors.items()}
         for client, vectors in self.memories.items():
             tensors |= {f"memory.{client}.{name}": vector for name, vector in vectors.items()}
         return Snapshot(round, tree, tensors)
@@ -80,7 +80,9 @@ class RunState:
         checkpoint.unflatten(tree["strategy"], tensors, layout, self.strategy)
         self.stop.best, self.stop.since = tree["best"], tree["since"]
         vectors = {name: tensor.to(layout.device) for name, tensor in tensors.items()}
-        self.exchange.vectors = {name: vectors[f"sent.{name}"] for name in self.exchange.vectors}
+        self.side_vectors.vectors = {
+            name: vectors[f"sent.{name}"] for name in self.side_vectors.vectors
+        }
         for client in tree["clients"]:
             start = f"memory.{client}."
             self.memories[client] = {

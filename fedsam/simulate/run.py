@@ -14,7 +14,7 @@ from fedsam.base.errors import StorageError, TrainingError, UsageError, storing
 from fedsam.base.randomness import sample_clients, torch_generator
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.config.schema import Config
-from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor, on_device, one_compute_thread
@@ -27,7 +27,7 @@ from fedsam.server.rounds import Round, play
 from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
-from fedsam.simulate.build import new_actors, new_gradients, new_strategy, new_trainer
+from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
 from fedsam.simulate.profile import Phase, Phases, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
@@ -95,25 +95,25 @@ def run(
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
         leaving.enter_context(on_device(trainer.layout.device, config.precision))
-        crew = new_crew(config, trainer, stop)
-        leaving.callback(crew.close)
+        threads = new_threads(config, trainer, stop)
+        leaving.callback(threads.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
             grid: Grid = FlowerGrid(flower)
             nodes = roll_call(flower, config.clients)
         elif config.engine == "ray":
-            actors = new_actors(config, trainer)
-            leaving.callback(actors.close)
-            grid = LocalGrid(crew, actors)
+            executor = new_ray_executor(config, trainer)
+            leaving.callback(executor.close)
+            grid = LocalGrid(threads, executor)
         elif gradients := new_gradients(config, trainer):
-            member = Member(trainer, sampling(config, trainer))
-            grid = LocalGrid(crew, BatchedExecutor(BatchedTrainer(crew, gradients), member))
+            run = BatchedRun(trainer, sampling(config, trainer))
+            grid = LocalGrid(threads, BatchedExecutor(BatchedPrograms(threads, gradients), run))
         else:
-            grid = LocalGrid(crew)
-        return play_out(config, crew, grid, nodes, initial, watch, snapshot=snapshot, stop=stop)
+            grid = LocalGrid(threads)
+        return play_out(config, threads, grid, nodes, initial, watch, snapshot=snapshot, stop=stop)
 
 
-def new_crew(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
+def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     """Return the threads that evaluate, and train where nobody else does."""
     on_cpu = trainer.layout.device.type == "cpu"
     return ThreadExecutor(trainer, (config.threads or cores()) if on_cpu else 1, stop)
@@ -139,7 +139,7 @@ def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
 
 def play_out(
     config: Config,
-    crew: ThreadExecutor,
+    threads: ThreadExecutor,
     grid: Grid,
     nodes: Mapping[int, int] | Sequence[int],
     initial: VectorRecord,
@@ -149,10 +149,10 @@ def play_out(
     stop: Stop,
 ) -> Outcome:
     """Play a run's rounds on a Grid, from its beginning or a snapshot; write down what happens."""
-    trainer, memories = crew.trainer, grid.memories if isinstance(grid, LocalGrid) else {}
-    exchange = SideVectors(trainer.method, trainer.layout, config.clients)
+    trainer, memories = threads.trainer, grid.memories if isinstance(grid, LocalGrid) else {}
+    side_vectors = SideVectors(trainer.method, trainer.layout, config.clients)
     early = EarlyStop(config.target_accuracy, config.patience)
-    state = RunState(new_strategy(config), exchange, memories, early)
+    state = RunState(new_strategy(config), side_vectors, memories, early)
     trackers = new_trackers(config.track)
     if snapshot is None:
         first, arrays = 0, initial
@@ -169,7 +169,7 @@ def play_out(
         seed=config.seed,
         lr=config.rate,
         node_of=nodes,
-        side_vectors=exchange,
+        side_vectors=side_vectors,
         limits=Limits(
             config.min_clients, config.max_norm, config.clip_norm, config.client_timeout or None
         ),
@@ -184,7 +184,7 @@ def play_out(
             track(line)
             watch(line)
 
-        loop = RunLoop(config, state, crew, folder, write, stop, arrays, first)
+        loop = RunLoop(config, state, threads, folder, write, stop, arrays, first)
         if not config.profile:
             return Outcome(folder.path, loop.play(turns))
         phases = Phases()
@@ -204,8 +204,8 @@ class RunLoop:
         What is run.
     state : RunState
         All else that changes from round to round.
-    crew : ThreadExecutor
-        Evaluates.
+    threads : ThreadExecutor
+        Evaluate.
     folder : RunDir
         Where things are written to.
     write : callable
@@ -220,7 +220,7 @@ class RunLoop:
 
     config: Config
     state: RunState
-    crew: ThreadExecutor
+    threads: ThreadExecutor
     folder: RunDir
     write: Callable[[dict[str, Any]], None]
     stop: Stop
@@ -273,22 +273,22 @@ class RunLoop:
 
     def _evaluated(self) -> VectorRecord:
         """Return the model that is evaluated: the average where there is one."""
-        strategy, config, trainer = self.state.strategy, self.config, self.crew.trainer
+        strategy, config, trainer = self.state.strategy, self.config, self.threads.trainer
         model = strategy.model(self.arrays) if isinstance(strategy, Averaged) else self.arrays
         if not config.update_bn:
             return model
         drawn = torch.randperm(len(trainer.train), generator=torch_generator(config.seed, "bn"))
-        state = self.crew.update_bn(model.state, trainer.train, drawn[: config.update_bn])
+        state = self.threads.update_bn(model.state, trainer.train, drawn[: config.update_bn])
         return VectorRecord(model.layout, state)
 
     def _measure(self, round: int = 0) -> dict[str, Any]:
         """Return the metrics of the test set; in a lifelong run, of each task so far as well."""
-        trainer, state = self.crew.trainer, self._evaluated().state
-        found: dict[str, Any] = {**self.crew.evaluate(state, trainer.test)}
+        trainer, state = self.threads.trainer, self._evaluated().state
+        found: dict[str, Any] = {**self.threads.evaluate(state, trainer.test)}
         if trainer.lifelong is not None:
             begun = trainer.lifelong.at(round) + 1
             rows = trainer.lifelong.rows_by_task(trainer.test.targets)[:begun]
-            each = [self.crew.evaluate(state, trainer.test, task) for task in rows]
+            each = [self.threads.evaluate(state, trainer.test, task) for task in rows]
             found[metrics.TASK_ACCURACY] = [result[metrics.ACCURACY] for result in each]
         return found
 

@@ -118,10 +118,10 @@ class RayTasks:
         if config.engine == "ray":
             raise UsageError("--engine ray: cells are Ray tasks themselves (--ray); leave out one")
         try:
-            from fedsam.engines.ray import Tasks
+            from fedsam.engines.ray import TaskPool
         except ModuleNotFoundError as error:
             raise UsageError("--ray: Ray is not installed; pip install 'fedsam[ray]'") from error
-        self._tasks = Tasks(config.threads, config.gpus_per_worker, config.ray_address)
+        self._tasks = TaskPool(config.threads, config.gpus_per_worker, config.ray_address)
 
     def submit(self, cells: Sequence[SweepPoint]) -> Future[Words]:
         """Run a job as a task, when there is room."""

@@ -37,7 +37,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from fedsam import as_strategy
 from fedsam.base.errors import UsageError
 from fedsam.data.plan import Work
-from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import VectorRecord
@@ -64,9 +64,9 @@ def trainer_for(minimizer, client, **base):
 def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **options):
     """Return the model after each round, as the framework trains it."""
     size = len(cohorts[1])
-    crew = ThreadExecutor(trainer, 1)
-    member = Member(trainer, lambda r: cohorts.get(r, []))
-    hands = BatchedExecutor(BatchedTrainer(crew, gradients), member) if gradients else None
+    threads = ThreadExecutor(trainer, 1)
+    run = BatchedRun(trainer, lambda r: cohorts.get(r, []))
+    executor = BatchedExecutor(BatchedPrograms(threads, gradients), run) if gradients else None
     turns = play(
         as_strategy(
             strategy(**options),
@@ -74,7 +74,7 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
             min_train_nodes=size,
             min_available_nodes=size,
         ),
-        LocalGrid(crew, hands),
+        LocalGrid(threads, executor),
         VectorRecord(trainer.layout, start_of(trainer)),
         rounds=cohorts,
         sample=cohorts.get,
@@ -84,7 +84,7 @@ def play_out(trainer, strategy=FedAvgServer, cohorts=COHORTS, gradients=None, **
         side_vectors=SideVectors(trainer.method, trainer.layout, POPULATION),
     )
     states = [turn.arrays.state for turn in turns]
-    crew.close()
+    threads.close()
     return states
 
 

@@ -16,7 +16,7 @@ from flwr.app import Message, RecordDict
 
 from fedsam import as_strategy
 from fedsam.data.plan import Work
-from fedsam.engines.batched import BatchedExecutor, BatchedTrainer, Member
+from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import VectorRecord, train_reply
@@ -32,10 +32,10 @@ LR = 0.05
 
 def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
     """Play rounds with given cohorts; return the grid, the side vectors and each round's state."""
-    crew = ThreadExecutor(trainer, 2)
-    member = Member(trainer, lambda r: cohorts.get(r, []))
+    threads = ThreadExecutor(trainer, 2)
+    run = BatchedRun(trainer, lambda r: cohorts.get(r, []))
     grid = LocalGrid(
-        crew, BatchedExecutor(BatchedTrainer(crew, gradients), member) if gradients else None
+        threads, BatchedExecutor(BatchedPrograms(threads, gradients), run) if gradients else None
     )
     side_vectors = SideVectors(trainer.method, trainer.layout, len(trainer.partition))
     cohort = len(cohorts[1])
@@ -56,7 +56,7 @@ def rounds(trainer, gradients=None, cohorts=COHORTS, lr=LR):
         side_vectors=side_vectors,
     )
     states = [turn.arrays.state for turn in turns]
-    crew.close()
+    threads.close()
     return grid, side_vectors, states
 
 

@@ -22,9 +22,9 @@ from fedsam.simulate.build import new_strategy, new_trainer
 def local(tmp_path):
     config = quick_config(tmp_path / "unused")
     trainer, initial = new_trainer(config)
-    crew = ThreadExecutor(trainer, 2)
-    yield LocalGrid(crew), initial, config
-    crew.close()
+    threads = ThreadExecutor(trainer, 2)
+    yield LocalGrid(threads), initial, config
+    threads.close()
 
 
 def train_message(node, record, round=1):
@@ -95,9 +95,9 @@ def test_evaluation_does_not_depend_on_the_number_of_threads(local):
     grid, initial, _ = local
     results = []
     for threads in (1, 2, 3):
-        crew = ThreadExecutor(grid.trainer, threads)
-        results.append(crew.evaluate(initial.state, grid.trainer.train))
-        crew.close()
+        executor = ThreadExecutor(grid.trainer, threads)
+        results.append(executor.evaluate(initial.state, grid.trainer.train))
+        executor.close()
     assert results[0] == results[1] == results[2]
 
 

@@ -16,7 +16,7 @@ from conftest import command, free_port, quick_config
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.simulate.build import new_actors, new_trainer
+from fedsam.simulate.build import new_ray_executor, new_trainer
 from fedsam.training.client import ClientJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters")]
@@ -50,7 +50,7 @@ def actors(pid: int) -> list[int]:
     found = []
     for one in family(pid):
         try:
-            if b"ray::Worker" in Path(f"/proc/{one}/cmdline").read_bytes():
+            if b"ray::ClientActor" in Path(f"/proc/{one}/cmdline").read_bytes():
                 found.append(one)
         except OSError:
             continue
@@ -101,14 +101,14 @@ def test_an_actor_that_dies_before_its_first_client_is_replaced_and_said_so(tmp_
             time.sleep(600)
         return new_trainer(config)[0]
 
-    crew = RayExecutor(trainer, make, 1)
+    executor = RayExecutor(trainer, make, 1)
     try:
         while not begun.exists():
             time.sleep(0.02)
         kill(*actors(os.getpid()))
-        (done,) = crew.train([ClientJob(0, initial.state, 1, 0.1)])
+        (done,) = executor.train([ClientJob(0, initial.state, 1, 0.1)])
     finally:
-        crew.close()
+        executor.close()
     assert done.steps == trainer.steps(0)
     assert "a Ray actor died; it had no client yet; 0 of 1 actors are left" in caplog.text
 
@@ -280,11 +280,11 @@ def test_two_states_in_one_cohort_are_kept_apart(tmp_path):
     trainer, initial = new_trainer(config)
     states = initial.state, initial.state + 0.01
     jobs = [ClientJob(client, states[client % 2], 1, 0.1) for client in (0, 1, 3, 2, 4)]
-    crew, actors = ThreadExecutor(trainer, 1), new_actors(config, trainer)
+    threads, executor = ThreadExecutor(trainer, 1), new_ray_executor(config, trainer)
     try:
-        for mine, theirs in zip(actors.train(jobs), crew.train(jobs), strict=True):
+        for mine, theirs in zip(executor.train(jobs), threads.train(jobs), strict=True):
             assert torch.equal(mine.state, theirs.state)
             assert mine[1:] == theirs[1:]
     finally:
-        actors.close()
-        crew.close()
+        executor.close()
+        threads.close()

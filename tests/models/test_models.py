@@ -239,8 +239,8 @@ def test_clients_on_threads_and_in_cohorts_are_those_one_by_one(name):
         ClientJob(client, start_of(trainer), 1, 0.02) for client in (0, 1)
     ]  # the second has 1 image
     alone = one_by_one([trainer] * 2, jobs)
-    with closing(ThreadExecutor(trainer, 2)) as crew:
-        for mine, other in zip(crew.train(jobs), alone, strict=True):
+    with closing(ThreadExecutor(trainer, 2)) as threads:
+        for mine, other in zip(threads.train(jobs), alone, strict=True):
             assert torch.equal(mine.state, other.state)
     for gradients in (Slots, Vmapped):
         together = as_cohort([trainer] * 2, jobs, gradients)

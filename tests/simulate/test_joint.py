@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.engines.batched import BatchedTrainer
+from fedsam.engines.batched import BatchedPrograms
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.simulate.joint import run_together
 from fedsam.simulate.run import run
@@ -74,10 +74,10 @@ def test_one_run_that_fails_does_not_stop_the_others(tmp_path):
 def test_an_error_of_the_program_ends_all_runs(tmp_path, monkeypatch):
     """Nobody waits for ever for a round that is not coming."""
 
-    def broken(cohort, groups):
+    def broken(programs, groups):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(BatchedTrainer, "train", broken)
+    monkeypatch.setattr(BatchedPrograms, "train", broken)
     configs = [quick_config(tmp_path / str(n)) for n in range(3)]
     with pytest.raises(ZeroDivisionError):
         run_together(configs)

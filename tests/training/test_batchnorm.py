@@ -123,9 +123,9 @@ def test_update_bn_is_that_of_pytorch(module):
     start = trainer.new_network().state + 0.1
     made = []
     for threads in (1, 2):
-        with closing(ThreadExecutor(trainer, threads)) as crew:
-            made.append(crew.update_bn(start, images, rows))
-            again = crew.update_bn(made[-1], images, rows)
+        with closing(ThreadExecutor(trainer, threads)) as executor:
+            made.append(executor.update_bn(start, images, rows))
+            again = executor.update_bn(made[-1], images, rows)
     assert torch.equal(*made)
     assert torch.equal(again, made[0])  # what was there is forgotten
     theirs = without_dropout()
@@ -142,12 +142,12 @@ def test_update_bn_is_that_of_pytorch(module):
 
 def test_update_bn_ends_also_where_the_run_was_asked_to_stop():
     trainer, stop = trainer_of(module=net), Stop()
-    with closing(ThreadExecutor(trainer, 1, stop)) as crew:
+    with closing(ThreadExecutor(trainer, 1, stop)) as threads:
         stop.signal = 15
-        state = crew.update_bn(trainer.new_network().state, trainer.test, torch.arange(60))
+        state = threads.update_bn(trainer.new_network().state, trainer.test, torch.arange(60))
         assert state.isfinite().all()
         with pytest.raises(Interrupted):
-            crew.evaluate(state, trainer.test)
+            threads.evaluate(state, trainer.test)
 
 
 def test_a_client_goes_on_from_its_own_statistics_and_returns_the_global_ones():
@@ -189,11 +189,11 @@ def test_a_round_with_pooled_statistics(tmp_path, strategy):
     config = quick_config(tmp_path / "unused", **SMALL, strategy=strategy, bn="pooled")
     trainer, initial = new_trainer(config)
     turns = []
-    with closing(ThreadExecutor(trainer, 1)) as crew:
+    with closing(ThreadExecutor(trainer, 1)) as threads:
         for bn in ("pooled", "values"):
             mine = new_strategy(config.model_copy(update={"bn": bn}))
             keys = {"rounds": [1], "sample": lambda *_: [0, 2, 5], "seed": 0, "lr": lambda _: 0.1}
-            turns += play(mine, LocalGrid(crew), initial, node_of=range(6), **keys)
+            turns += play(mine, LocalGrid(threads), initial, node_of=range(6), **keys)
     P, (means, variances) = initial.layout.trainable, places(initial.layout)
     clients = [only_record(reply.content.array_records).state for reply in turns[0].replies]
     n = trainer.partition.sizes[[0, 2, 5]].double().numpy()
@@ -233,8 +233,8 @@ def local_trainer(tmp_path):
 
 def test_a_client_is_evaluated_with_its_own_statistics(tmp_path):
     trainer, initial = local_trainer(tmp_path)
-    with closing(ThreadExecutor(trainer, 1)) as crew:
-        grid = LocalGrid(crew)
+    with closing(ThreadExecutor(trainer, 1)) as threads:
+        grid = LocalGrid(threads)
         config = ConfigRecord({ROUND: 1, LEARNING_RATE: 0.1})
         content = RecordDict({ARRAYS: initial, CONFIG: config})
         question = RecordDict({ARRAYS: initial})
@@ -244,16 +244,16 @@ def test_a_client_is_evaluated_with_its_own_statistics(tmp_path):
         own = trainer.own_state(initial.state, grid.memories[2])
         for client, state, answer in zip((2, 3), (own, initial.state), answers, strict=True):
             rows = trainer.partition[client]
-            assert answer["loss"] == crew.evaluate(state, trainer.train, rows)["loss"]
+            assert answer["loss"] == threads.evaluate(state, trainer.train, rows)["loss"]
     assert set(grid.memories) == {2}
 
 
 def test_local_statistics_on_the_other_engines(tmp_path):
     """A Ray actor and a SuperNode in this process: two rounds of one client, to the byte."""
-    from fedsam.engines.ray import Worker, arrays
+    from fedsam.engines.ray import ClientActor, arrays
 
     trainer, initial = local_trainer(tmp_path)
-    worker, here = Worker(lambda: trainer), trainer.new_network()
+    actor, here = ClientActor(lambda: trainer), trainer.new_network()
     run_config = {"out": "", "model": SMALL["model"], "model-options": "{norm: batch}"}
     run_config |= {"clients": 6, "clients-per-round": 3, "local-steps": 2, "batch-size": 8}
     run_config |= {"rounds": 2, "eval-every": 2, "alpha": 1.0, "device": "cpu"}
@@ -263,7 +263,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     for round in (1, 2):
         done = trainer.train_client(here, ClientJob(2, initial.state, round, 0.1, memory))
         memory = done.memory
-        state, *_, remote, _ = worker.train((initial.state.numpy(), {}), remote, 2, round, 0.1)
+        state, *_, remote, _ = actor.train((initial.state.numpy(), {}), remote, 2, round, 0.1)
         assert np.array_equal(state, done.state.numpy())
         assert np.array_equal(remote[STATISTICS], memory[STATISTICS].numpy())
         settings = ConfigRecord({ROUND: round, LEARNING_RATE: 0.1})
