@@ -12,16 +12,9 @@ import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedsam.engines.codec import job_of, reply_of
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.messages import (
-    VectorRecord,
-    evaluate_reply,
-    only_record,
-    state_of,
-    train_instruction,
-    train_reply,
-    vectors_of,
-)
+from fedsam.messages import evaluate_reply, only_record, state_of
 from fedsam.server import compat
 from fedsam.training.client import ClientJob, Failed, Result
 from fedsam.training.method import Vectors
@@ -109,18 +102,13 @@ class LocalGrid(Grid):
         """Train the addressed clients and return the contents of their replies."""
         layout, jobs = self.trainer.layout, []
         for message in messages:
-            arrays, round, lr = train_instruction(message.content)
-            state = state_of(arrays, layout)
             client = message.metadata.dst_node_id
-            sent = vectors_of(message.content, layout)
-            jobs.append(ClientJob(client, state, round, lr, self.memories.get(client), sent))
+            jobs.append(job_of(message.content, layout, client, self.memories.get(client)))
         trained = self.executor.train(jobs)
         self._remember(jobs, trained)
         return [
-            Error(0, t.reason)
-            if isinstance(t, Failed)
-            else train_reply(VectorRecord(layout, t.state), t.examples, t.steps, t.loss, t.reply)
-            for t in trained
+            Error(0, done.reason) if isinstance(done, Failed) else reply_of(layout, done)
+            for done in trained
         ]
 
     def _remember(self, jobs: Sequence[ClientJob], trained: Sequence[Result | Failed]) -> None:

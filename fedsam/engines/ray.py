@@ -20,21 +20,15 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning a
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayActorError
-from torch import Tensor
 
 from fedsam.base.errors import TrainingError, UsageError
+from fedsam.engines.codec import to_arrays, to_tensors
 from fedsam.engines.threads import keep_freed_memory
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
-from fedsam.training.method import Vectors
 
 log = logging.getLogger("fedsam")
 DEATHS = 100  # actors that may die in one round before something else must be wrong
 LOOK = 10.0  # seconds between looks whether an actor that is waited for has a place at all
-
-
-def arrays(vectors: Vectors | None) -> dict[str, Any]:
-    """Return vectors as NumPy arrays."""
-    return {name: vector.cpu().numpy() for name, vector in (vectors or {}).items()}
 
 
 class ClientActor:
@@ -45,26 +39,22 @@ class ClientActor:
         keep_freed_memory()
         self.trainer = make()
         self.network = self.trainer.new_network()
-        self.state = torch.empty(0)
-        self.sent: Vectors = {}
+        self.shared: dict[str, Any] = {}
 
-    def train(self, broadcast: Any, memory: Any, client: int, round: int, lr: float) -> Any:
-        """Train one client; tensors travel as NumPy arrays, a broadcast of None is the last one."""
+    def train(
+        self, broadcast: dict[str, Any] | None, own: dict[str, Any]
+    ) -> dict[str, Any] | Failed:
+        """Train one client; return the fields of its Result, or why there is none.
+
+        The fields of its ClientJob come in two parts, what many clients share and its ``own``;
+        tensors travel as NumPy arrays, a broadcast of None is the last one.
+        """
+        device = self.trainer.layout.device
         if broadcast is not None:
-            state, sent = broadcast
-            self.state, self.sent = self._tensor(state), self._tensors(sent)
-        job = ClientJob(client, self.state, round, lr, self._tensors(memory), self.sent)
+            self.shared = to_tensors(broadcast, device)
+        job = ClientJob(**self.shared, **to_tensors(own, device))
         done = attempt(self.trainer, self.network, job)
-        if isinstance(done, Failed):
-            return done.reason
-        vectors = arrays(done.memory), arrays(done.reply)
-        return done.state.cpu().numpy(), done.examples, done.steps, done.loss, *vectors
-
-    def _tensor(self, array: Any) -> Tensor:
-        return torch.tensor(array, device=self.trainer.layout.device)
-
-    def _tensors(self, given: Any) -> dict[str, Tensor]:
-        return {name: self._tensor(array) for name, array in given.items()}
+        return done if isinstance(done, Failed) else to_arrays(done._asdict())
 
     def ready(self) -> None:
         """Answer: the actor has a place, and its data and model."""
@@ -133,7 +123,8 @@ def broadcasts(jobs: Sequence[ClientJob]) -> dict[int, Any]:
     sent: dict[int, Any] = {}
     for job in jobs:
         if id(job.state) not in sent:
-            sent[id(job.state)] = ray.put((job.state.cpu().numpy(), arrays(job.sent)))
+            shared = {"state": job.state, "sent": job.sent}
+            sent[id(job.state)] = ray.put(to_arrays(shared))
     return sent
 
 
@@ -244,15 +235,15 @@ class RayExecutor:
                 continue
             self._idle.append(actor)
             if number is not None:
-                failed = isinstance(answer, str)
+                failed = isinstance(answer, Failed)
                 device = jobs[number].state.device
-                done[number] = Failed(answer) if failed else self._trained(device, *answer)
+                done[number] = answer if failed else Result(**to_tensors(answer, device))
         return [done[number] for number in range(len(jobs))]
 
     def _hand_out(self, actor: Any, number: int, job: ClientJob, broadcast: Any) -> None:
         """Let an actor begin with a job."""
-        arguments = broadcast, arrays(job.memory), job.client, job.round, job.lr
-        reply = actor.train.remote(*arguments)
+        own = {"client": job.client, "round": job.round, "lr": job.lr, "memory": job.memory}
+        reply = actor.train.remote(broadcast, to_arrays(own))
         self._pending[reply] = actor, number
         self._since[reply] = time.monotonic()
 
@@ -285,23 +276,6 @@ class RayExecutor:
             self.workers - absent,
             self.workers,
         )
-
-    @staticmethod
-    def _trained(
-        device: torch.device,
-        state: Any,
-        examples: int,
-        steps: int,
-        loss: float,
-        memory: Any,
-        reply: Any,
-    ) -> Result:
-        """Return what an actor returned, as tensors."""
-        back = [
-            {name: torch.tensor(v, device=device) for name, v in vectors.items()}
-            for vectors in (memory, reply)
-        ]
-        return Result(torch.tensor(state, device=device), examples, steps, loss, *back)
 
     def close(self) -> None:
         """Let the actors go, and Ray too if it was started here."""

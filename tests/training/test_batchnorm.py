@@ -250,7 +250,7 @@ def test_a_client_is_evaluated_with_its_own_statistics(tmp_path):
 
 def test_local_statistics_on_the_other_engines(tmp_path):
     """A Ray actor and a SuperNode in this process: two rounds of one client, to the byte."""
-    from fedsam.engines.ray import ClientActor, arrays
+    from fedsam.engines.ray import ClientActor
 
     trainer, initial = local_trainer(tmp_path)
     actor, here = ClientActor(lambda: trainer), trainer.new_network()
@@ -259,12 +259,14 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     run_config |= {"rounds": 2, "eval-every": 2, "alpha": 1.0, "device": "cpu"}
     run_config |= {"bn": "local", "update-bn": 40}
     context = Context(1, 7, {PARTITION: 2}, RecordDict(), run_config)
-    memory, remote = None, {}
+    memory, remote = None, None
     for round in (1, 2):
         done = trainer.train_client(here, ClientJob(2, initial.state, round, 0.1, memory))
         memory = done.memory
-        state, *_, remote, _ = actor.train((initial.state.numpy(), {}), remote, 2, round, 0.1)
-        assert np.array_equal(state, done.state.numpy())
+        own = {"client": 2, "round": round, "lr": 0.1, "memory": remote}
+        answer = actor.train({"state": initial.state.numpy(), "sent": {}}, own)
+        remote = answer["memory"]
+        assert np.array_equal(answer["state"], done.state.numpy())
         assert np.array_equal(remote[STATISTICS], memory[STATISTICS].numpy())
         settings = ConfigRecord({ROUND: round, LEARNING_RATE: 0.1})
         content = RecordDict({ARRAYS: plain_record(initial), CONFIG: settings})
@@ -274,7 +276,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
         kept = vectors_of(context.state, trainer.layout, MEMORY)
         assert torch.equal(kept[STATISTICS], memory[STATISTICS])
     client_app.resident.cache_clear()
-    assert arrays(memory).keys() == {STATISTICS}
+    assert remote.keys() == {STATISTICS}
 
 
 @pytest.mark.parametrize(
