@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsam.base.randomness import uniform
+from fedsam.base.timers import timed
 
 if TYPE_CHECKING:  # both are made of what is here
     from fedsam.data.augment import Augmentation
@@ -172,6 +173,7 @@ class Images:
         """Return step ``step`` of a plan."""
         return self.take(plan.step(step), plan.augmentations)
 
+    @timed("gather and augment")
     def take(
         self, choices: Mapping[str, Tensor], augmentations: "Sequence[Augmentation]" = ()
     ) -> Batch:

@@ -12,6 +12,7 @@ import torch
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedsam.base.timers import timed
 from fedsam.engines.codec import job_of, reply_of
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import evaluate_reply, only_record, state_of
@@ -86,6 +87,7 @@ class LocalGrid(Grid):
         """Return the replies to these messages that were not pulled yet."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
+    @timed("messages")
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsam.base.system import Stop
+from fedsam.base.timers import WAITING, carried, timed
 from fedsam.data.images import Images
 from fedsam.training import batchnorm
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
@@ -86,6 +87,7 @@ class ThreadExecutor:
             threads, "fedsam", initializer=torch.set_num_threads, initargs=(1,)
         )
 
+    @timed(WAITING)
     def map(
         self,
         work: Callable[[FlatModule, Item], Output],
@@ -107,7 +109,7 @@ class ThreadExecutor:
             finally:
                 self._networks.put(network)
 
-        return list(self._pool.map(run, items))
+        return list(self._pool.map(carried(run), items))
 
     def train(
         self, jobs: Sequence[ClientJob], trainers: Sequence[Trainer] | None = None

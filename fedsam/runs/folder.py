@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.system import version, write_whole
+from fedsam.base.timers import timed
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition
 from fedsam.messages import VectorRecord
@@ -112,6 +113,7 @@ class RunDir:
         draw_partition(counts, path / files.PARTITION_PICTURE)
         return cls(path, config)
 
+    @timed("write")
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; what is not finite is written as null."""
         clean = {k: None if _not_finite(v) else v for k, v in line.items()}

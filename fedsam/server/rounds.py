@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsam.base.errors import TrainingError
 from fedsam.base.randomness import global_streams
+from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.messages import LEARNING_RATE, VectorRecord, state_of
 from fedsam.server.grids import CohortGrid
@@ -116,7 +117,8 @@ def play(
             nodes = {node_of[client]: client for client in clients}
             config = ConfigRecord({LEARNING_RATE: lr(number)})
             cohort = CohortGrid(grid, list(nodes))
-            with global_streams(seed, "strategy", number, 0):  # not for longer: runs share them
+            # the streams not for longer: runs share them
+            with global_streams(seed, "strategy", number, 0), timed("strategy sends"):
                 messages = list(strategy.configure_train(number, arrays, config, cohort))
             if side_vectors is not None:
                 side_vectors.attach(messages)
@@ -133,7 +135,7 @@ def play(
             raise _too_few(number, len(replies), limits.min_clients)
         if side_vectors is not None:
             side_vectors.fold(replies)
-        with global_streams(seed, "strategy", number, 1):
+        with global_streams(seed, "strategy", number, 1), timed("strategy aggregates"):
             new, metrics = strategy.aggregate_train(number, replies)
         before, arrays = arrays, _sound(new, arrays.layout, number)
         averaged = {nodes[reply.metadata.src_node_id] for reply in replies}

@@ -11,9 +11,10 @@ from rich.progress import ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedsam.base.timers import WAITING
 from fedsam.cli import progress_bar
 from fedsam.config.schema import Config
-from fedsam.simulate.profile import WAITING, Phase
+from fedsam.simulate.profile import Phase
 from fedsam.simulate.run import Outcome
 
 PLAIN_LINES = 20  # where there is no terminal, a run prints about so many

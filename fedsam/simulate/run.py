@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedsam.base.errors import StorageError, TrainingError, UsageError, storing
 from fedsam.base.randomness import sample_clients, torch_generator
 from fedsam.base.system import Interrupted, Stop, cores
+from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, roll_call
@@ -28,7 +29,7 @@ from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
 from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
-from fedsam.simulate.profile import Phase, Phases, traced
+from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
 from fedsam.simulate.tracking import new_trackers, tracking
@@ -187,11 +188,12 @@ def play_out(
         loop = RunLoop(config, state, threads, folder, write, stop, arrays, first)
         if not config.profile:
             return Outcome(folder.path, loop.play(turns))
-        phases = Phases()
-        with phases.watching(state.strategy):
-            outcome = Outcome(folder.path, loop.play(turns))
-        phases.save(folder.path / files.PROFILE)
-        return replace(outcome, phases=phases.rows())
+        recorder = Recorder()
+        with recording(recorder):
+            summary = loop.play(turns)
+        phases = rows_of(recorder)
+        save(phases, folder.path / files.PROFILE)
+        return Outcome(folder.path, summary, phases)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedsam.base.errors import UsageError
+from fedsam.base.timers import timed
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
@@ -88,6 +89,7 @@ class Program:
         self._phase: list[Method] = []
         self._jobs: Sequence[ClientJob] = []
 
+    @timed("hand a cohort to the device")
     def begin(self, jobs: Sequence[ClientJob], plans: Sequence[Plan]) -> None:
         """Hand all steps of a round to the device; does not wait for a GPU."""
         self._jobs = jobs
@@ -107,6 +109,7 @@ class Program:
             else:
                 self.graph.replay()
 
+    @timed("wait for the device")
     def end(self) -> list[Result]:
         """Return what each client of the round that was begun returns; waits for the device."""
         states = torch.cat([self.w, self.states[:, self.layout.trainable :]], 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.images import Batch
 from fedsam.training.client import Trainer
@@ -39,6 +40,7 @@ class Slots:
         for network, state in zip(self.networks, states, strict=True):
             network.load(state)
 
+    @timed("forward and backward")
     def __call__(
         self, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,7 @@ class Vmapped:
             if entry.name not in trainable and entry.offset not in shared
         }
 
+    @timed("forward and backward")
     def __call__(
         self, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
     ) -> tuple[Tensor, Tensor]:

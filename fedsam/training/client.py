@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.base.randomness import torch_generator
+from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.images import Images
 from fedsam.data.lifelong import Lifelong
@@ -110,6 +111,7 @@ class Trainer:
         images = self.partition[client]
         return images if self.lifelong is None else self.lifelong.rows(images, round)
 
+    @timed("draw plans")
     def plan(self, client: int, round: int) -> Plan:
         """Return the plan of one client's round, on the CPU."""
         generator = torch_generator(self.seed, "plan", round, client)
@@ -122,6 +124,7 @@ class Trainer:
             return state
         return torch.cat([state[: self.layout.trainable], memory[STATISTICS]])
 
+    @timed("rest of local training")
     def train_client(self, network: FlatModule, job: ClientJob) -> Result:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
@@ -147,6 +150,7 @@ class Trainer:
             memory={**result.memory, STATISTICS: result.state[P:].clone()},
         )
 
+    @timed("evaluate")
     def statistics(
         self, network: FlatModule, state: Tensor, images: Images, rows: Tensor
     ) -> Tensor:

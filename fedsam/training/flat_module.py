@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 
 
@@ -74,6 +75,7 @@ class FlatModule:
         """Return a context in which the module is in eval mode."""
         return evaluating(self.module)
 
+    @timed("forward and backward")
     def gradient(
         self,
         w: Tensor,

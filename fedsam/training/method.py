@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
+from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.images import Batch
 from fedsam.tasks import Task
@@ -270,6 +271,7 @@ class Method:
         """Return what the minimizer keeps in a round, at its start."""
         return zeros(self.minimizer.state, like)
 
+    @timed("minimiser, client and SGD")
     def step(
         self, w: Tensor, grad: Grad, local: Local, base: Vectors
     ) -> tuple[Tensor, Vectors, Vectors]:
