@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-WAITING = "(waiting for the crew's threads)"  # no work: the threads' own phases count meanwhile
+WAITING = "(waiting for the threads)"  # no work: the threads' own phases count meanwhile
 
 
 class Recorder:
