@@ -134,7 +134,7 @@ def reaches(lines: Sequence[Line], target: float) -> tuple[int, float] | None:
 
 def summary_of(lines: Sequence[Line]) -> dict[str, Any]:
     """Return those numbers of summary.json that follow from the lines alone."""
-    rounds = max(line[ROUND] for line in lines)
+    rounds = max((line[ROUND] for line in lines), default=0)  # a signal came first
     tests = [line for line in lines if ACCURACY in line and line[ROUND]]
     late = [line[ACCURACY] for line in tests if line[ROUND] > rounds - LAST]
     accuracies = [line[ACCURACY] for line in tests]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsam.runs.metrics import average_accuracy, forgetting, lifelong_summary, matrix
+from fedsam.runs.metrics import average_accuracy, forgetting, lifelong_summary, matrix, summary_of
 
 A = [[0.9], [0.5, 0.8], [0.6, 0.9, 0.7]]
 
@@ -27,3 +27,8 @@ def test_the_matrix_is_read_at_the_ends_of_the_tasks():
     assert summary == {"accuracy_matrix": A[:2], "average_accuracy": None, "forgetting": None}
     lines.append({"round": 6, "task_accuracy": A[2]})
     assert lifelong_summary(lines, (2, 4, 6))["forgetting"] == pytest.approx(0.1)
+
+
+def test_a_run_that_was_stopped_before_its_first_line_has_a_summary():
+    summary = summary_of([])
+    assert (summary["rounds"], summary["evaluations"], summary["final_accuracy"]) == (0, 0, None)
