@@ -1,5 +1,6 @@
 """The Ray engine: the same bytes, also on a cluster, and when an actor or a node is killed."""
 
+import functools
 import json
 import os
 import signal
@@ -185,7 +186,7 @@ def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatc
     # clusters that happen to run on this machine, of other tests or users, are none of ours
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(frozenset))
     with pytest.raises(UsageError, match=f"--ray-address {address}: no Ray cluster there"):
         quick(engine="ray", ray_address=address)
 
