@@ -52,7 +52,7 @@ def start(keys, work, log):
     with log.open("w") as out:
         return subprocess.Popen(
             script("local.sh", keys, work, 'device="cpu" alpha=0.5'),
-            env=environment(LIMIT="120", FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1"),
+            env=environment(LIMIT="240", FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1"),
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=work.parent,
@@ -164,7 +164,7 @@ def deployed(tmp_path_factory):
             "no CA": answer(f"https://{address}/health"),
             "CA": answer(f"https://{address}/health", keys / "ca.pem"),
         }
-        code = local.wait(timeout=120)
+        code = local.wait(timeout=240)
     finally:
         local.terminate()
         local.wait(timeout=30)
