@@ -11,27 +11,28 @@ from fedsam.config.schema import resolve
 from fedsam.simulate.build import load_dataset, new_method, new_model, new_strategy
 
 MINE = """
-from fedsam.strategies.fedavg import FedAvg
+from flwr.serverapp.strategy import FedAvg
 from torch import nn
+from fedsam.training.method import Correction, Minimizer
 
 class Server(FedAvg):
     def __init__(self, momentum=0.9, **flower):
         super().__init__(**flower)
         self.momentum = momentum
 
-class Client:
+class Client(Correction):
     def __init__(self, rho=3.0, rounds=7):
         self.rho, self.rounds = rho, rounds
 
     def correct(self, w, g, local):
         return g
 
-class Minimizer:
+class Descent(Minimizer):
     def __init__(self, eta, rho=3.0):
         self.eta, self.rho = eta, rho
 
     def step(self, w, grad, descend, local):
-        return descend(w, grad(w))
+        return descend(w, grad(w)), {}
 
 class Average:
     def __init__(self, start, lr=5.0, cycle=3):
@@ -70,18 +71,18 @@ def mine(tmp_path, monkeypatch):
 def test_a_users_default_is_not_overwritten_by_the_runs_value():
     config = resolve({
         "strategy": "mine_plugins:Server", "client": "mine_plugins:Client",
-        "minimizer": "mine_plugins:Minimizer", "momentum": 0.25, "rho": 0.5, "eta": 0.125,
+        "minimizer": "mine_plugins:Descent", "momentum": 0.25, "rho": 0.5, "eta": 0.125,
     })  # fmt: skip
     assert new_strategy(config).momentum == 0.9
     method = new_method(config)
-    assert (method.client.rho, method.client.rounds) == (3.0, 7)
+    assert (method.correction.rho, method.correction.rounds) == (3.0, 7)
     assert (method.minimizer.eta, method.minimizer.rho) == (0.125, 3.0)
 
 
 @pytest.mark.usefixtures("mine")
 def test_an_option_of_the_user_wins():
     config = resolve({"client": "mine_plugins:Client", "client_options": {"rho": 4.0}, "rho": 0.5})
-    assert new_method(config).client.rho == 4.0
+    assert new_method(config).correction.rho == 4.0
 
 
 @pytest.mark.usefixtures("mine")
