@@ -72,7 +72,9 @@ def wheel(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_wheel_runs_beside_clients_and_strategies_of_the_users(wheel, home, environment):
-    assert sorted(p.name for p in wheel.iterdir() if "dist-info" not in p.name) == ["fedsam"]
+    names = {path.name for path in wheel.iterdir() if "dist-info" not in path.name}
+    assert names == {"fedsam", "bin"}  # bin holds the command
+    assert [path.name for path in (wheel / "bin").iterdir()] == ["fedsam"]
     env = environment(wheel)
     words = [*QUICK, "--algorithm", "fedsam", "--strategy", "fedadam", "--quiet", "--out", "run"]
     done = python("-m", "fedsam.simulate", *words, cwd=home, env=env)
