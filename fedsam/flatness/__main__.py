@@ -153,7 +153,7 @@ def go(found: Sequence[Place], given: dict[str, Any]) -> None:
     several = [name for name in names if name in registry.COMPARISONS]
     names = [name for name in names if name not in several]
     for folder, one in found if names else ():
-        console.print(str(folder), highlight=False, soft_wrap=True)
+        console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
         models = [one] if one else _models(folder, wanted, along=along)
         before = read(folder)
         for model, name, result in measured(folder, models, names, given, place, console):
@@ -172,7 +172,7 @@ def go(found: Sequence[Place], given: dict[str, Any]) -> None:
 def say_where(console: Any, pictures: Sequence[str], folder: Path) -> None:
     """Print which files were written."""
     names = ", ".join([files.FLATNESS, *pictures])
-    console.print(f"{names} in {folder}", highlight=False, soft_wrap=True)
+    console.print(f"{names} in {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def compare(

@@ -68,10 +68,13 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     console.print(formats.terminal(table))
     written += [picture.name for picture in pictures]
     console.print(
-        f"{len(table.runs)} runs; {', '.join(written)} in {out}", highlight=False, soft_wrap=True
+        f"{len(table.runs)} runs; {', '.join(written)} in {out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     if reason := why_no_tau(table):
-        console.print(reason, highlight=False, soft_wrap=True)
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
     if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
         console.print(f"left out: {left_out} runs that are not finished", highlight=False)
 

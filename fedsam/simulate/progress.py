@@ -84,37 +84,26 @@ class Progress:
     def summarise(self, config: Config, outcome: Outcome) -> None:
         """Print what was run, how well it did, and where the results lie."""
         summary = outcome.summary
-        table = Table(show_header=False, box=None, pad_edge=False)
         average = "" if config.averaging == "none" else f" + {config.averaging}"
-        table.add_row(
-            "run",
-            f"{config.algorithm}{average} ({config.minimizer}, {config.client} client, "
+        said = {
+            "run": f"{config.algorithm}{average} ({config.minimizer}, {config.client} client, "
             f"{config.strategy} server) on {config.dataset}",
-        )
-        table.add_row(
-            "clients",
-            f"{config.clients_per_round} of {config.clients} a round, "
+            "clients": f"{config.clients_per_round} of {config.clients} a round, "
             f"{config.partition} split, alpha {config.alpha:g}",
-        )
-        table.add_row(
-            "rounds",
-            f"{summary['rounds']} in {summary['seconds']:.1f} s "
+            "rounds": f"{summary['rounds']} in {summary['seconds']:.1f} s "
             f"({summary['rounds_per_second']:.1f} a second), {summary['ended']}",
-        )
-        table.add_row(
-            "accuracy",
-            f"[bold]{_percent(summary['final_accuracy'])}[/bold] mean of the last 100 rounds "
+            "accuracy": f"{_percent(summary['final_accuracy'])} mean of the last 100 rounds "
             f"(last {_percent(summary['last_accuracy'])}, best "
             f"{_percent(summary['best_accuracy'])})",
-        )
+        }
         if lifelong := summary.get("lifelong"):
-            table.add_row(
-                "lifelong",
+            said["lifelong"] = (
                 f"{_percent(lifelong['average_accuracy'])} average accuracy after the last of "
-                f"{config.lifelong} tasks, {_percent(lifelong['forgetting'])} forgetting",
+                f"{config.lifelong} tasks, {_percent(lifelong['forgetting'])} forgetting"
             )
-        table.add_row("results", str(outcome.folder))
-        self.console.print(table, soft_wrap=True, highlight=False)
+        said["results"] = str(outcome.folder)
+        for name, text in said.items():  # never cut: a path is there to be copied
+            self.console.print(f"{name:<9} {text}", soft_wrap=True, highlight=False, markup=False)
         if outcome.phases:
             self._show(outcome.phases)
 

@@ -149,9 +149,10 @@ def test_the_local_engine_cannot_stop_a_client(quick):
 
 def test_a_minimiser_of_ones_own_works_in_actors(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "class Half:\n"
+        "from fedsam.training.method import Minimizer\n"
+        "class Half(Minimizer):\n"
         "    def step(self, w, grad, descend, local):\n"
-        "        return descend(w, 0.5 * grad(w))\n"
+        "        return descend(w, 0.5 * grad(w)), {}\n"
     )
     words = ["--rounds", "2", "--minimizer", "mine:Half", "--out"]
     for engine in ("local", "ray"):

@@ -20,7 +20,7 @@ QUICK = ["--rounds", "6", "--clients", "20", "--clients-per-round", "5", "--eval
 
 
 def test_a_run_leaves_every_file_and_says_where(tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "[red]" / ("longer than a terminal is wide " * 3).strip()
     done = command(*QUICK, "--alpha", "0.5", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
