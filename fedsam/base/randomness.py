@@ -9,7 +9,7 @@ code that knows no other generator: under a lock, and they are put back as they 
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -76,14 +76,17 @@ def _scattered(bits: torch.Tensor) -> torch.Tensor:
 def global_streams(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
     """Let code that knows only global generators draw from this key inside.
 
-    torch's initialisers do, and Flower's strategies: its sampling Python's, its differential
-    privacy NumPy's. The states of torch (CPU), NumPy and Python are put back as they were; one
-    thread at a time is inside.
+    torch's initialisers do, layers such as dropout, and Flower's strategies: its sampling Python's,
+    its differential privacy NumPy's. The states of torch (CPU, and this thread's GPU where one is
+    in use), NumPy and Python are put back as they were; one thread at a time is inside.
     """
     value = key(seed, purpose, *numbers)
-    with _GLOBAL_STREAMS, torch.random.fork_rng(devices=[]):
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with _GLOBAL_STREAMS, torch.random.fork_rng(gpus):
         of_python, of_numpy = random.getstate(), np.random.get_state()
         torch.default_generator.manual_seed(value)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(value)
         np.random.seed(value % 2**32)
         random.seed(value)
         try:
@@ -91,6 +94,21 @@ def global_streams(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+
+
+def drew(code: Callable[[], object]) -> bool:
+    """Return whether ``code`` draws from a global generator of torch, NumPy or Python."""
+
+    def states() -> tuple[bytes, ...]:
+        of_torch = [torch.get_rng_state()]
+        of_torch += [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+        others = repr((random.getstate(), np.random.get_state(legacy=False)))
+        return *(state.numpy().tobytes() for state in of_torch), others.encode()
+
+    with global_streams(0, "drew"):
+        before = states()
+        code()
+        return states() != before
 
 
 def sample_clients(seed: int, round: int, clients: int, cohort: int, attempt: int = 0) -> list[int]:

@@ -4,7 +4,6 @@ A local step is then a deterministic function of w and a row of the plan, which 
 engines agree, resumed runs continue and GPU steps capturable.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,12 +27,15 @@ class Work:
         Mini-batches a round, in place of ``local_epochs`` where positive.
     augmentations : tuple of Augmentation
         Drawn and applied in this order.
+    least : int
+        Images that a mini-batch must hold: a smaller last one joins the one before it.
     """
 
     batch_size: int
     local_epochs: float = 1.0
     local_steps: int = 0
     augmentations: tuple[Augmentation, ...] = ()
+    least: int = 1
 
     @property
     def padding(self) -> int:
@@ -42,13 +44,21 @@ class Work:
 
     def steps(self, examples: int) -> int:
         """Return the number of mini-batches a client with so many examples trains on."""
-        if not examples:
+        if examples < self.least:
             return 0
         if self.local_steps:
             return self.local_steps
         if not self.local_epochs:
             return 0
-        return max(1, round(self.local_epochs * math.ceil(examples / self.batch_size)))
+        return max(1, round(self.local_epochs * len(self.cut(examples))))
+
+    def cut(self, examples: int) -> list[int]:
+        """Return the images of each mini-batch of an epoch."""
+        sizes = [self.batch_size] * (examples // self.batch_size)
+        rest = examples % self.batch_size
+        if rest >= self.least or not sizes:
+            return sizes + [rest] * bool(rest)
+        return [*sizes[:-1], sizes[-1] + rest]
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,12 @@ def _mini_batches(
 ) -> tuple[list[int], Tensor]:
     """Cut as many shuffled epochs as are needed into mini-batches; the last one stays short."""
     steps = work.steps(len(images))
-    width = min(work.batch_size, len(images))
+    epoch = work.cut(len(images))
+    width = max(epoch, default=0)
     batches: list[Tensor] = []
     while len(batches) < steps:
         order = torch.randperm(len(images), generator=generator)
-        batches.extend(images[order].split(work.batch_size))
+        batches.extend(images[order].split(epoch))
     batches = batches[:steps]
     rows = images[:1].expand(steps, width).clone()
     for step, batch in enumerate(batches):

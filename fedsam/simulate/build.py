@@ -7,6 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ from fedsam.server.wrapped import Averaged, Pooled
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
+from fedsam.training.dry_pass import dry_pass, initialise_lazy_layers
+from fedsam.training.flat_module import FlatModule
 from fedsam.training.method import Correction, Loss, Method, Minimizer
 
 if TYPE_CHECKING:
@@ -109,12 +112,26 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
     make = plugins.find("model", name, "fedsam.models")
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
-    options = config.model_options
+    options, channels = config.model_options, {}
     if _says_nothing(make, facts):  # then it hands on what torchvision's and timm's models take
         channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
         options = {"num_classes": classes, **channels, **options}
     with global_streams(config.seed, "initialisation"):
-        model = plugins.build("model", make, options, facts)
+        try:
+            model = plugins.build("model", make, options, facts)
+        except UsageError as error:
+            if channels and "in_chans" not in config.model_options and "in_chans" in str(error):
+                raise UsageError(
+                    f"--model {config.model}: takes images of 3 channels, those of "
+                    f"{config.dataset} have {shape[0]}; give a function of your own that changes "
+                    "its first layer"
+                ) from error
+            raise
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"--model {config.model}: returns a {type(model).__name__}, no Module")
+        initialise_lazy_layers(model, shape, config.model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"--model {config.model}: it has no trainable parameter")
     if not batchnorm.layers(model):
         if config.bn != "values":
             raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
@@ -275,17 +292,35 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
             device=device,
         )
 
+    train, test = (
+        (like.train, like.test)
+        if like
+        else (
+            images(dataset.train_images, dataset.train_labels, work.padding),
+            images(dataset.test_images, dataset.test_labels),
+        )
+    )
+    bf16 = config.precision == "bf16"
+    needs = dry_pass(
+        FlatModule(copy.deepcopy(template), bf16=bf16),
+        task,
+        train.rows(torch.arange(2, device=device) % len(train)),
+        dataset.classes if config.task == "classification" else 0,
+        config.model,
+    )
+    _check_mini_batches(config, partition, needs.least)
     trainer = Trainer(
-        like.train if like else images(dataset.train_images, dataset.train_labels, work.padding),
-        like.test if like else images(dataset.test_images, dataset.test_labels),
+        train,
+        test,
         partition,
         lambda: copy.deepcopy(template),
         layout,
         method,
         task,
-        work,
+        replace(work, least=needs.least),
         config.seed,
-        bf16=config.precision == "bf16",
+        draws=needs.draws,
+        bf16=bf16,
         lifelong=sequence,
         local_statistics=config.bn == "local",
     )
@@ -341,6 +376,20 @@ def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
     augmentations += [Mixup(config.mixup)] if config.mixup else []
     augmentations += [Keys()] if keys else []  # last: the rest of a plan is the same without them
     return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+
+
+def _check_mini_batches(config: Config, partition: Partition, least: int) -> None:
+    """Raise UsageError where a client has too few images for the model's BatchNorm."""
+    if least == 1:
+        return
+    if config.batch_size < least:
+        raise UsageError(f"--batch-size 1: the BatchNorm of --model {config.model} needs 2")
+    if few := int((partition.sizes < least).sum()):
+        raise UsageError(
+            f"--model {config.model}: its BatchNorm cannot train on one image, and {few} of "
+            f"{config.clients} clients hold fewer than {least}; give fewer --clients or another "
+            "norm"
+        )
 
 
 def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelong.Lifelong | None:

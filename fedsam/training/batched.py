@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedsam.base.errors import UsageError
@@ -215,13 +214,13 @@ def declared(trainer: Trainer, round: int) -> str:
     for axis, part in trainer.method.at(round).axes.items():
         if not part.batchable:
             return f"{axis} {type(part).__name__} says that it is not batchable"
+    if trainer.draws:
+        return "the model draws random numbers (dropout): clients would draw others than one by one"
     for layer in trainer.new_network().module.modules():
         if isinstance(layer, _BatchNorm):
             return "BatchNorm: the padding of a short mini-batch would enter its statistics"
         if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
             return "InstanceNorm: the padding of a short mini-batch would enter its statistics"
-        if isinstance(layer, _DropoutNd) and layer.p > 0 and layer.training:
-            return f"{type(layer).__name__}: clients would draw other numbers than one by one"
         if not getattr(layer, "batchable", True):  # of the user's own: PyTorch's have no such thing
             return f"--model: {type(layer).__name__} says that it is not batchable"
     return ""
@@ -333,4 +332,4 @@ def _fill(buffer: Tensor, name: str, given: Sequence[Vectors | None]) -> None:
 def _shape(trainer: Trainer) -> tuple[int, int]:
     """Return the steps and the mini-batch of a run's largest client."""
     most = int(trainer.partition.sizes.max())
-    return trainer.work.steps(most), min(trainer.work.batch_size, most)
+    return trainer.work.steps(most), max(trainer.work.cut(most), default=0)

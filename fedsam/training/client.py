@@ -3,7 +3,9 @@
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.base.randomness import torch_generator
+from fedsam.base.randomness import global_streams, torch_generator
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.images import Images
@@ -72,6 +74,8 @@ class Trainer:
         How much a client trains in a round.
     seed : int
         The run's.
+    draws : bool
+        The model draws random numbers of its own (dropout): each step gets a key's.
     bf16 : bool
         Forward passes under autocast to bfloat16.
     lifelong : Lifelong, optional
@@ -90,6 +94,7 @@ class Trainer:
     task: Task
     work: Work
     seed: int
+    draws: bool = False
     bf16: bool = False
     lifelong: Lifelong | None = None
     local_statistics: bool = False
@@ -118,6 +123,10 @@ class Trainer:
         shape = (self.train.height, self.train.width)
         return make_plan(self.rows(client, round), self.work, shape, generator)
 
+    def drawing(self, purpose: str, *numbers: int) -> AbstractContextManager[None]:
+        """Return what a forward pass runs in: the key's numbers, if the model draws any."""
+        return global_streams(self.seed, purpose, *numbers) if self.draws else nullcontext()
+
     def own_state(self, state: Tensor, memory: Vectors | None) -> Tensor:
         """Return the global ``state`` (S,) as a client sees it: maybe with its own statistics."""
         if not self.local_statistics or not memory:
@@ -142,6 +151,7 @@ class Trainer:
             memory=memory,
             sent=sent,
             examples=len(self.rows(client, round)),
+            drawing=partial(self.drawing, "model", round, client),
         )
         if not self.local_statistics:
             return result
@@ -156,7 +166,8 @@ class Trainer:
     ) -> Tensor:
         """Return the task's statistics of the model ``state`` on some images, in eval mode."""
         network.load(state)
-        return statistics(network, self.task, [images.rows(rows.to(self.layout.device))])
+        with self.drawing("evaluation", int(rows[0])):
+            return statistics(network, self.task, [images.rows(rows.to(self.layout.device))])
 
 
 def attempt(trainer: Trainer, network: FlatModule, job: ClientJob) -> Result | Failed:

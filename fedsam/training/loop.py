@@ -1,5 +1,7 @@
 """The local loop: a client's round as minimizer steps over its plan."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -60,6 +62,7 @@ def train_client(
     memory: Vectors | None = None,
     sent: Vectors | None = None,
     examples: int = 0,
+    drawing: Callable[[int], AbstractContextManager[None]] = nullcontext,
 ) -> Result:
     """Train one client for one round.
 
@@ -83,9 +86,10 @@ def train_client(
         Learning rate of this round.
     memory, sent : mapping, optional
         What the client kept from its last round, and what the server sent beside the state.
-
     examples : int
         Images that the plan was made of; only handed on.
+    drawing : callable
+        From a step to what its forward passes run in: all of one step draw the same numbers.
 
     Returns
     -------
@@ -111,7 +115,11 @@ def train_client(
     def gradients(
         w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
     ) -> tuple[Tensor, Tensor]:
-        return network.gradient(w, lambda model: loss.value(model, batch, task), frozen=frozen)
+        def value(model: FlatModule) -> Tensor:
+            with drawing(int(local.step)):
+                return loss.value(model, batch, task)
+
+        return network.gradient(w, value, frozen=frozen)
 
     losses = []
     for step in range(len(plan)):

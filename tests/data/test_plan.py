@@ -43,6 +43,28 @@ def test_a_last_mini_batch_of_one_image_has_all_it_needs():
     assert plan.choices["lambda"].shape == (3, 4)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(0, 7))
+def test_a_mini_batch_too_small_joins_the_one_before_it(images, batch, least, steps):
+    batch = max(batch, least)
+    work = Work(batch, 2.0, steps, least=least)
+    sizes = plan_of(range(images), work).sizes
+    assert len(sizes) == work.steps(images)
+    if images < least:
+        assert sizes == []
+        return
+    full, rest = divmod(images, batch)
+    epoch = [batch] * full + [rest] * (rest > 0)
+    if full and 0 < rest < least:
+        epoch = [batch] * (full - 1) + [batch + rest]
+    assert sizes == (epoch * 10)[: steps or 2 * len(epoch)] or steps > len(epoch) * 10
+    assert min(sizes) >= least
+    if not steps:
+        rows = plan_of(range(images), work).indices
+        seen = [rows[step, :size] for step, size in enumerate(sizes)]
+        assert sorted(torch.cat(seen).tolist()) == sorted([*range(images)] * 2)
+
+
 def test_partners_are_shuffled_anew_in_each_mini_batch():
     plan = plan_of(range(64), Work(32, augmentations=(Mixup(1.0),)))
     first, second = plan.choices["partner"].tolist()

@@ -55,6 +55,7 @@ RUNS = {
     "fedsmoo": {"algorithm": "fedsmoo"},
     "lifelong": {"lifelong": 3, "lifelong_options": {"heads": "multi", "memory": 2}},
     "bn-local": {**NORMED, "bn": "local", "client": "scaffold", "update_bn": 50},
+    "dropout": {"model": "tests.training.test_dry_pass:Dropout", "minimizer": "sam", "threads": 2},
     "bn-pooled": {**NORMED, "bn": "pooled", "average": "ema", "swa_start": 1, "update_bn": 50},
 }
 

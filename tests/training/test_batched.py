@@ -266,12 +266,13 @@ def test_what_says_that_it_is_not_batchable_is_not_tried(monkeypatch):
     assert "--minimizer Declared says" in why_not([trainer_of(Method(**parts))], Slots)
     for layer, reason in (
         (Reader(), "--model: Reader says"),
-        (nn.Dropout(0.5), "Dropout: "),
         (nn.BatchNorm2d(4, track_running_stats=False), "BatchNorm: "),
         (nn.InstanceNorm2d(4, track_running_stats=True), "InstanceNorm: "),
     ):
         refused = why_not([trainer_of(module=lambda layer=layer: convolutions(layer))], Slots)
         assert refused.startswith(reason)
+    draws = replace(trainer_of(), draws=True)
+    assert why_not([draws], Slots).startswith("the model draws random numbers")
 
 
 class OnRho(SAM):

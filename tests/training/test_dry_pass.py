@@ -1,0 +1,214 @@
+"""Before a run is begun: what a model cannot do is one line, what it needs is found out."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedsam.base.errors import UsageError
+from fedsam.config.schema import resolve
+from fedsam.simulate.build import new_trainer
+
+HERE = "tests.training.test_dry_pass"
+
+
+class Base(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(math.prod(shape), 8), nn.Linear(8, classes)
+
+    def hidden(self, x):
+        return F.relu(self.fc1(x.flatten(1)))
+
+    def forward(self, x):
+        return self.fc2(self.hidden(x))
+
+
+class Dropout(Base):
+    def forward(self, x):
+        return self.fc2(F.dropout(self.hidden(x), 0.5, self.training))
+
+
+class OfPython(Base):
+    def forward(self, x):
+        return super().forward(x) * (random.random() if self.training else 1)
+
+
+class OfNumPy(Base):
+    def forward(self, x):
+        return super().forward(x) * (np.random.rand() if self.training else 1)
+
+
+class MonteCarlo(Base):
+    def forward(self, x):
+        return self.fc2(F.dropout(self.hidden(x), 0.5, not self.training))
+
+
+class BatchNorm(Base):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.bn = nn.BatchNorm1d(8)
+
+    def hidden(self, x):
+        return self.bn(super().hidden(x))
+
+
+class OverPixels(Base):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.bn = nn.BatchNorm2d(shape[0])
+
+    def hidden(self, x):
+        return super().hidden(self.bn(x))
+
+
+class Pair(Base):
+    def forward(self, x):
+        return super().forward(x), self.hidden(x)
+
+
+class Named(Base):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+class PairInTraining(Base):
+    def forward(self, x):
+        return (super().forward(x),) if self.training else super().forward(x)
+
+
+class Few(Base):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes - 5)
+
+
+class Map(Base):
+    def forward(self, x):
+        return super().forward(x)[:, :, None]
+
+
+class Larger(Base):
+    def __init__(self, shape, classes):
+        super().__init__((shape[0], 9, 9), classes)
+
+
+class Frozen(Base):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.requires_grad_(False)
+
+
+class Cut(Base):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Lazy(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(
+            nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, classes)
+        )
+
+
+class Buggy(Base):
+    def forward(self, x):
+        return self.no_such_layer(x)
+
+
+def NoModule(shape, classes):
+    return classes
+
+
+class PerBatch:
+    """A task whose loss is one number a mini-batch."""
+
+    def loss(self, output, targets):
+        return F.cross_entropy(output, targets)
+
+
+def trainer_with(model, **keys):
+    given = {"model": model if ":" in model else f"{HERE}:{model}", "clients": 8}
+    return new_trainer(resolve(given | {"clients_per_round": 4} | keys))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "draws", "least"),
+    [
+        ("Base", False, 1),
+        ("Dropout", True, 1),
+        ("OfPython", True, 1),
+        ("OfNumPy", True, 1),
+        ("MonteCarlo", True, 1),
+        ("BatchNorm", False, 2),
+        ("OverPixels", False, 1),
+        ("Lazy", False, 2),
+    ],
+)
+def test_what_a_model_needs_is_found_out(model, draws, least):
+    before = torch.get_rng_state(), random.getstate()
+    trainer = trainer_with(model)
+    assert (trainer.draws, trainer.work.least) == (draws, least)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_a_dry_pass_leaves_no_trace_in_the_first_model():
+    config = resolve({"model": f"{HERE}:BatchNorm", "clients": 8, "clients_per_round": 4})
+    _, first = new_trainer(config)
+    tensors = first.layout.read(first.state)
+    assert tensors["bn.running_mean"].tolist() == [0.0] * 8
+    assert tensors["bn.running_var"].tolist() == [1.0] * 8
+    assert tensors["bn.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("Pair", "in training mode forward returns a tuple, not the logits, a tensor (2, 10)"),
+        ("Named", "in training mode forward returns a dict, not the logits"),
+        ("PairInTraining", "in training mode forward returns a tuple"),
+        ("Few", "returns the shape (2, 5) for 2 images of 10 classes, not the logits"),
+        ("Map", "returns the shape (2, 10, 1) for 2 images of 10 classes"),
+        ("Larger", "cannot take images of 1 x 8 x 8 in training mode: mat1 and mat2 shapes"),
+        ("Frozen", "it has no trainable parameter"),
+        ("Cut", "its output depends on no trainable parameter"),
+        ("NoModule", "returns a int, no Module"),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_line(model, said):
+    with pytest.raises(UsageError) as refused:
+        trainer_with(model)
+    assert f"--model {HERE}:{model}: " in str(refused.value)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_shape_that_does_not_fit_names_the_line_of_the_model():
+    with pytest.raises(UsageError, match=r"\(test_dry_pass.py:\d+\)$"):
+        trainer_with("Larger")
+
+
+def test_a_bug_of_a_model_is_its_own_traceback():
+    with pytest.raises(AttributeError, match="no_such_layer"):
+        trainer_with("Buggy")
+
+
+def test_a_task_that_returns_one_number_a_mini_batch_is_one_line():
+    with pytest.raises(UsageError, match=r"--task: loss returns the shape \(\) for 2 images"):
+        trainer_with("Base", task=f"{HERE}:PerBatch")
+
+
+def test_a_batch_norm_that_cannot_train_on_one_image_says_how_many_clients_hold_one():
+    with pytest.raises(UsageError, match="--batch-size 1: the BatchNorm of --model .* needs 2"):
+        trainer_with("BatchNorm", batch_size=1)
+    with pytest.raises(UsageError, match="one image, and 1432 of 1437 clients hold fewer than 2"):
+        trainer_with("BatchNorm", clients=1437, partition="iid")
+
+
+def test_grey_images_for_a_network_of_three_channels_are_told_so():
+    with pytest.raises(UsageError, match="takes images of 3 channels, those of digits have 1"):
+        trainer_with("torchvision.models:resnet18")
