@@ -198,6 +198,12 @@ def plain_content(content: RecordDict, made: dict[int, ArrayRecord] | None = Non
     return out
 
 
+def parameters_of(layout: Layout) -> Layout:
+    """Return the layout of a model's parameters alone."""
+    entries = [entry for entry in layout.entries if entry.offset < layout.trainable]
+    return Layout(entries, layout.trainable, layout.dtype, layout.device)
+
+
 def layout_of(record: ArrayRecord) -> Layout:
     """Return a layout for a record that somebody else built: floating arrays are trainable.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsam.base.system import Stop
 from fedsam.server import compat
 
 
@@ -64,12 +65,23 @@ class CohortGrid(GridView):
 
     Flower's strategies sample from ``get_node_ids``; shown just the sampled clients, any of them
     takes part in seeded sampling without knowing.
+
+    Parameters
+    ----------
+    grid : Grid
+        The one behind.
+    nodes : sequence of int
+        The cohort's.
+    stop : Stop, optional
+        Asked whether to go on.
     """
 
-    def __init__(self, grid: Grid, nodes: Sequence[int]) -> None:
+    def __init__(self, grid: Grid, nodes: Sequence[int], stop: Stop | None = None) -> None:
         super().__init__(grid)
         self.nodes = nodes
+        self.stop = stop or Stop()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the cohort's node ids."""
+        """Return the cohort's node ids; a strategy that waits for more is stopped here, too."""
+        self.stop.check()
         return list(self.nodes)

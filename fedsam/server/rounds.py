@@ -17,9 +17,10 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsam.base.errors import TrainingError
 from fedsam.base.randomness import global_streams
+from fedsam.base.system import Stop
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
-from fedsam.messages import LEARNING_RATE, VectorRecord, state_of
+from fedsam.messages import LEARNING_RATE, ROUND, VectorRecord, state_of
 from fedsam.server.grids import CohortGrid
 from fedsam.server.screening import Limits, element_sum, usable
 from fedsam.server.side_vectors import SideVectors
@@ -72,6 +73,7 @@ def play(
     node_of: Mapping[int, int] | Sequence[int],
     side_vectors: SideVectors | None = None,
     limits: Limits | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[Round]:
     """Run rounds of federated learning, one at each iteration.
 
@@ -97,6 +99,8 @@ def play(
         What travels beside the model, where the clients' method has such.
     limits : Limits, optional
         What a round takes.
+    stop : Stop, optional
+        Asked by a strategy that waits for nodes.
 
     Yields
     ------
@@ -109,17 +113,18 @@ def play(
         When too few clients' updates can be used, in every attempt; the model of the last yielded
         round is a good one.
     """
-    limits = limits or Limits()
+    limits, unread = limits or Limits(), frozenset[str]()
     for number in rounds:
         begin = time.perf_counter()
         for attempt in range(ATTEMPTS):
             clients = sample(number, attempt)
             nodes = {node_of[client]: client for client in clients}
             config = ConfigRecord({LEARNING_RATE: lr(number)})
-            cohort = CohortGrid(grid, list(nodes))
+            cohort = CohortGrid(grid, list(nodes), stop)
             # the streams not for longer: runs share them
             with global_streams(seed, "strategy", number, 0), timed("strategy sends"):
                 messages = list(strategy.configure_train(number, arrays, config, cohort))
+            unread = _warn_of_unread(messages, unread)
             if side_vectors is not None:
                 side_vectors.attach(messages)
             answers = cohort.send_and_receive(messages, timeout=limits.timeout)
@@ -143,6 +148,15 @@ def play(
         seconds = time.perf_counter() - begin
         train = _scalars(metrics)
         yield Round(number, clients, before, arrays, replies, train, left_out, seconds)
+
+
+def _warn_of_unread(messages: Sequence[Message], known: frozenset[str]) -> frozenset[str]:
+    """Say once what a strategy tells its clients that ours do not read; return all of it so far."""
+    sent = {key for m in messages[:1] for c in m.content.config_records.values() for key in c}
+    unread = sent - {LEARNING_RATE, ROUND}
+    if new := sorted(unread - known):
+        log.warning("the strategy sends %s, which fedsam's clients do not read", ", ".join(new))
+    return known | unread
 
 
 def _too_few(number: int, replies: int, wanted: int) -> TrainingError:

@@ -1,23 +1,28 @@
 """Strategies around any strategy: weight averages, and BatchNorm statistics of all clients."""
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedsam.base.strategy import Average
+from fedsam.base.vector import Layout, weighted_mean
 from fedsam.messages import (
     LEARNING_RATE,
     VectorRecord,
     layout_of,
     model_of,
+    only_record,
+    parameters_of,
     state_of,
     states_and_weights,
 )
-from fedsam.training.batchnorm import pooled
+from fedsam.training import batchnorm
 
 RecordType = TypeVar("RecordType", bound=ArrayRecord)
 
@@ -136,22 +141,68 @@ class Averaged(Wrapped):
         )
 
 
-class Pooled(Wrapped):
-    """Any strategy, with the variance of the mixture where it averaged BatchNorm's variances.
+class Statistics(Wrapped):
+    """Any strategy, shown the parameters alone; what lies behind them is the clients' mean.
 
+    A server's optimiser that took BatchNorm's variances for parameters would make them negative.
     Clients count by their examples, whatever the strategy does with the parameters.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The one inside.
+    pooled : bool
+        Let BatchNorm have the mean and variance of all the clients' images together.
     """
+
+    def __init__(self, strategy: Strategy, *, pooled: bool) -> None:
+        super().__init__(strategy)
+        self.pooled = pooled
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy send its messages; the rest of the model is added to each."""
+        layout = layout_of(arrays)
+        state, part = state_of(arrays, layout), parameters_of(layout)
+        shown = VectorRecord(part, state[: layout.trainable])
+        pairs: list[tuple[ArrayRecord, VectorRecord]] = []  # messages may share what they hold
+        for message in super().configure_train(server_round, shown, config, grid):
+            key = only_record(list(message.content.array_records))
+            sent = message.content.array_records[key]
+            whole = next((full for one, full in pairs if sent is one or sent is full), None)
+            if whole is None:
+                w = state_of(sent, part)
+                whole = VectorRecord(layout, torch.cat([w, state[layout.trainable :]]))
+                pairs.append((sent, whole))
+            message.content[key] = whole
+            yield message
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the strategy's model with the pooled statistics, and its metrics."""
+        """Return the strategy's model with the clients' statistics, and its metrics."""
         replies = list(replies)
-        arrays, metrics = super().aggregate_train(server_round, replies)
         contents = [reply.content for reply in replies if not reply.has_error()]
-        if arrays is None or not contents:
-            return arrays, metrics
+        if not contents:
+            return super().aggregate_train(server_round, replies)
         layout = layout_of(model_of(contents[0]))
+        part, P = parameters_of(layout), layout.trainable
         states, n = states_and_weights(contents, layout)
-        state = pooled(state_of(arrays, layout), states, n, layout)
+        shown = [reply if reply.has_error() else _shown(reply, layout, part) for reply in replies]
+        arrays, metrics = super().aggregate_train(server_round, shown)
+        if arrays is None:
+            return arrays, metrics
+        state = torch.cat([state_of(arrays, part), weighted_mean([s[P:] for s in states], n)])
+        if self.pooled:
+            state = batchnorm.pooled(state, states, n, layout)
         return VectorRecord(layout, state), metrics
+
+
+def _shown(reply: Message, layout: Layout, part: Layout) -> Message:
+    """Return a reply with the parameters alone; what it holds beside them stays."""
+    key = only_record(list(reply.content.array_records))
+    w = state_of(reply.content.array_records[key], layout)[: layout.trainable]
+    changed = copy(reply)
+    changed.content = RecordDict({**reply.content, key: VectorRecord(part, w)})
+    return changed

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
@@ -30,9 +31,9 @@ from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
 from fedsam.data.splits import METHODS
-from fedsam.messages import VectorRecord
+from fedsam.messages import LOSS, VectorRecord
 from fedsam.server.adapter import MethodStrategy
-from fedsam.server.wrapped import Averaged, Pooled
+from fedsam.server.wrapped import Averaged, Statistics
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
@@ -46,6 +47,26 @@ if TYPE_CHECKING:
 MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
 AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
 MINIMIZERS = "fedsam.clients.minimizers"
+# those of Flower that choose or trim clients' values, or add noise to what they send: a mean beside
+# them would let in what they keep out
+OWN_STATISTICS = (
+    flower.FedMedian
+    | flower.FedTrimmedAvg
+    | flower.Krum
+    | flower.MultiKrum
+    | flower.Bulyan
+    | flower.DifferentialPrivacyServerSideAdaptiveClipping
+    | flower.DifferentialPrivacyServerSideFixedClipping
+)
+# and those whose clients must do something that ours do not, each with what to do instead
+OF_OTHER_CLIENTS: dict[Any, str] = {
+    flower.FedProx: "needs clients with a proximal term; give --client fedprox and "
+    "--client-options '{mu: 0.01}', with any strategy",
+    flower.FedXgbBagging | flower.FedXgbCyclic: "needs clients that grow trees with XGBoost",
+    flower.DifferentialPrivacyClientSideAdaptiveClipping
+    | flower.DifferentialPrivacyClientSideFixedClipping: "needs clients that clip their updates "
+    "themselves; give the server-side one of that name",
+}
 CROP_PADDING = 4  # pixels, as in the paper
 
 
@@ -226,6 +247,11 @@ def new_strategy(config: Config) -> Strategy:
         f"--strategy {config.strategy}: neither a ServerMethod (fedsam.base.strategy) nor a "
         "Flower Strategy"
     )
+    if hasattr(make, "configure_fit"):
+        raise UsageError(
+            f"--strategy {config.strategy}: is of Flower's former API (configure_fit); give a "
+            "Strategy of flwr.serverapp.strategy"
+        )
     if inspect.isclass(make) and not issubclass(make, ServerMethod | Strategy):
         raise wrong
     fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
@@ -239,21 +265,39 @@ def new_strategy(config: Config) -> Strategy:
     run = {"clients": config.clients, "momentum": config.momentum}
     if inspect.isclass(make) and issubclass(make, ServerMethod):
         options = dict(config.strategy_options)
-        flower = options.keys() & inspect.signature(FedAvg).parameters.keys()
-        sampling |= {name: options.pop(name) for name in flower}
+        of_flower = options.keys() & inspect.signature(FedAvg).parameters.keys()
+        sampling |= {name: options.pop(name) for name in of_flower}
         method = plugins.build("strategy", make, options, **run)
         strategy: Strategy = MethodStrategy(method, **sampling)
     else:
-        strategy = plugins.build("strategy", make, config.strategy_options, sampling, **run)
+        facts = sampling | {"train_loss_key": LOSS}  # as QFedAvg calls what it reads of the replies
+        strategy = plugins.build("strategy", make, config.strategy_options, facts, **run)
     if not isinstance(strategy, Strategy):
         raise wrong
-    if config.bn == "pooled":
-        strategy = Pooled(strategy)
+    _check_strategy(config, strategy)
+    pooled = config.bn == "pooled"
+    if pooled or not isinstance(strategy, MethodStrategy | OWN_STATISTICS):
+        strategy = Statistics(strategy, pooled=pooled)
     if config.averaging == "none":
         return strategy
     rule = plugins.find("average", config.averaging, "fedsam.strategies.averages")
     values = {"start": config.averages_from, "cycle": config.swa_cycle, "lr": config.swa_lr}
     return Averaged(strategy, plugins.build("average", rule, config.average_options, **values))
+
+
+def _check_strategy(config: Config, strategy: Strategy) -> None:
+    """Raise UsageError if a Flower strategy wants other clients than there are, or more of them."""
+    for kind, instead in OF_OTHER_CLIENTS.items():
+        if isinstance(strategy, kind):
+            raise UsageError(f"--strategy {config.strategy}: {instead}")
+    if inside := getattr(strategy, "strategy", None):
+        _check_strategy(config, inside)
+    for name in ("min_train_nodes", "min_available_nodes"):
+        if (least := getattr(strategy, name, 0)) > config.clients_per_round:
+            raise UsageError(
+                f"--strategy-options: {name} {least}: a strategy sees a round's clients alone, "
+                f"--clients-per-round {config.clients_per_round}; leave it out"
+            )
 
 
 def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:

@@ -14,6 +14,7 @@ from fedsam.messages import VectorRecord
 from fedsam.runs import checkpoint, files
 from fedsam.runs.checkpoint import Snapshot, load
 from fedsam.server.side_vectors import SideVectors
+from fedsam.simulate.build import new_method
 from fedsam.simulate.schedule import EarlyStop
 from fedsam.training.method import Vectors
 
@@ -106,6 +107,28 @@ def went_on(config: Config) -> tuple[Config, Snapshot | None]:
     return resumed(Path(config.out), config.model_dump())
 
 
+def _over_all_rounds(before: Config, config: Config) -> str:
+    """Return which part of a run would differ, had it had other rounds from the start, or ""."""
+    if config.lifelong:
+        return "--lifelong"
+    if config.lr_schedule != "constant":
+        return f"--lr-schedule {config.lr_schedule}"
+    axes = [new_method(c).axes for c in (before, config)]
+    for axis, part in axes[0].items():
+        if _unlike(part, axes[1][axis]):
+            return axis
+    return ""
+
+
+def _unlike(one: object, other: object) -> bool:
+    """Return whether two parts, made alike, hold different numbers or texts."""
+    if isinstance(one, bool | int | float | str):
+        return one != other
+    return any(
+        _unlike(value, vars(other)[name]) for name, value in getattr(one, "__dict__", {}).items()
+    )
+
+
 def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
     """Return the config with which a run goes on, and where it was.
 
@@ -132,10 +155,10 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
                 f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
                 "it can only go on with that"
             )
-    if config.lifelong and config.rounds != before.rounds:
+    if config.rounds != before.rounds and (what := _over_all_rounds(before, config)):
         raise UsageError(
-            f"--rounds {config.rounds}: the tasks of the run in {folder} divide its "
-            f"{before.rounds}; it can only go on with that"
+            f"--rounds {config.rounds}: {what} of the run in {folder} goes by its {before.rounds}; "
+            "it can only go on with that"
         )
     snapshot = load(folder)
     if snapshot is None:

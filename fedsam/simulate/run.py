@@ -1,5 +1,7 @@
 """One run, followed: rounds are played, evaluated, written down, and stopped when it is time."""
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from fedsam.simulate.schedule import Due, EarlyStop
 from fedsam.simulate.tracking import new_trackers, tracking
 from fedsam.training.client import Trainer
 
+log = logging.getLogger("fedsam")
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -174,6 +177,7 @@ def play_out(
         limits=Limits(
             config.min_clients, config.max_norm, config.clip_norm, config.client_timeout or None
         ),
+        stop=stop,
     )
     if config.trace:
         turns = traced(turns, folder.path / files.TRACE)
@@ -287,6 +291,8 @@ class RunLoop:
         """Return the metrics of the test set; in a lifelong run, of each task so far as well."""
         trainer, state = self.threads.trainer, self._evaluated().state
         found: dict[str, Any] = {**self.threads.evaluate(state, trainer.test)}
+        if not math.isfinite(found[metrics.LOSS]):
+            log.warning("round %d: the test loss is not finite", round)
         if trainer.lifelong is not None:
             begun = trainer.lifelong.at(round) + 1
             rows = trainer.lifelong.rows_by_task(trainer.test.targets)[:begun]

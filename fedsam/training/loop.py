@@ -62,7 +62,7 @@ def train_client(
     memory: Vectors | None = None,
     sent: Vectors | None = None,
     examples: int = 0,
-    drawing: Callable[[int], AbstractContextManager[None]] = nullcontext,
+    drawing: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
 ) -> Result:
     """Train one client for one round.
 

@@ -121,6 +121,31 @@ def test_averaging_that_has_not_begun_may_begin_at_another_round(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ({"lr_schedule": "cosine"}, "--lr-schedule cosine"),
+        ({"algorithm": "late-phase"}, "--minimizer"),
+        ({"loss": "pgd_at", "loss_options": {"start": 0.5}}, "--loss"),
+        ({"lifelong": 2, "alpha": 0}, "--lifelong"),
+    ],
+)
+def test_what_goes_by_all_the_rounds_goes_on_with_as_many(tmp_path, keys, what):
+    folder = run(quick_config(tmp_path / "run", eval_every=4, **keys)).folder
+    with pytest.raises(UsageError, match=f"--rounds 8: {what} of the run in .* goes by its 4; "):
+        resumed(folder, {"rounds": 8})
+    assert resumed(folder, {"threads": 1})[0].rounds == 4
+
+
+def test_what_starts_at_a_round_goes_on_with_more_rounds(tmp_path):
+    keys = {"loss": "pgd_at", "loss_options": {"start": 3, "steps": 1}}
+    whole = run(quick_config(tmp_path / "whole", rounds=6, **keys)).folder
+    part = run(quick_config(tmp_path / "part", rounds=4, **keys)).folder
+    config, snapshot = resumed(part, {"rounds": 6})
+    run(config, snapshot=snapshot)
+    assert models(part) == models(whole)
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"lr": 0.2}, "--lr 0.2: the run in .* has 0.1; it can only go on with that"),

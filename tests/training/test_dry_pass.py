@@ -119,7 +119,7 @@ class Buggy(Base):
         return self.no_such_layer(x)
 
 
-def NoModule(shape, classes):
+def no_module(shape, classes):
     return classes
 
 
@@ -176,7 +176,7 @@ def test_a_dry_pass_leaves_no_trace_in_the_first_model():
         ("Larger", "cannot take images of 1 x 8 x 8 in training mode: mat1 and mat2 shapes"),
         ("Frozen", "it has no trainable parameter"),
         ("Cut", "its output depends on no trainable parameter"),
-        ("NoModule", "returns a int, no Module"),
+        ("no_module", "returns a int, no Module"),
     ],
 )
 def test_what_a_model_cannot_do_is_one_line(model, said):
@@ -203,7 +203,7 @@ def test_a_task_that_returns_one_number_a_mini_batch_is_one_line():
 
 
 def test_a_batch_norm_that_cannot_train_on_one_image_says_how_many_clients_hold_one():
-    with pytest.raises(UsageError, match="--batch-size 1: the BatchNorm of --model .* needs 2"):
+    with pytest.raises(UsageError, match="--batch-size 1: the BatchNorm of --model"):
         trainer_with("BatchNorm", batch_size=1)
     with pytest.raises(UsageError, match="one image, and 1432 of 1437 clients hold fewer than 2"):
         trainer_with("BatchNorm", clients=1437, partition="iid")
