@@ -23,7 +23,7 @@ COMMANDS = {
     "sweep": "a grid of runs, and their report",
     "report": "tables and figures of finished runs",
     "flatness": "how flat the loss is around the models of runs",
-    "list": "names of algorithms, minimisers, ... and what they are",
+    "list": "names of algorithms, minimizers, ... and what they are",
 }
 FOLDERS = {  # of plug-ins: a file each
     "minimizers": "clients/minimizers",

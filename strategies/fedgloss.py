@@ -19,7 +19,7 @@ class FedGloSS(ServerMethod):
         w    <- (FedDyn's w from sent) - e
 
     rho_t goes linearly from rho_0 to rho over ``warmup`` rounds. It goes with FedDyn's client,
-    whose alpha is 1 / beta of the paper, and SAM as the minimiser. The released code divides the
+    whose alpha is 1 / beta of the paper, and SAM as the minimizer. The released code divides the
     server's correction by the cohort's size once more than FedDyn's formula, which is used here,
     and lets the clients' rho grow by the same schedule; here it is constant. With rho = 0 it is
     FedDyn. The server keeps 2P numbers; P travel each way.

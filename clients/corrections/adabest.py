@@ -12,7 +12,7 @@ class AdaBest(Correction):
         h_i <- h_i / (t - t_i) + mu (w_global - w)           t: this round, t_i: its last one
 
     The server's half is the strategy of this name. A client keeps 2P numbers (t_i as a vector: all
-    that is kept has the shape of w); P travel each way. Passes a step: the minimiser's. Formula and
+    that is kept has the shape of w); P travel each way. Passes a step: the minimizer's. Formula and
     value are from memory of the paper, not checked against its code.
 
     Parameters

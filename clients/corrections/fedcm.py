@@ -16,7 +16,7 @@ class FedCM(Correction):
 
     Delta is zero in the first round. Weight decay is added to the mixed gradient. The model is
     averaged by whatever strategy is used; the paper's server rate of 1 is FedAvg's. With SAM as
-    the minimiser it is MoFedSAM (Qu et al., ICML 2022).
+    the minimizer it is MoFedSAM (Qu et al., ICML 2022).
 
     Nothing is kept by a client. 2P numbers travel each way: the paper sends P up, but its server
     divides by one number of steps and one rate for all; here each client divides by its own.

@@ -16,7 +16,7 @@ class FedDyn(Correction):
     optimiser steps, at the unperturbed w. In the released code alpha is divided by the client's
     share of the images times the number of clients, which is 1 for balanced clients.
 
-    A client keeps P numbers; P travel each way. Passes a step: the minimiser's.
+    A client keeps P numbers; P travel each way. Passes a step: the minimizer's.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ class FedMoSWA(Correction):
         c   <- c + gamma mean_i (new c_i - c)
 
     SCAFFOLD's c moves by the change of c_i times the cohort's part of the population. Weight decay
-    keeps lr. A client keeps P numbers, and P more travel each way. Passes a step: the minimiser's.
+    keeps lr. A client keeps P numbers, and P more travel each way. Passes a step: the minimizer's.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ class FedProx(Correction):
 
         g <- g + mu (w - w_global)
 
-    The term acts where the base optimiser steps, at the unperturbed w, whatever the minimiser.
+    The term acts where the base optimiser steps, at the unperturbed w, whatever the minimizer.
 
     Parameters
     ----------

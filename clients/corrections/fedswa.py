@@ -12,7 +12,7 @@ class FedSWA(Correction):
 
     so that the rate goes from lr towards rho_end lr; weight decay keeps lr. The server's average,
     with its rate, is the other half. Nothing is kept; P numbers travel each way. Passes a step:
-    the minimiser's.
+    the minimizer's.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ class PGDAT(Loss):
     w + e, from the same point. Where mixup is on, the mixed loss is attacked at the mixed images.
     The attack sees the network in eval mode (BatchNorm's running statistics, which it leaves
     alone), as in Zhou et al.'s code; only the pass at x' updates them. Passes over the network:
-    steps + 1 for each of the minimiser's.
+    steps + 1 for each of the minimizer's.
 
     Parameters
     ----------

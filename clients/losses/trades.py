@@ -26,7 +26,7 @@ class TRADES(Loss):
     point. The attack sees the network in eval mode (the version of the authors' code that was read
     leaves it in training mode); x and x' then pass through it in training mode, one after the
     other, and both update BatchNorm's statistics (the authors' passes x twice). Passes over the
-    network: steps + 2 for each of the minimiser's.
+    network: steps + 2 for each of the minimizer's.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""How a client descends: one file a minimiser."""
+"""How a client descends: one file a minimizer."""

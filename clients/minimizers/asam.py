@@ -1,4 +1,4 @@
-"""ASAM: adaptive sharpness-aware minimisation (Kwon et al., ICML 2021), FedASAM's minimiser."""
+"""ASAM: adaptive sharpness-aware minimisation (Kwon et al., ICML 2021), FedASAM's minimizer."""
 
 from torch import Tensor
 

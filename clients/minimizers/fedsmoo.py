@@ -1,4 +1,4 @@
-"""FedSMOO's minimiser (Sun et al., ICML 2023): ascents that the clients agree on."""
+"""FedSMOO's minimizer (Sun et al., ICML 2023): ascents that the clients agree on."""
 
 from collections.abc import Sequence
 

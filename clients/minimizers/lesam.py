@@ -1,4 +1,4 @@
-"""LESAM: perturb along the global direction (Fan et al., ICML 2024), FedLESAM's minimiser."""
+"""LESAM: perturb along the global direction (Fan et al., ICML 2024), FedLESAM's minimizer."""
 
 import torch
 from torch import Tensor

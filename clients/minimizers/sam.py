@@ -1,4 +1,4 @@
-"""SAM: sharpness-aware minimisation (Foret et al., ICLR 2021), FedSAM's minimiser."""
+"""SAM: sharpness-aware minimisation (Foret et al., ICLR 2021), FedSAM's minimizer."""
 
 from torch import Tensor
 

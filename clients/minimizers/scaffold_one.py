@@ -16,7 +16,7 @@ class ScaffoldOne(Minimizer):
         c   <- c + |cohort| / |population|  mean_i (new c_i - old c_i)
 
     The paper's option II, which needs no second pass, is the client ``scaffold``; this one needs
-    the gradient, so it is a minimiser, for FedAvg's client. The paper leaves open on which images
+    the gradient, so it is a minimizer, for FedAvg's client. The paper leaves open on which images
     g(w_global) is taken; with whole epochs it is all of the client's, as augmented.
 
     A client keeps P numbers, and P more travel each way. Passes a step: 2.

@@ -1,4 +1,4 @@
-"""SGD, the minimiser of plain FedAvg."""
+"""SGD, the minimizer of plain FedAvg."""
 
 from torch import Tensor
 

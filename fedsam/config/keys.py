@@ -121,6 +121,11 @@ class Federation(_Group):
     """Passes over its images that a client makes a round; fractions are rounded to whole steps."""
     local_steps: int = Field(0, ge=0)
     """Mini-batches a client takes a round, in place of --local-epochs (0: by epochs)."""
+    dropout_rate: float = Field(0.0, ge=0, lt=1)
+    """Chance that a client drops out of a round for which it was sampled (0: off); one stays."""
+    stragglers: float = Field(0.0, ge=0, le=1)
+    """Chance that a client does only a part of its work in a round, one to all of its mini-batches
+    with the same chance (0: off)."""
     target_accuracy: Annotated[float, Key(free=True)] = Field(0.0, ge=0, le=1)
     """Stop once an evaluation reaches this accuracy, in [0, 1] (0: off)."""
     patience: Annotated[int, Key(free=True)] = Field(0, ge=0)
@@ -136,7 +141,7 @@ class Client(_Group):
     minimizer: Annotated[str, Key(shared=True)] = "sgd"
     """How a client descends: a name out of clients/minimizers, or an import path."""
     minimizer_options: Options = {}
-    """Further arguments of the minimiser: '{k: 2, slow: 0.5}'."""
+    """Further arguments of the minimizer: '{k: 2, slow: 0.5}'."""
     client: Annotated[str, Key(shared=True)] = "fedavg"
     """What a client corrects: a name out of clients, or an import path."""
     client_options: Options = {}
@@ -207,6 +212,8 @@ class Server(_Group):
     update_bn: int = Field(0, ge=0)
     """Training images on which the server computes the BatchNorm statistics of the evaluated model
     anew, the same at each evaluation (0: off)."""
+    weighting: Literal["examples", "equal"] = "examples"
+    """What a client's update counts by: its examples, or the same for each (equal)."""
     min_clients: int = Field(1, ge=1)
     """Usable updates that a round needs; with fewer it is tried again with other clients, three
     times in all."""
@@ -247,6 +254,9 @@ class Run(_Group):
     """GPUs of each Ray actor; fractions share one."""
     eval_every: int = Field(10, ge=1)
     """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""
+    client_tests: bool = False
+    """Also evaluate the global model on each client's own share of the test set, which has the
+    classes that the client trains on: mean, standard deviation and the mean of the worst tenth."""
     out: Annotated[PathText, Key(how=True)] = ""
     """Folder for the results, which must not exist (empty: a new one under runs/)."""
     checkpoint_every: Annotated[

@@ -70,7 +70,9 @@ def imported(key: str, path: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there: something that it imports is not
+            raise UsageError(
+                f"{flag(key)} {path}: {module} imports {error.name!r}, which is not installed"
+            ) from error
         extra = f"; pip install 'fedsam[{EXTRAS[error.name]}]'" if error.name in EXTRAS else ""
         raise UsageError(f"{flag(key)} {path}: there is no module {error.name!r}{extra}") from error
     if not hasattr(found, name):

@@ -38,7 +38,7 @@ def preset(algorithm: str, dataset: str) -> dict[str, Any]:
 def over(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of each layer over those of the layers before it, options key by key.
 
-    Where a layer names another plug-in than one below it (another minimiser, model, ...), the
+    Where a layer names another plug-in than one below it (another minimizer, model, ...), the
     options of the one that is replaced go with it. ``swa`` is short for the average of this name.
     """
     out: dict[str, Any] = {}

@@ -127,3 +127,33 @@ def deal(pools: list[NDArray[np.int64]], counts: NDArray[np.int64]) -> Partition
     owner = [np.repeat(np.arange(len(counts)), counts[:, c]) for c in range(len(pools))]
     by_client = np.argsort(np.concatenate(owner), kind="stable")
     return cut(np.concatenate(pools)[by_client], counts.sum(1))
+
+
+def shares_of_test(
+    partition: Partition, labels: Tensor, test_labels: Tensor, generator: np.random.Generator
+) -> Partition:
+    """Return the test images of each client: of every class the share that it trains on.
+
+    Parameters
+    ----------
+    partition : Partition
+        Of the training images.
+    labels, test_labels : Tensor
+        int64 (N,) and (M,), the classes of the training and the test images.
+    generator : numpy.random.Generator
+        Says which image of a class is whose.
+
+    Returns
+    -------
+    Partition
+        Rows of the test set, each to one client; a client with few images may have none. Of a class
+        without training images nobody has any.
+    """
+    classes = 1 + int(max(labels.max(), test_labels.max()))
+    held = partition.counts(labels, classes).numpy()
+    pools = pools_of(test_labels, generator)
+    of_pool = held[:, test_labels.unique().numpy()]
+    share = of_pool.cumsum(0) / of_pool.sum(0).clip(min=1)
+    ends = np.rint(share * [len(pool) for pool in pools]).astype(np.int64)
+    given = [pool[: ends[-1, number]] for number, pool in enumerate(pools)]
+    return deal(given, np.diff(ends, axis=0, prepend=0))

@@ -88,6 +88,11 @@ class Plan:
         """int64 (S, B), rows of the training set."""
         return self.choices[INDEX]
 
+    def first(self, steps: int) -> "Plan":
+        """Return the plan without what comes after so many steps."""
+        choices = {name: tensor[:steps] for name, tensor in self.choices.items()}
+        return replace(self, sizes=self.sizes[:steps], choices=choices)
+
     def step(self, step: int) -> dict[str, Tensor]:
         """Return the choices of one step, (B, ...)."""
         size = self.sizes[step]

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsam.base.system import Stop
 from fedsam.base.timers import WAITING, carried, timed
 from fedsam.data.images import Images
+from fedsam.data.partition import Partition
 from fedsam.training import batchnorm
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 from fedsam.training.flat_module import FlatModule
@@ -135,6 +136,25 @@ class ThreadExecutor:
 
         parts = self.map(work, rows.split(EVALUATION_BATCH))
         return self.trainer.task.metrics(torch.stack(parts).sum(0))
+
+    def evaluate_each(
+        self, state: Tensor, images: Images, partition: Partition
+    ) -> list[dict[str, float]]:
+        """Return the task's metrics of a model (S,) on the images of each client that has any."""
+        pieces = [
+            (client, rows)
+            for client in range(len(partition))
+            for rows in partition[client].split(EVALUATION_BATCH)
+            if len(rows)
+        ]
+
+        def work(network: FlatModule, piece: tuple[int, Tensor]) -> Tensor:
+            return self.trainer.statistics(network, state, images, piece[1])
+
+        totals: dict[int, Tensor] = {}
+        for (client, _), part in zip(pieces, self.map(work, pieces), strict=True):
+            totals[client] = totals[client] + part if client in totals else part
+        return [self.trainer.task.metrics(total) for total in totals.values()]
 
     def update_bn(self, state: Tensor, images: Images, rows: Tensor) -> Tensor:
         """Return a model (S,) with BatchNorm statistics of some images, not augmented.

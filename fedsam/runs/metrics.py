@@ -14,6 +14,9 @@ key                    meaning                                                  
 ``accuracy``           in [0, 1], on the test set; and whatever else the task       if evaluated
                        measures
 ``loss``               nats, mean over the test set                                 if evaluated
+``client_accuracy``    in [0, 1], mean over the clients of that on their own       if evaluated and
+                       shares of the test set; ``client_accuracy_std`` over them,  ``client_tests``
+                       ``client_accuracy_worst`` of the worst tenth of them
 ``client_norm``        sqrt(mean_k abs(w_k - w)^2), l2 lengths of the round's       if evaluated
                        updates
 ``client_drift``       sqrt(mean_k abs(w_k - mean)^2)                               if evaluated
@@ -32,6 +35,7 @@ key                    meaning
 ``final_accuracy``     in [0, 1]: mean of the evaluations in the last 100 rounds; null without one
 ``last_accuracy``      in [0, 1]: of the last evaluation
 ``best_accuracy``      in [0, 1]: the largest of all evaluations
+``client_accuracy``    and those beside it in metrics.jsonl, of the last evaluation
 ``evaluations``        how many, without that of round 0
 ``rounds``             how many were played
 ``seconds``            that the run took, by the wall clock
@@ -49,7 +53,7 @@ Learning", ECCV 2018, section 3.
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # who reads keys needs no torch
@@ -63,6 +67,7 @@ TRAIN_LOSS = f"{TRAIN}loss"
 LEFT_OUT = "left_out"
 ACCURACY = "accuracy"
 LOSS = "loss"
+CLIENT_ACCURACY = "client_accuracy"  # and what is made of it over the clients
 CLIENT_NORM = "client_norm"
 CLIENT_DRIFT = "client_drift"
 UPDATE_NORM = "update_norm"
@@ -139,7 +144,12 @@ def summary_of(lines: Sequence[Line]) -> dict[str, Any]:
     late = [line[ACCURACY] for line in tests if line[ROUND] > rounds - LAST]
     accuracies = [line[ACCURACY] for line in tests]
     training = sum(line.get(SECONDS) or 0.0 for line in lines)
-    return {
+    of_clients = {
+        key: value
+        for key, value in (tests[-1] if tests else {}).items()
+        if key.startswith(CLIENT_ACCURACY)
+    }
+    return of_clients | {
         FINAL_ACCURACY: math.fsum(late) / len(late) if late else None,
         LAST_ACCURACY: accuracies[-1] if tests else None,
         BEST_ACCURACY: max(accuracies) if tests else None,
@@ -172,6 +182,17 @@ def forgetting(a: Matrix) -> float:
     """Return the mean, over all tasks but the last, of the best accuracy before minus the final."""
     last = len(a) - 1
     return mean(max(row[j] for row in a[j:last]) - a[last][j] for j in range(last))
+
+
+def over_clients(accuracies: Sequence[float]) -> dict[str, float]:
+    """Return mean and standard deviation of the clients' accuracies, and the worst tenth's mean."""
+    ordered = sorted(accuracies)
+    worst = ordered[: max(1, len(ordered) // 10)]
+    return {
+        CLIENT_ACCURACY: mean(ordered),
+        f"{CLIENT_ACCURACY}_std": pstdev(ordered),
+        f"{CLIENT_ACCURACY}_worst": mean(worst),
+    }
 
 
 def lifelong_summary(lines: Sequence[Line], ends: Sequence[int]) -> dict[str, Any]:

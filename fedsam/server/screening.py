@@ -39,12 +39,15 @@ class Limits:
         l2 norm to which longer updates are scaled down; 0 for none.
     timeout : float or None
         Seconds to wait for a client.
+    equal : bool
+        Let each client count the same, whatever number of examples it names.
     """
 
     min_clients: int = 1
     max_norm: float = 0.0
     clip_norm: float = 0.0
     timeout: float | None = None
+    equal: bool = False
 
 
 def usable(
@@ -141,6 +144,8 @@ def within(
         else:
             if limits.clip_norm and length > limits.clip_norm:
                 clip(reply, before, limits.clip_norm / length)
+            if limits.equal:
+                only_record(reply.content.metric_records)[EXAMPLES] = 1
             taken.append(reply)
     return taken
 

@@ -75,6 +75,11 @@ def load_dataset(config: Config) -> Dataset:
     if ":" not in config.dataset:
         return datasets.load(config.dataset, Path(config.data_root))
     make = plugins.imported("dataset", config.dataset)
+    if inspect.isclass(make):
+        raise UsageError(
+            f"--dataset {config.dataset}: is a class; must be a function that returns a "
+            "fedsam.data.datasets.Dataset"
+        )
     dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
     datasets.check(dataset)
     return dataset
@@ -254,7 +259,8 @@ def new_strategy(config: Config) -> Strategy:
         )
     if inspect.isclass(make) and not issubclass(make, ServerMethod | Strategy):
         raise wrong
-    fewest = 1 if config.lifelong else config.clients_per_round  # not all hold a task's images
+    # not all hold a task's images, or stay
+    fewest = 1 if config.lifelong or config.dropout_rate else config.clients_per_round
     # a strategy is shown a round's clients alone, and must take them all
     sampling: dict[str, Any] = {
         "fraction_train": 1.0,
@@ -365,6 +371,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         config.seed,
         draws=needs.draws,
         bf16=bf16,
+        stragglers=config.stragglers,
         lifelong=sequence,
         local_statistics=config.bn == "local",
     )

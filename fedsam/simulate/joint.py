@@ -37,7 +37,7 @@ def run_together(
     Parameters
     ----------
     configs : sequence of Config
-        What to run; alike in model, data set, minimiser, client, mini-batches and device.
+        What to run; alike in model, data set, minimizer, client, mini-batches and device.
     watch : callable
         Gets the run's number and each line of its metrics.jsonl, from that run's thread.
     snapshots : sequence of Snapshot or None, optional

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from flwr.serverapp import Grid
 
 from fedsam.base.errors import StorageError, TrainingError, UsageError, storing
-from fedsam.base.randomness import sample_clients, torch_generator
+from fedsam.base.randomness import numpy_generator, sample_clients, torch_generator
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
+from fedsam.data.partition import Partition, shares_of_test
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
@@ -127,16 +129,21 @@ def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
     """Return the run's cohorts, as a function of the round and the attempt.
 
     In a lifelong run, of the clients that hold images of the round's task: all, if they are few.
+    Without those that drop out.
     """
     lifelong, wanted = trainer.lifelong, config.clients_per_round
     holders = [c.tolist() for c in lifelong.holders(trainer.partition)] if lifelong else []
 
     def sample(round: int, attempt: int = 0) -> list[int]:
-        if lifelong is None:
-            return sample_clients(config.seed, round, config.clients, wanted, attempt)
-        able = holders[lifelong.at(round)]
+        able = range(config.clients) if lifelong is None else holders[lifelong.at(round)]
         most = min(wanted, len(able))
-        return [able[n] for n in sample_clients(config.seed, round, len(able), most, attempt)]
+        drawn = sample_clients(config.seed, round, len(able), most, attempt)
+        cohort = [able[number] for number in drawn]
+        if not config.dropout_rate:
+            return cohort
+        chances = numpy_generator(config.seed, "dropout", round, attempt).random(len(cohort))
+        stays = chances >= min(config.dropout_rate, chances.max())
+        return [client for client, stayed in zip(cohort, stays, strict=True) if stayed]
 
     return sample
 
@@ -175,7 +182,11 @@ def play_out(
         node_of=nodes,
         side_vectors=side_vectors,
         limits=Limits(
-            config.min_clients, config.max_norm, config.clip_norm, config.client_timeout or None
+            config.min_clients,
+            config.max_norm,
+            config.clip_norm,
+            config.client_timeout or None,
+            equal=config.weighting == "equal",
         ),
         stop=stop,
     )
@@ -233,6 +244,17 @@ class RunLoop:
     arrays: VectorRecord
     done: int
 
+    @cached_property
+    def client_tests(self) -> Partition:
+        """Which test images are whose."""
+        trainer = self.threads.trainer
+        return shares_of_test(
+            trainer.partition,
+            trainer.train.targets.cpu(),
+            trainer.test.targets.cpu(),
+            numpy_generator(self.config.seed, "client tests"),
+        )
+
     def play(self, turns: Iterable[Round]) -> dict[str, Any]:
         """Play the rounds; return the summary."""
         due, reason = Due(self.config.checkpoint_every), "all rounds done"
@@ -289,10 +311,13 @@ class RunLoop:
 
     def _measure(self, round: int = 0) -> dict[str, Any]:
         """Return the metrics of the test set; in a lifelong run, of each task so far as well."""
-        trainer, state = self.threads.trainer, self._evaluated().state
+        config, trainer, state = self.config, self.threads.trainer, self._evaluated().state
         found: dict[str, Any] = {**self.threads.evaluate(state, trainer.test)}
         if not math.isfinite(found[metrics.LOSS]):
             log.warning("round %d: the test loss is not finite", round)
+        if config.client_tests:
+            each = self.threads.evaluate_each(state, trainer.test, self.client_tests)
+            found |= metrics.over_clients([one[metrics.ACCURACY] for one in each])
         if trainer.lifelong is not None:
             begun = trainer.lifelong.at(round) + 1
             rows = trainer.lifelong.rows_by_task(trainer.test.targets)[:begun]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.base.randomness import global_streams, torch_generator
+from fedsam.base.randomness import global_streams, numpy_generator, torch_generator
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.images import Images
@@ -78,6 +78,8 @@ class Trainer:
         The model draws random numbers of its own (dropout): each step gets a key's.
     bf16 : bool
         Forward passes under autocast to bfloat16.
+    stragglers : float
+        Chance that a client does only a part of its plan, one to all of its steps.
     lifelong : Lifelong, optional
         Which classes are learnt when; None: all, always.
     local_statistics : bool
@@ -96,6 +98,7 @@ class Trainer:
     seed: int
     draws: bool = False
     bf16: bool = False
+    stragglers: float = 0.0
     lifelong: Lifelong | None = None
     local_statistics: bool = False
 
@@ -121,7 +124,12 @@ class Trainer:
         """Return the plan of one client's round, on the CPU."""
         generator = torch_generator(self.seed, "plan", round, client)
         shape = (self.train.height, self.train.width)
-        return make_plan(self.rows(client, round), self.work, shape, generator)
+        plan = make_plan(self.rows(client, round), self.work, shape, generator)
+        if not self.stragglers:
+            return plan
+        drawn = numpy_generator(self.seed, "straggler", round, client)
+        late = len(plan) > 0 and drawn.random() < self.stragglers
+        return plan.first(int(drawn.integers(1, len(plan) + 1))) if late else plan
 
     def drawing(self, purpose: str, *numbers: int) -> AbstractContextManager[None]:
         """Return what a forward pass runs in: the key's numbers, if the model draws any."""

@@ -1,4 +1,4 @@
-"""The loss of a mini-batch, and its gradient as the closure that minimisers call."""
+"""The loss of a mini-batch, and its gradient as the closure that minimizers call."""
 
 from typing import Protocol
 

@@ -271,7 +271,7 @@ class Method:
         """Return what the minimizer keeps in a round, at its start."""
         return zeros(self.minimizer.state, like)
 
-    @timed("minimiser, client and SGD")
+    @timed("minimizer, client and SGD")
     def step(
         self, w: Tensor, grad: Grad, local: Local, base: Vectors
     ) -> tuple[Tensor, Vectors, Vectors]:

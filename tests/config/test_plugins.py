@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedsam.base.errors import UsageError
-from fedsam.config.plugins import build, find
+from fedsam.config.plugins import build, find, imported
 from fedsam.config.schema import resolve
 from fedsam.simulate.build import load_dataset, new_method, new_model, new_strategy
 
@@ -73,7 +73,7 @@ def test_a_users_default_is_not_overwritten_by_the_runs_value():
         "strategy": "mine_plugins:Server", "client": "mine_plugins:Client",
         "minimizer": "mine_plugins:Descent", "momentum": 0.25, "rho": 0.5, "eta": 0.125,
     })  # fmt: skip
-    assert new_strategy(config).momentum == 0.9
+    assert new_strategy(config).strategy.momentum == 0.9
     method = new_method(config)
     assert (method.correction.rho, method.correction.rounds) == (3.0, 7)
     assert (method.minimizer.eta, method.minimizer.rho) == (0.125, 3.0)
@@ -154,3 +154,19 @@ def test_what_a_run_does_not_have_is_said_in_one_line():
     with pytest.raises(UsageError, match=r"--x-options: Odd needs mu: of a run it gets eta, rho"):
         build("x", Odd, {}, rho=0.5, eta=0.25)
     assert build("x", Odd, {"mu": 2.0}, rho=0.5).mu == 2.0
+
+
+def test_a_module_that_imports_what_is_not_there_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "of_mine.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        imported("model", "of_mine:Net")
+    said = "--model of_mine:Net: of_mine imports 'no_such_package', which is not installed"
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("name", ["EMNIST", "KMNIST", "ImageFolder"])
+def test_a_class_of_torchvision_is_no_data_set(name):
+    config = resolve({"dataset": f"torchvision.datasets:{name}"})
+    with pytest.raises(UsageError, match="is a class; must be a function that returns a"):
+        load_dataset(config)

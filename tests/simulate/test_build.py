@@ -40,7 +40,8 @@ class Duck:
 
 
 def made(tmp_path, **keys):
-    return new_strategy(quick_config(tmp_path / "unused", **keys))
+    strategy = new_strategy(quick_config(tmp_path / "unused", **keys))
+    return getattr(strategy, "strategy", strategy)  # Flower's are shown the parameters alone
 
 
 def sampling(strategy):

@@ -7,6 +7,7 @@ from threading import Timer
 import numpy as np
 import pytest
 import torch
+from conftest import quick_config
 from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
 
@@ -16,7 +17,6 @@ from fedsam.config.schema import resolve
 from fedsam.server.adapter import MethodStrategy
 from fedsam.simulate.build import new_strategy
 from fedsam.simulate.run import run
-from tests.conftest import quick_config
 
 FLOWER = "flwr.serverapp.strategy"
 NORMED = {"model": "tests.training.test_dry_pass:OverPixels", "rounds": 6, "eval_every": 3}
