@@ -375,7 +375,14 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         lifelong=sequence,
         local_statistics=config.bn == "local",
     )
-    return trainer, VectorRecord(layout, layout.write(initial))
+    first = layout.write(initial)
+    for name, held in layout.read(first).items():
+        if not torch.equal(held.cpu(), initial[name]):
+            raise UsageError(
+                f"--model {config.model}: {name!r} holds {initial[name].dtype} numbers that "
+                f"{layout.dtype}, the model's, cannot; register it with persistent=False"
+            )
+    return trainer, VectorRecord(layout, first)
 
 
 def new_gradients(config: Config, trainer: Trainer) -> type[Slots | Vmapped] | None:

@@ -119,6 +119,12 @@ class Buggy(Base):
         return self.no_such_layer(x)
 
 
+class Counting(Base):
+    def __init__(self, shape, classes, count=2**24):
+        super().__init__(shape, classes)
+        self.register_buffer("count", torch.tensor(count))
+
+
 def no_module(shape, classes):
     return classes
 
@@ -130,9 +136,13 @@ class PerBatch:
         return F.cross_entropy(output, targets)
 
 
-def trainer_with(model, **keys):
+def made(model, **keys):
     given = {"model": model if ":" in model else f"{HERE}:{model}", "clients": 8}
-    return new_trainer(resolve(given | {"clients_per_round": 4} | keys))[0]
+    return new_trainer(resolve(given | {"clients_per_round": 4} | keys))
+
+
+def trainer_with(model, **keys):
+    return made(model, **keys)[0]
 
 
 @pytest.mark.parametrize(
@@ -212,3 +222,10 @@ def test_a_batch_norm_that_cannot_train_on_one_image_says_how_many_clients_hold_
 def test_grey_images_for_a_network_of_three_channels_are_told_so():
     with pytest.raises(UsageError, match="takes images of 3 channels, those of digits have 1"):
         trainer_with("torchvision.models:resnet18")
+
+
+def test_whole_numbers_are_kept_or_refused():
+    _, first = made("Counting")
+    assert first.layout.read(first.state)["count"] == 2**24
+    with pytest.raises(UsageError, match=r"'count' holds torch.int64 numbers that torch.float32"):
+        made("Counting", model_options={"count": 2**24 + 1})
