@@ -158,6 +158,12 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
         initialise_lazy_layers(model, shape, config.model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"--model {config.model}: it has no trainable parameter")
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    if len(dtypes) > 1 or not next(model.parameters()).is_floating_point():
+        raise UsageError(
+            f"--model {config.model}: its parameters are {', '.join(sorted(dtypes))}; they must "
+            "all be of one floating dtype (--precision bf16 computes in bfloat16)"
+        )
     if not batchnorm.layers(model):
         if config.bn != "values":
             raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
@@ -370,6 +376,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         replace(work, least=needs.least),
         config.seed,
         draws=needs.draws,
+        changes=needs.changes,
         bf16=bf16,
         stragglers=config.stragglers,
         lifelong=sequence,

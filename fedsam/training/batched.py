@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedsam.base.errors import UsageError
 from fedsam.base.timers import timed
@@ -216,11 +215,11 @@ def declared(trainer: Trainer, round: int) -> str:
             return f"{axis} {type(part).__name__} says that it is not batchable"
     if trainer.draws:
         return "the model draws random numbers (dropout): clients would draw others than one by one"
+    if trainer.changes:
+        return "the model changes its buffers in training: padding would enter them (BatchNorm)"
     for layer in trainer.new_network().module.modules():
         if isinstance(layer, _BatchNorm):
             return "BatchNorm: the padding of a short mini-batch would enter its statistics"
-        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
-            return "InstanceNorm: the padding of a short mini-batch would enter its statistics"
         if not getattr(layer, "batchable", True):  # of the user's own: PyTorch's have no such thing
             return f"--model: {type(layer).__name__} says that it is not batchable"
     return ""

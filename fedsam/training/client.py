@@ -76,6 +76,8 @@ class Trainer:
         The run's.
     draws : bool
         The model draws random numbers of its own (dropout): each step gets a key's.
+    changes : bool
+        What lies behind the model's parameters changes while it trains.
     bf16 : bool
         Forward passes under autocast to bfloat16.
     stragglers : float
@@ -97,6 +99,7 @@ class Trainer:
     work: Work
     seed: int
     draws: bool = False
+    changes: bool = False
     bf16: bool = False
     stragglers: float = 0.0
     lifelong: Lifelong | None = None

@@ -29,10 +29,13 @@ class Needs(NamedTuple):
         Random numbers: it has dropout or the like.
     least : int
         Images a mini-batch must hold: 2 where BatchNorm sees one value a channel of each.
+    changes : bool
+        What lies behind its parameters (BatchNorm statistics) changes while it trains.
     """
 
     draws: bool = False
     least: int = 1
+    changes: bool = False
 
 
 def initialise_lazy_layers(module: nn.Module, shape: Sequence[int], name: str) -> None:
@@ -83,19 +86,25 @@ def dry_pass(network: FlatModule, task: Task, batch: Batch, classes: int, name: 
             )
         if not loss.requires_grad:
             raise UsageError(f"--model {name}: its output depends on no trainable parameter")
-        network.gradient_of(loss.mean())
+        try:
+            network.gradient_of(loss.mean())
+        except OF_A_SHAPE as error:
+            raise UsageError(
+                f"--model {name}: its gradient cannot be taken: {one_line(error)}"
+            ) from error
         with torch.no_grad():
             task.statistics(forward(batch.images, training=False), batch.targets)
 
+    before = network.carried()
     draws = drew(both)
-    if not batchnorm.layers(module):
-        return Needs(draws)
-    try:
-        with torch.no_grad():
-            module.train()(batch.images[:1])
-    except ValueError:  # "expected more than 1 value per channel when training"
-        return Needs(draws, 2)
-    return Needs(draws)
+    changes, least = not torch.equal(network.carried(), before), 1
+    if batchnorm.layers(module):
+        try:
+            with torch.no_grad():
+                module.train()(batch.images[:1])
+        except ValueError:  # "expected more than 1 value per channel when training"
+            least = 2
+    return Needs(draws, least, changes)
 
 
 def _forward(

@@ -52,15 +52,27 @@ class FlatModule:
             else:
                 self._foreign.append((entry, tensor))
         self.parameters = [tensors[entry.name] for entry in self.layout.parameters]
+        self._buffers = [
+            (owner._buffers, name, tensor)
+            for owner in module.modules()
+            for name, tensor in owner._buffers.items()
+            if tensor is not None and name not in owner._non_persistent_buffers_set
+        ]
 
     def load(self, state: Tensor) -> None:
         """Set parameters and buffers to those of ``state`` (S,)."""
+        for buffers, name, tensor in self._buffers:
+            buffers[name] = tensor  # a forward may have put another in its place
         self.state.copy_(state)
         for entry, tensor in self._foreign:
             tensor.copy_(entry.read(self.state))
 
     def carried(self) -> Tensor:
         """Return a copy of the values behind w (S - P,), e.g. the BatchNorm statistics."""
+        for buffers, name, tensor in self._buffers:
+            if buffers[name] is not tensor:
+                tensor.copy_(buffers[name].detach())
+                buffers[name] = tensor
         for entry, tensor in self._foreign:
             entry.view(self.state).copy_(tensor)
         return self.state[self.layout.trainable :].clone()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedsam.training.method import Minimizer
 
+FILE = "model.safetensors"
 MODELS = [f"tests.training.test_dry_pass:{name}" for name in ("Dropout", "OfPython", "OfNumPy")]
 
 
@@ -69,3 +71,14 @@ def test_an_evaluation_that_draws_repeats(quick):
         for _ in range(2)
     ]
     assert accuracies[0] == accuracies[1]
+
+
+def test_a_buffer_that_is_assigned_anew_travels_as_one_that_is_changed_in_place(quick):
+    runs = [
+        load_file(quick(model=f"tests.training.test_dry_pass:{name}", cohort=cohort).folder / FILE)
+        for name, cohort in (("InPlace", "off"), ("Reassigning", "off"), ("Reassigning", "slots"))
+    ]
+    assert 0.5 < runs[0]["seen"] < 0.99  # it has moved from 1 towards the mean of |x|
+    for other in runs[1:]:
+        for name, tensor in runs[0].items():
+            assert torch.allclose(tensor, other[name], rtol=1e-5, atol=1e-7)

@@ -267,10 +267,11 @@ def test_what_says_that_it_is_not_batchable_is_not_tried(monkeypatch):
     for layer, reason in (
         (Reader(), "--model: Reader says"),
         (nn.BatchNorm2d(4, track_running_stats=False), "BatchNorm: "),
-        (nn.InstanceNorm2d(4, track_running_stats=True), "InstanceNorm: "),
     ):
         refused = why_not([trainer_of(module=lambda layer=layer: convolutions(layer))], Slots)
         assert refused.startswith(reason)
+    changes = replace(trainer_of(), changes=True)
+    assert why_not([changes], Slots).startswith("the model changes its buffers in training")
     draws = replace(trainer_of(), draws=True)
     assert why_not([draws], Slots).startswith("the model draws random numbers")
 

@@ -119,6 +119,46 @@ class Buggy(Base):
         return self.no_such_layer(x)
 
 
+class Reassigning(Base):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.register_buffer("seen", torch.tensor(1.0))
+
+    def forward(self, x):
+        if self.training:
+            self.seen = 0.9 * self.seen + 0.1 * x.abs().mean()
+        return super().forward(x / self.seen)
+
+
+class InPlace(Reassigning):
+    def forward(self, x):
+        if self.training:
+            self.seen.mul_(0.9).add_(0.1 * x.abs().mean())
+        return Base.forward(self, x / self.seen.clone())
+
+
+class TwoTypes(Base):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.fc2.double()
+
+
+class Complex(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.fc = nn.Linear(math.prod(shape), classes, dtype=torch.complex64)
+
+
+class Sparse(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.table = nn.Embedding(2, 8, sparse=True)
+        self.fc = nn.Linear(8 * math.prod(shape), classes)
+
+    def forward(self, x):
+        return self.fc(self.table((x.flatten(1) > 0).long()).flatten(1))
+
+
 class Counting(Base):
     def __init__(self, shape, classes, count=2**24):
         super().__init__(shape, classes)
@@ -146,22 +186,25 @@ def trainer_with(model, **keys):
 
 
 @pytest.mark.parametrize(
-    ("model", "draws", "least"),
+    ("model", "draws", "least", "changes"),
     [
-        ("Base", False, 1),
-        ("Dropout", True, 1),
-        ("OfPython", True, 1),
-        ("OfNumPy", True, 1),
-        ("MonteCarlo", True, 1),
-        ("BatchNorm", False, 2),
-        ("OverPixels", False, 1),
-        ("Lazy", False, 2),
+        ("Base", False, 1, False),
+        ("Dropout", True, 1, False),
+        ("OfPython", True, 1, False),
+        ("OfNumPy", True, 1, False),
+        ("MonteCarlo", True, 1, False),
+        ("BatchNorm", False, 2, True),
+        ("OverPixels", False, 1, True),
+        ("Lazy", False, 2, True),
+        ("Reassigning", False, 1, True),
+        ("InPlace", False, 1, True),
+        ("Counting", False, 1, False),
     ],
 )
-def test_what_a_model_needs_is_found_out(model, draws, least):
+def test_what_a_model_needs_is_found_out(model, draws, least, changes):
     before = torch.get_rng_state(), random.getstate()
     trainer = trainer_with(model)
-    assert (trainer.draws, trainer.work.least) == (draws, least)
+    assert (trainer.draws, trainer.work.least, trainer.changes) == (draws, least, changes)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
 
@@ -186,6 +229,9 @@ def test_a_dry_pass_leaves_no_trace_in_the_first_model():
         ("Larger", "cannot take images of 1 x 8 x 8 in training mode: mat1 and mat2 shapes"),
         ("Frozen", "it has no trainable parameter"),
         ("Cut", "its output depends on no trainable parameter"),
+        ("TwoTypes", "its parameters are float32, float64; they must all be of one floating"),
+        ("Complex", "its parameters are complex64"),
+        ("Sparse", "its gradient cannot be taken: reshape is not implemented for sparse tensors"),
         ("no_module", "returns a int, no Module"),
     ],
 )
