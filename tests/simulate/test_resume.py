@@ -17,6 +17,7 @@ from conftest import quick_config
 from fedsam.base.errors import StorageError, UsageError
 from fedsam.base.system import Interrupted
 from fedsam.config.schema import resolve
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.runs import checkpoint, files
 from fedsam.simulate.__main__ import main
 from fedsam.simulate.joint import run_together
@@ -283,6 +284,40 @@ def test_a_signal_ends_it_in_good_order_and_names_the_way_on(
     assert again.wait(120) == 0
     assert models(folder) == models(never_interrupted)
     assert metrics(folder) == metrics(never_interrupted)
+
+
+SIGNALLED = "stopping after the clients at hand; again: now"
+LIFELONG = ("--lifelong", "2", "--lifelong-options", "{heads: multi}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("more", [(), LIFELONG], ids=["plain", "lifelong"])
+def test_a_signal_during_the_first_evaluation_ends_it_in_good_order(
+    tmp_path, monkeypatch, capfd, number, code, more
+):
+    words = ["--rounds", "2", "--clients", "20", "--clients-per-round", "5", "--device", "cpu"]
+    words += [*more, "--alpha", "1", "--eval-every", "1"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    evaluate = ThreadExecutor.evaluate
+
+    def interrupted(self, *images):
+        os.kill(os.getpid(), number)
+        return evaluate(self, *images)
+
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        patched.setattr(ThreadExecutor, "evaluate", interrupted)
+        capfd.readouterr()
+        assert main([*words, "--out", str(cut)]) == code
+    said = (
+        f"fedsam: interrupted after round 0; go on with: python -m fedsam.simulate --resume {cut}"
+    )
+    assert capfd.readouterr().err.splitlines()[-2:] == [SIGNALLED, said]
+    assert metrics(cut) == []
+    assert json.loads((cut / "summary.json").read_text())["finished"] is False
+    assert main(["--resume", str(cut)]) == 0
+    assert models(cut) == models(tmp_path / "whole")
+    assert metrics(cut) == metrics(tmp_path / "whole")
 
 
 @pytest.mark.slow
