@@ -285,7 +285,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         task,
         work,
         config.seed,
-        bf16=config.precision == "bf16",
+        precision=config.precision,
         lifelong=sequence,
         local_statistics=config.bn == "local",
     )

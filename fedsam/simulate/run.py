@@ -18,7 +18,7 @@ from fedsam.config.schema import Config
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, roll_call
 from fedsam.engines.local import LocalGrid
-from fedsam.engines.threads import ThreadExecutor, on_device, one_compute_thread
+from fedsam.engines.threads import ThreadExecutor, computing, one_compute_thread
 from fedsam.messages import VectorRecord, model_of, state_of
 from fedsam.runs import files, metrics
 from fedsam.runs.checkpoint import Snapshot
@@ -95,7 +95,7 @@ def run(
         RunDir.check(config.out)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
-        leaving.enter_context(on_device(trainer.layout.device, config.precision))
+        leaving.enter_context(computing(trainer))
         threads = new_threads(config, trainer, stop)
         leaving.callback(threads.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
@@ -105,6 +105,7 @@ def run(
         elif config.engine == "ray":
             executor = new_ray_executor(config, trainer)
             leaving.callback(executor.close)
+            executor.wait_for_one()
             grid = LocalGrid(threads, executor)
         elif gradients := new_gradients(config, trainer):
             run = BatchedRun(trainer, sampling(config, trainer))

@@ -72,8 +72,8 @@ class Trainer:
         How much a client trains in a round.
     seed : int
         The run's.
-    bf16 : bool
-        Forward passes under autocast to bfloat16.
+    precision : str
+        Of forward passes: fp32, tf32 (a GPU's products) or bf16 (autocast).
     lifelong : Lifelong, optional
         Which classes are learnt when; None: all, always.
     local_statistics : bool
@@ -90,9 +90,14 @@ class Trainer:
     task: Task
     work: Work
     seed: int
-    bf16: bool = False
+    precision: str = "fp32"
     lifelong: Lifelong | None = None
     local_statistics: bool = False
+
+    @property
+    def bf16(self) -> bool:
+        """Whether forward passes are under autocast to bfloat16."""
+        return self.precision == "bf16"
 
     def new_network(self) -> FlatModule:
         """Return a model to compute with; each thread needs its own."""
