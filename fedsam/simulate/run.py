@@ -178,7 +178,14 @@ def play_out(
     )
     if config.trace:
         turns = traced(turns, folder.path / files.TRACE)
-    with tracking(trackers, config, folder.path) as track:
+    with ExitStack() as leaving:
+        try:
+            told = tracking(trackers, config, folder.path, folder.lines)
+            track = leaving.enter_context(told)
+        except BaseException:  # a tracker could not start
+            if snapshot is None:
+                folder.remove()
+            raise
 
         def write(line: dict[str, Any]) -> None:
             with storing(folder.path):

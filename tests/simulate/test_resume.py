@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,30 @@ def test_where_there_is_nothing_to_go_on_from_that_is_said(tmp_path, capsys):
     assert "--resume: stands without --config, --out and --go-on" in capsys.readouterr().err
     assert main(["--go-on"]) == 2
     assert "--go-on: needs --out" in capsys.readouterr().err
+
+
+def test_go_on_begins_anew_where_a_run_left_nothing_to_go_on_from(tmp_path, caplog):
+    words = ["--rounds", "2", "--clients", "20", "--clients-per-round", "5", "--device", "cpu"]
+    words += ["--alpha", "1", "--eval-every", "1", "--go-on", "--out"]
+    empty, cut, whole = (tmp_path / name for name in ("empty", "cut", "whole"))
+    assert main([*words, str(whole)]) == 0
+    empty.mkdir()
+    shutil.copytree(whole, cut)  # as a kill before the first checkpoint leaves it
+    shutil.rmtree(cut / "checkpoints")
+    (cut / "summary.json").unlink()
+    for folder in (empty, cut):
+        assert main([*words, str(folder)]) == 0
+        assert models(folder) == models(whole)
+        assert f"--go-on: {folder} has no checkpoint; the run begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "config.yaml"])
+def test_go_on_removes_no_folder_that_holds_something(tmp_path, lost):
+    """A finished run without a checkpoint, and a folder that is no run's."""
+    folder = run(quick_config(tmp_path / "run", checkpoint_every="0", rounds=1)).folder
+    (folder / lost).unlink(missing_ok=True)
+    assert main(["--go-on", "--out", str(folder)]) == 2
+    assert (folder / "model.safetensors").exists()
 
 
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path, capsys):
