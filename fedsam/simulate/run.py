@@ -16,7 +16,7 @@ from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
-from fedsam.engines.flower import FlowerGrid, roll_call
+from fedsam.engines.flower import FlowerGrid, RollCall
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor, computing, one_compute_thread
 from fedsam.messages import VectorRecord, model_of, state_of
@@ -100,8 +100,8 @@ def run(
         leaving.callback(threads.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
-            grid: Grid = FlowerGrid(flower)
-            nodes = roll_call(flower, config.clients)
+            nodes = roll = RollCall(flower, config.clients)
+            grid: Grid = FlowerGrid(flower, roll)
         elif config.engine == "ray":
             executor = new_ray_executor(config, trainer)
             leaving.callback(executor.close)
