@@ -28,7 +28,7 @@ from fedsam.engines.threads import computing, keep_freed_memory
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 
 log = logging.getLogger("fedsam")
-DEATHS = 100  # actors that may die in one round before something else must be wrong
+DEATHS = 30  # actors that may die without a client's answer in between: something else is wrong
 LOOK = 10.0  # seconds between looks whether an actor that is waited for has a place at all
 ANSWER = 5.0  # seconds that the head of a cluster may take to say that it is one
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what it is asked
@@ -203,8 +203,7 @@ def received(reply: Any) -> Any:
             reason = str(error).splitlines()[-1]
             raise TrainingError(f"a Ray actor cannot start: {reason}") from None
         lost = error
-    said = (str(lost).strip().splitlines() or ["no reason given"])[0]
-    return Lost(f"{type(lost).__name__}: {said}")
+    return Lost(f"{type(lost).__name__}: {one_line(lost)}")
 
 
 @contextmanager
@@ -307,7 +306,7 @@ class RayExecutor:
             lost, or the driver's own object store or disk is full.
         """
         sent = broadcasts(jobs)
-        self._holds, self._deaths = {}, 0
+        self._holds = {}
         waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
         done: dict[int, Result | Failed] = {}
         while len(done) < len(jobs):
@@ -343,6 +342,7 @@ class RayExecutor:
         answer = Failed(f"no answer within {self.timeout:g} s") if late else received(reply)
         if not late and not isinstance(answer, Lost):
             self._idle.append(actor)
+            self._deaths = self._deaths if number is None else 0
             return number, answer
         ray.kill(actor)  # it may live, on a node whose store is full
         self._holds.pop(id(actor), None)
@@ -350,7 +350,7 @@ class RayExecutor:
             self._deaths += 1
             if self._deaths > DEATHS:
                 raise TrainingError(
-                    f"{self._deaths} Ray actors died in one round; the last: {answer.reason}"
+                    f"{self._deaths} Ray actors died one after another; the last: {answer.reason}"
                 )
         self._start()
         return number, answer
