@@ -193,7 +193,7 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
         if key in given:
             raise UsageError(f"{flag(key)}: on Flower's runtime nodes train; leave it out")
     config = resolve(given)
-    paths = {key: getattr(config, key) for key in ("data_root", "out") if key in given}
+    paths: dict[str, str] = {k: getattr(config, k) for k in ("data_root", "out") if k in given}
     if config.partition == "csv":
         paths["partition_options"] = str(config.partition_options.get("path", ""))
     for key, path in paths.items():
