@@ -208,8 +208,11 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
 def of_ours(
     run_config: Mapping[str, bool | int | float | str],
 ) -> dict[str, bool | int | float | str]:
-    """Return what a run config, of this app or another's, says to our ClientApp."""
-    ours = set(Config.model_fields) - set(keys("engine"))
+    """Return what a run config, of this app or another's, says to our ClientApp.
+
+    That writes nothing, so another app's ``out`` may be what it likes.
+    """
+    ours = set(Config.model_fields) - set(keys("engine")) - {"out"}
     return {key: value for key, value in run_config.items() if key.replace("-", "_") in ours}
 
 

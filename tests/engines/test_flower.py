@@ -195,7 +195,7 @@ def test_a_wrong_value_is_one_line_first(caplog):
 
 
 def test_our_client_leaves_keys_of_another_app_alone(tmp_path):
-    theirs = {"num-server-rounds": 2, "engine": "steam", "fraction-fit": 0.5}
+    theirs = {"num-server-rounds": 2, "engine": "steam", "out": "their/results"}
     run_config = KEYS | {"rounds": 1}
     ours = run(
         quick_config(tmp_path / "a", **{k.replace("-", "_"): v for k, v in run_config.items()})
