@@ -5,10 +5,10 @@ from functools import lru_cache
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsam.config.schema import Config, from_run_config
+from fedsam.config.schema import Config, from_run_config, of_ours
 from fedsam.engines.codec import job_of, reply_of
 from fedsam.engines.flower import partition_answer
-from fedsam.engines.threads import keep_freed_memory, one_compute_thread
+from fedsam.engines.threads import computing, keep_freed_memory, one_compute_thread
 from fedsam.messages import (
     MEMORY,
     PARTITION,
@@ -42,7 +42,8 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train this node's partition for one round."""
     with one_compute_thread():
-        trainer, network = resident(from_run_config(context.run_config).model_dump_json())
+        trainer, network = resident(from_run_config(of_ours(context.run_config)).model_dump_json())
+    with computing(trainer):
         client = int(context.node_config[PARTITION])
         memory = vectors_of(context.state, trainer.layout, MEMORY)
         job = job_of(message.content, trainer.layout, client, memory)

@@ -115,6 +115,11 @@ def test_flowers_bundle_holds_clients_and_presets(tmp_path, environment, home):
     assert done.returncode == 0, done.stderr
     (bundle,) = tmp_path.glob("*.fab")
     zipfile.ZipFile(bundle).extractall(tmp_path / "app")
+    held = {p.relative_to(tmp_path / "app") for p in (tmp_path / "app").rglob("*") if p.is_file()}
+    rooms = ("fedsam", "clients", "strategies", "configs")
+    ours = {p.relative_to(ROOT) for room in rooms for p in (ROOT / room).rglob("*") if p.is_file()}
+    needed = {p for p in ours if "__pycache__" not in p.parts and p.name != "py.typed"}
+    assert needed - held == set()
     code = textwrap.dedent("""
         import fedsam.clients.minimizers.sam, fedsam.strategies.fedadam, fedsam.client_app
         from fedsam.config.schema import resolve

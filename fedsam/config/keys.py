@@ -27,6 +27,8 @@ class Key:
         Who learns: a preset that says so (central) is a setting of its own, not one of a file's.
     cell : bool
         May differ between the runs of one cell of a report; all but the seed are in its name.
+    engine : bool
+        Chooses an engine of ours, or says how one works: nothing to Flower's runtime.
     column : int
         Place of the key among the columns of a report's table, where runs differ in it (0: none).
     """
@@ -36,6 +38,7 @@ class Key:
     free: bool = False
     who: bool = False
     cell: bool = False
+    engine: bool = False
     column: int = 0
 
 
@@ -235,22 +238,24 @@ class Run(_Group):
     """Auto (cuda where there is one), cpu, cuda, cuda:1, ...."""
     precision: Annotated[Literal["fp32", "tf32", "bf16"], Key(shared=True)] = "fp32"
     """Of the forward pass: fp32, tf32 (matrix products of a GPU) or bf16; weights stay fp32."""
-    cohort: Annotated[Literal["auto", "off", "slots", "vmap"], Key(how=True, shared=True)] = "auto"
+    cohort: Annotated[
+        Literal["auto", "off", "slots", "vmap"], Key(how=True, shared=True, engine=True)
+    ] = "auto"
     """How the local engine trains a round's clients: off (each by itself), slots or vmap (as one
     batched program, which a GPU replays as a CUDA graph), auto (slots on a GPU, off on a CPU)."""
     threads: Annotated[int, Key(how=True)] = Field(0, ge=0)
     """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
     depend on it."""
-    engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True)] = "local"
+    engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
     """Where clients run: local (threads of this process) or ray (actors, on one machine or a
     cluster); on Flower's runtime: flwr run ."""
-    workers: Annotated[int, Key(how=True)] = Field(0, ge=0)
+    workers: Annotated[int, Key(how=True, engine=True)] = Field(0, ge=0)
     """Ray actors, each on one core (0: one a core of this machine); the result does not depend on
     it."""
-    ray_address: Annotated[str, Key(how=True)] = ""
+    ray_address: Annotated[str, Key(how=True, engine=True)] = ""
     """Address of a running Ray cluster; auto for the one on this machine (empty: start Ray
     here)."""
-    gpus_per_worker: Annotated[float, Key(how=True)] = Field(0.0, ge=0)
+    gpus_per_worker: Annotated[float, Key(how=True, engine=True)] = Field(0.0, ge=0)
     """GPUs of each Ray actor; fractions share one."""
     eval_every: int = Field(10, ge=1)
     """Rounds between evaluations; runs of 1000 rounds or more evaluate each of the last 100 too."""

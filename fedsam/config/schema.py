@@ -181,9 +181,39 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
 
     Flower knows no missing keys, so in its table in pyproject.toml each is an empty text: not
     given. A key that is given at its default is given.
+
+    Raises
+    ------
+    UsageError
+        As ``resolve``; also for keys that say nothing to Flower's runtime, and for relative
+        paths, as Flower runs an app in a folder of its own.
     """
-    values = {key.replace("-", "_"): value for key, value in run_config.items()}
-    return resolve({key: value for key, value in values.items() if value != ""})
+    given = {key.replace("-", "_"): value for key, value in run_config.items() if value != ""}
+    for key in keys("engine"):
+        if key in given:
+            raise UsageError(f"{flag(key)}: on Flower's runtime nodes train; leave it out")
+    config = resolve(given)
+    paths: dict[str, str] = {k: getattr(config, k) for k in ("data_root", "out") if k in given}
+    if config.partition == "csv":
+        paths["partition_options"] = str(config.partition_options.get("path", ""))
+    for key, path in paths.items():
+        if path and not os.path.isabs(path):
+            raise UsageError(
+                f"{flag(key)} {path}: Flower runs an app in a folder of its own; give an absolute "
+                "path"
+            )
+    return config
+
+
+def of_ours(
+    run_config: Mapping[str, bool | int | float | str],
+) -> dict[str, bool | int | float | str]:
+    """Return what a run config, of this app or another's, says to our ClientApp.
+
+    That writes nothing, so another app's ``out`` may be what it likes.
+    """
+    ours = set(Config.model_fields) - set(keys("engine")) - {"out"}
+    return {key: value for key, value in run_config.items() if key.replace("-", "_") in ours}
 
 
 def empty_run_config() -> dict[str, str]:

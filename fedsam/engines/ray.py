@@ -9,32 +9,41 @@ that imports ray, so a sweep's tasks are here too.
 import logging
 import math
 import os
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning at each start
 
+import grpc
 import ray
 import torch
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import RayError, RayTaskError
 
-from fedsam.base.errors import TrainingError, UsageError
+from fedsam.base.errors import TrainingError, UsageError, one_line
 from fedsam.engines.codec import to_arrays, to_tensors
-from fedsam.engines.threads import keep_freed_memory
+from fedsam.engines.threads import computing, keep_freed_memory
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 
 log = logging.getLogger("fedsam")
-DEATHS = 100  # actors that may die in one round before something else must be wrong
+DEATHS = 30  # actors that may die without a client's answer in between: something else is wrong
 LOOK = 10.0  # seconds between looks whether an actor that is waited for has a place at all
+ANSWER = 5.0  # seconds that the head of a cluster may take to say that it is one
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what it is asked
+
+
+def enter(folder: str) -> None:
+    """Let relative paths mean the folder of the command; on a node that has it not, nothing."""
+    os.chdir(folder if os.path.isdir(folder) else os.sep)
 
 
 class ClientActor:
-    """One actor: a trainer, a model, one compute thread."""
+    """One actor: a trainer, a model, one compute thread, in the folder of the command."""
 
-    def __init__(self, make: Callable[[], Trainer]) -> None:
+    def __init__(self, make: Callable[[], Trainer], folder: str) -> None:
+        enter(folder)
         torch.set_num_threads(1)
         keep_freed_memory()
         self.trainer = make()
@@ -53,7 +62,8 @@ class ClientActor:
         if broadcast is not None:
             self.shared = to_tensors(broadcast, device)
         job = ClientJob(**self.shared, **to_tensors(own, device))
-        done = attempt(self.trainer, self.network, job)
+        with computing(self.trainer):
+            done = attempt(self.trainer, self.network, job)
         return done if isinstance(done, Failed) else to_arrays(done._asdict())
 
     def ready(self) -> None:
@@ -61,7 +71,7 @@ class ClientActor:
 
 
 class TaskPool:
-    """Ray tasks, each in a process of its own.
+    """Ray tasks, each in a process of its own, in the folder of the command.
 
     Parameters
     ----------
@@ -74,11 +84,11 @@ class TaskPool:
     """
 
     def __init__(self, cpus: int, gpus: float, address: str = "") -> None:
-        connect(address, None)
+        self._leave = connect(address, None)
         have = ray.cluster_resources()
         for kind, needed in (("CPU", cpus), ("GPU", gpus)):
             if needed > have.get(kind, 0.0):
-                ray.shutdown()
+                self._leave()
                 raise UsageError(
                     f"Ray has {have.get(kind, 0.0):g} {kind}s, a cell needs {needed:g}"
                 )
@@ -87,35 +97,69 @@ class TaskPool:
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
         """Call ``work`` somewhere, when there is room; what a lost node had is done elsewhere."""
-        return ray.remote(**self._options)(lambda: work()).remote().future()
+        folder = os.getcwd()
+
+        def task() -> Any:
+            enter(folder)
+            return work()
+
+        return ray.remote(**self._options)(task).remote().future()
 
     def close(self) -> None:
         """End all tasks, and Ray too if it was started here."""
-        ray.shutdown()
+        self._leave()
 
 
-def connect(address: str, cores: int | None) -> None:
-    """Join the cluster at ``address``, or start Ray on this machine with so many cores.
+def connect(address: str, cores: int | None) -> Callable[[], None]:
+    """Use the Ray of this process, join a cluster, or start Ray with so many cores on this machine.
+
+    Returns
+    -------
+    callable
+        Leaves it, or ends what was started; a Ray that this process had is left alone.
 
     Raises
     ------
     UsageError
         If there is no cluster at the address.
     """
+    if ray.is_initialized():
+        there = ray.get_runtime_context().gcs_address
+        if address not in ("", "auto", there):
+            raise UsageError(f"--ray-address {address}: this process uses the Ray at {there}")
+        return lambda: None
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
+        return ray.shutdown
     try:
-        if not address:
-            ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
-            return
         if address != "auto":  # Ray itself would try for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10).close()
+            check_alive(address)
         ray.init(address, **quiet)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UsageError(
-            f"--ray-address {address}: no Ray cluster there ({reason}); give auto or HOST:PORT"
+            f"--ray-address {address}: no Ray cluster there ({one_line(error)}); "
+            "give auto or HOST:PORT"
         ) from error
+    return ray.shutdown
+
+
+def check_alive(address: str) -> None:
+    """Ask whether the head of a Ray cluster listens at an address, HOST:PORT.
+
+    Raises
+    ------
+    ConnectionError
+        If nobody answers, or something else does.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") != "0":  # certificates are Ray's own affair
+        return
+    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=ANSWER)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED:  # so are tokens
+                raise ConnectionError(f"{error.code().name}: {error.details()}") from error
 
 
 def broadcasts(jobs: Sequence[ClientJob]) -> dict[int, Any]:
@@ -126,6 +170,51 @@ def broadcasts(jobs: Sequence[ClientJob]) -> dict[int, Any]:
             shared = {"state": job.state, "sent": job.sent}
             sent[id(job.state)] = ray.put(to_arrays(shared))
     return sent
+
+
+class Lost(NamedTuple):
+    """An answer of an actor that will not come, and why."""
+
+    reason: str
+
+
+def received(reply: Any) -> Any:
+    """Return what an actor answered, or Lost.
+
+    Whatever Ray itself raises is a loss: actor or node have died, memory, object store or disk
+    were full.
+
+    Raises
+    ------
+    TrainingError
+        If an actor cannot make its trainer: another one could not either.
+    Exception
+        What our code raised in the actor.
+    """
+    try:
+        return ray.get(reply)
+    except RayTaskError as error:
+        if not isinstance(error.cause, RayError):
+            ours = isinstance(error.cause, UsageError | TrainingError)
+            raise error.cause if ours else error from None
+        lost: RayError = error.cause
+    except RayError as error:
+        if getattr(error, "actor_init_failed", False):
+            reason = str(error).splitlines()[-1]
+            raise TrainingError(f"a Ray actor cannot start: {reason}") from None
+        lost = error
+    return Lost(f"{type(lost).__name__}: {one_line(lost)}")
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Raise TrainingError, which ends a run in good order, where Ray fails in the driver itself."""
+    try:
+        yield
+    except RayTaskError:  # what our code raised in an actor
+        raise
+    except RayError as error:
+        raise TrainingError(f"Ray: {type(error).__name__}: {one_line(error)}") from error
 
 
 class RayExecutor:
@@ -163,22 +252,26 @@ class RayExecutor:
     ) -> None:
         self.trainer = trainer
         self.timeout = timeout
-        connect(address, workers)
+        self._leave = connect(address, workers)
         have = ray.cluster_resources()
         for kind, needed in (("CPU", float(workers)), ("GPU", workers * gpus)):
             if needed > have.get(kind, 0.0):
-                ray.shutdown()
+                self._leave()
                 raise UsageError(
                     f"--workers {workers}: Ray has {have.get(kind, 0.0):g} {kind}s, "
                     f"{needed:g} are needed"
                 )
         self.needs = {"CPU": 1.0, "GPU": gpus}
         self.workers = workers
-        self._new = lambda: ray.remote(ClientActor).options(num_cpus=1, num_gpus=gpus).remote(make)
+        folder = os.getcwd()
+        actor = ray.remote(ClientActor).options(num_cpus=1, num_gpus=gpus)
+        self._new = lambda: actor.remote(make, folder)
         self._idle: list[Any] = []
         # from a reply to come: the actor, and the number of its job (None: it is being started)
         self._pending: dict[Any, tuple[Any, int | None]] = {}
         self._since: dict[Any, float] = {}  # when their jobs were handed out
+        self._holds: dict[int, int] = {}  # which broadcast an actor has: to fetch it takes 1 ms
+        self._deaths = 0
         for _ in range(workers):
             self._start()
 
@@ -187,58 +280,80 @@ class RayExecutor:
         actor = self._new()
         self._pending[actor.ready.remote()] = actor, None
 
+    @ending_in_one_line()
+    def wait_for_one(self) -> None:
+        """Wait until an actor has a place, data and model.
+
+        Raises
+        ------
+        TrainingError
+            If an actor cannot make its trainer, or none can be placed.
+        """
+        while not self._idle:
+            if isinstance(answer := self._take()[1], Lost):
+                self._warn(None, answer.reason)
+
+    @ending_in_one_line()
     def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
-        """Train clients, the longest first; those of an actor that dies are trained by another.
+        """Train clients, the longest first; those of an actor that is lost are trained by another.
 
         An actor that is lost is asked for anew, and the others go on until it has a place.
 
         Raises
         ------
         TrainingError
-            If no actor is left and none can be placed, or one cannot make its trainer.
+            If no actor is left and none can be placed, one cannot make its trainer, too many are
+            lost, or the driver's own object store or disk is full.
         """
         sent = broadcasts(jobs)
+        self._holds = {}
         waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
-        holds: dict[int, int] = {}  # which broadcast an actor has: fetching it takes a millisecond
         done: dict[int, Result | Failed] = {}
-        deaths = 0
         while len(done) < len(jobs):
             while waiting and self._idle:
                 chosen, actor = waiting.pop(0), self._idle.pop()
                 state = id(jobs[chosen].state)
-                new = None if holds.get(id(actor)) == state else sent[state]
-                holds[id(actor)] = state
+                new = None if self._holds.get(id(actor)) == state else sent[state]
+                self._holds[id(actor)] = state
                 self._hand_out(actor, chosen, jobs[chosen], new)
-            reply, late = self._next()
-            actor, number = self._pending.pop(reply)
-            self._since.pop(reply, None)
-            if late and number is not None:
-                ray.kill(actor)
-                holds.pop(id(actor), None)
-                self._start()
-                done[number] = Failed(f"no answer within {self.timeout:g} s")
-                continue
-            try:
-                answer = ray.get(reply)
-            except (RayActorError, ObjectLostError) as error:  # lost: its node died with the reply
-                if getattr(error, "actor_init_failed", False):  # another one would fail as well
-                    reason = str(error).splitlines()[-1]
-                    raise TrainingError(f"a Ray actor cannot start: {reason}") from None
-                deaths += 1
-                if deaths > DEATHS:
-                    raise TrainingError(f"{deaths} Ray actors died in one round") from None
-                holds.pop(id(actor), None)
-                self._start()
+            number, answer = self._take()
+            if isinstance(answer, Lost):
                 if number is not None:
                     waiting.insert(0, number)
-                self._warn(None if number is None else jobs[number].client)
-                continue
-            self._idle.append(actor)
-            if number is not None:
+                self._warn(None if number is None else jobs[number].client, answer.reason)
+            elif number is not None:
                 failed = isinstance(answer, Failed)
                 device = jobs[number].state.device
                 done[number] = answer if failed else Result(**to_tensors(answer, device))
         return [done[number] for number in range(len(jobs))]
+
+    def _take(self) -> tuple[int | None, Any]:
+        """Wait for the next answer; an actor that is lost, or too late, is replaced.
+
+        Returns
+        -------
+        tuple
+            The number of the actor's job (None: it was being started), and its answer: the fields
+            of a Result, Failed or Lost.
+        """
+        reply, late = self._next()
+        actor, number = self._pending.pop(reply)
+        self._since.pop(reply, None)
+        answer = Failed(f"no answer within {self.timeout:g} s") if late else received(reply)
+        if not late and not isinstance(answer, Lost):
+            self._idle.append(actor)
+            self._deaths = self._deaths if number is None else 0
+            return number, answer
+        ray.kill(actor)  # it may live, on a node whose store is full
+        self._holds.pop(id(actor), None)
+        if isinstance(answer, Lost):
+            self._deaths += 1
+            if self._deaths > DEATHS:
+                raise TrainingError(
+                    f"{self._deaths} Ray actors died one after another; the last: {answer.reason}"
+                )
+        self._start()
+        return number, answer
 
     def _hand_out(self, actor: Any, number: int, job: ClientJob, broadcast: Any) -> None:
         """Let an actor begin with a job."""
@@ -267,16 +382,19 @@ class RayExecutor:
         have = node["Resources"] if node["Alive"] else {}
         return all(n <= have.get(kind, 0.0) for kind, n in self.needs.items())
 
-    def _warn(self, client: int | None) -> None:
+    def _warn(self, client: int | None, reason: str) -> None:
         """Say that an actor died, while it trained a client or (None) was being started."""
         absent = sum(number is None for _, number in self._pending.values())
         log.warning(
-            "a Ray actor died; %s; %d of %d actors are left until another has a place",
+            "a Ray actor died; %s; %d of %d actors are left until another has a place (%s)",
             "it had no client yet" if client is None else f"client {client} is trained again",
             self.workers - absent,
             self.workers,
+            reason,
         )
 
     def close(self) -> None:
         """Let the actors go, and Ray too if it was started here."""
-        ray.shutdown()
+        for actor in [*self._idle, *(actor for actor, _ in self._pending.values())]:
+            ray.kill(actor)
+        self._leave()

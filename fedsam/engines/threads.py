@@ -52,6 +52,13 @@ def on_device(device: torch.device, precision: str) -> Iterator[None]:
             place.fp32_precision = value
 
 
+@contextmanager
+def computing(trainer: Trainer) -> Iterator[None]:
+    """Let this process compute as a trainer says: what every engine enters where clients train."""
+    with one_compute_thread(), on_device(trainer.layout.device, trainer.precision):
+        yield
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what the threads free, for their next step.
 

@@ -1,7 +1,6 @@
 """The pictures that lie in run folders, as a page can hold them."""
 
 from base64 import b64encode
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from fedsam.report import scalars
 from fedsam.report.charts import Chart, Panel, Series, all_charts, partitions
 from fedsam.report.formats import NOTE, TAU_NOTE, number_of
 from fedsam.report.table import ResultTable, short
+from fedsam.report.template import PAGE
 from fedsam.runs import files, metrics
 from fedsam.runs.plots import SHOWN
 from fedsam.runs.run import Run
@@ -61,7 +61,6 @@ def html(table: ResultTable, target: float | None = None) -> str:
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
-    template = resources.files("fedsam.report").joinpath("page.html.j2").read_text()
     plots: dict[str, Any] = {}
     sections = []
     for chart in all_charts(table, target):
@@ -72,7 +71,7 @@ def html(table: ResultTable, target: float | None = None) -> str:
     plots |= {name: bubbles(run) for name, (_, run) in splits.items()}
     embedded, left_out = pictures(table)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return environment.from_string(PAGE).render(
         title=_title(table),
         runs=len(table.runs),
         note=NOTE,

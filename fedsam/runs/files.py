@@ -14,6 +14,7 @@
 ``checkpoints/``                  what the run needs to go on: ``runs/checkpoint.py``
 ``profile.json``                  time by phase
 ``trace.json.gz``                 a PyTorch profiler's trace
+``tracking.json``                 under which ids trackers' services know the run
 ``tensorboard/``                  what a tracker of that name writes
 ``flatness.json``                 what ``fedsam.flatness`` measured, by model and measure
 ``flatness-*.png``                its figures
@@ -30,6 +31,7 @@ PARTITION = "partition.npz"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile.json"
 TRACE = "trace.json.gz"
+TRACKING = "tracking.json"
 TENSORBOARD = "tensorboard"
 FLATNESS = "flatness.json"
 
@@ -48,6 +50,13 @@ BY_ROUND = "models/{:06d}"
 def is_run(folder: Path) -> bool:
     """Return whether a folder is that of a run, finished or not."""
     return (folder / CONFIG).is_file()
+
+
+def is_barren(folder: Path) -> bool:
+    """Return whether a folder is empty, or that of a run that ended before it left anything."""
+    if not is_run(folder):
+        return not any(folder.iterdir())
+    return not checkpoints(folder) and not (folder / SUMMARY).exists()
 
 
 def folders_below(path: Path) -> list[Path]:

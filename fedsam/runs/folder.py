@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +80,11 @@ class RunDir:
         for line in lines.read_text().splitlines():
             run._remember(json.loads(line))
         return run
+
+    def remove(self) -> None:
+        """Remove the folder of a run that could not begin, so that it can be tried again."""
+        self._metrics.close()
+        shutil.rmtree(self.path)
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint; what metrics.jsonl held then is on the disk before."""

@@ -356,9 +356,8 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
             images(dataset.test_images, dataset.test_labels),
         )
     )
-    bf16 = config.precision == "bf16"
     needs = dry_pass(
-        FlatModule(copy.deepcopy(template), bf16=bf16),
+        FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
         task,
         train.rows(torch.arange(2, device=device) % len(train)),
         dataset.classes if config.task == "classification" else 0,
@@ -375,9 +374,9 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         task,
         replace(work, least=needs.least),
         config.seed,
+        precision=config.precision,
         draws=needs.draws,
         changes=needs.changes,
-        bf16=bf16,
         stragglers=config.stragglers,
         lifelong=sequence,
         local_statistics=config.bn == "local",

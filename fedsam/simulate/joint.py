@@ -16,7 +16,7 @@ from fedsam.base.system import Stop
 from fedsam.config.schema import Config, keys
 from fedsam.engines.batched import BatchedPrograms, BatchedRun
 from fedsam.engines.local import LocalGrid
-from fedsam.engines.threads import on_device, one_compute_thread
+from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer
@@ -66,7 +66,7 @@ def run_together(
     with one_compute_thread(), ExitStack() as leaving:
         first, initial = new_trainer(configs[0])
         made = [(first, initial), *(new_trainer(config, like=first) for config in configs[1:])]
-        leaving.enter_context(on_device(first.layout.device, configs[0].precision))
+        leaving.enter_context(computing(first))
         every = [
             new_threads(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)
         ]

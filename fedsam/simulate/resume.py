@@ -1,5 +1,7 @@
 """What a run needs to go on: gathered after a round, put back before the next one."""
 
+import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from fedsam.simulate.build import new_method
 from fedsam.simulate.schedule import EarlyStop
 from fedsam.training.method import Vectors
 
+log = logging.getLogger("fedsam")
 FORMAT = 2  # of a snapshot's tree: 1 had the fields of strategies that did without the adapter
 
 
@@ -95,6 +98,8 @@ class RunState:
 def went_on(config: Config) -> tuple[Config, Snapshot | None]:
     """Return a config, and where its run goes on in ``config.out`` if it was begun there.
 
+    A folder that holds nothing to go on from is removed, and the run begins anew.
+
     Raises
     ------
     UsageError
@@ -102,9 +107,13 @@ def went_on(config: Config) -> tuple[Config, Snapshot | None]:
     """
     if not config.out:
         raise UsageError("--go-on: needs --out")
-    if not Path(config.out).exists():
+    folder = Path(config.out)
+    if folder.is_dir() and files.is_barren(folder):
+        log.warning("--go-on: %s has no checkpoint; the run begins anew", folder)
+        shutil.rmtree(folder)
+    if not folder.exists():
         return config, None
-    return resumed(Path(config.out), config.model_dump())
+    return resumed(folder, config.model_dump())
 
 
 def _over_all_rounds(before: Config, config: Config) -> str:

@@ -20,9 +20,9 @@ from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
 from fedsam.data.partition import Partition, shares_of_test
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
-from fedsam.engines.flower import FlowerGrid, roll_call
+from fedsam.engines.flower import FlowerGrid, RollCall
 from fedsam.engines.local import LocalGrid
-from fedsam.engines.threads import ThreadExecutor, on_device, one_compute_thread
+from fedsam.engines.threads import ThreadExecutor, computing, one_compute_thread
 from fedsam.messages import VectorRecord, model_of, state_of
 from fedsam.runs import files, metrics
 from fedsam.runs.checkpoint import Snapshot
@@ -100,16 +100,17 @@ def run(
         RunDir.check(config.out)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
-        leaving.enter_context(on_device(trainer.layout.device, config.precision))
+        leaving.enter_context(computing(trainer))
         threads = new_threads(config, trainer, stop)
         leaving.callback(threads.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
-            grid: Grid = FlowerGrid(flower)
-            nodes = roll_call(flower, config.clients)
+            nodes = roll = RollCall(flower, config.clients)
+            grid: Grid = FlowerGrid(flower, roll)
         elif config.engine == "ray":
             executor = new_ray_executor(config, trainer)
             leaving.callback(executor.close)
+            executor.wait_for_one()
             grid = LocalGrid(threads, executor)
         elif gradients := new_gradients(config, trainer):
             run = BatchedRun(trainer, sampling(config, trainer))
@@ -192,7 +193,14 @@ def play_out(
     )
     if config.trace:
         turns = traced(turns, folder.path / files.TRACE)
-    with tracking(trackers, config, folder.path) as track:
+    with ExitStack() as leaving:
+        try:
+            told = tracking(trackers, config, folder.path, folder.lines)
+            track = leaving.enter_context(told)
+        except BaseException:  # a tracker could not start
+            if snapshot is None:
+                folder.remove()
+            raise
 
         def write(line: dict[str, Any]) -> None:
             with storing(folder.path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fedsam.base.errors import UsageError
+from fedsam.base.system import write_whole
 from fedsam.config import plugins
 from fedsam.config.schema import Config
 from fedsam.runs import files, metrics
@@ -24,8 +25,22 @@ class Tracker(Protocol):
     is a TrainingError or a KeyboardInterrupt.
     """
 
-    def start(self, config: Config, folder: Path) -> None:
-        """Begin: the run's folder is there, with the config and the partition in it."""
+    def start(self, config: Config, folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Begin, or go on: the run's folder is there, with the config and the partition in it.
+
+        If this raises in a run that begins, its folder is removed.
+
+        Parameters
+        ----------
+        config : Config
+            What is run.
+        folder : Path
+            The run's.
+        lines : sequence of mapping
+            What metrics.jsonl holds so far (null is None, ``clients`` is left out): nothing in a
+            run that begins; up to the round after which a resumed one goes on. ``log`` gets the
+            later ones, and may have had some of those before.
+        """
         ...
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -58,9 +73,11 @@ def new_trackers(track: str) -> list[Tracker]:
     UsageError
         If there is no such tracker, its extra is not installed, or it lacks a method.
     """
-    trackers = []
+    trackers: dict[Any, Tracker] = {}  # by what makes them
     for name in track.split(",") if track else []:
         make: Any = plugins.find("track", name.strip(), "fedsam.simulate.trackers")
+        if make in trackers:
+            raise UsageError(f"--track {track}: names {name.strip()} twice; leave out one")
         try:
             inspect.signature(make).bind()
         except TypeError as error:
@@ -68,13 +85,17 @@ def new_trackers(track: str) -> list[Tracker]:
         tracker = make()
         if not isinstance(tracker, Tracker):
             raise UsageError(f"--track {name}: needs the methods start, log and finish")
-        trackers.append(tracker)
-    return trackers
+        try:
+            inspect.signature(tracker.start).bind("config", "folder", "lines")
+        except TypeError as error:
+            raise UsageError(f"--track {name}: must be start(config, folder, lines)") from error
+        trackers[make] = tracker
+    return list(trackers.values())
 
 
 @contextmanager
 def tracking(
-    trackers: Sequence[Tracker], config: Config, folder: Path
+    trackers: Sequence[Tracker], config: Config, folder: Path, lines: Sequence[Mapping[str, Any]]
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Start trackers, yield what gives all of them a line, and finish those that were started."""
     started: list[Tracker] = []
@@ -85,7 +106,7 @@ def tracking(
 
     try:
         for tracker in trackers:
-            tracker.start(config, folder)
+            tracker.start(config, folder, lines)
             started.append(tracker)
         yield tell
     except BaseException as error:
@@ -137,6 +158,19 @@ def pictures(folder: Path) -> dict[str, Path]:
     """Return the pictures that a run's folder holds by now."""
     paths = [folder / name for name in (files.PARTITION_PICTURE, files.CURVES_PICTURE)]
     return {path.stem: path for path in paths if path.exists()}
+
+
+def run_id(folder: Path, service: str) -> str:
+    """Return under which id a service knows the run in a folder; "" if it never did."""
+    file = folder / files.TRACKING
+    return json.loads(file.read_text()).get(service, "") if file.exists() else ""
+
+
+def keep_run_id(folder: Path, service: str, value: str) -> None:
+    """Let ``run_id`` return it, also after a kill."""
+    file = folder / files.TRACKING
+    ids = json.loads(file.read_text()) if file.exists() else {}
+    write_whole(file, json.dumps(ids | {service: value}, indent=2) + "\n")
 
 
 @contextmanager

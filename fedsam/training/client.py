@@ -74,12 +74,12 @@ class Trainer:
         How much a client trains in a round.
     seed : int
         The run's.
+    precision : str
+        Of forward passes: fp32, tf32 (a GPU's products) or bf16 (autocast).
     draws : bool
         The model draws random numbers of its own (dropout): each step gets a key's.
     changes : bool
         What lies behind the model's parameters changes while it trains.
-    bf16 : bool
-        Forward passes under autocast to bfloat16.
     stragglers : float
         Chance that a client does only a part of its plan, one to all of its steps.
     lifelong : Lifelong, optional
@@ -98,12 +98,17 @@ class Trainer:
     task: Task
     work: Work
     seed: int
+    precision: str = "fp32"
     draws: bool = False
     changes: bool = False
-    bf16: bool = False
     stragglers: float = 0.0
     lifelong: Lifelong | None = None
     local_statistics: bool = False
+
+    @property
+    def bf16(self) -> bool:
+        """Whether forward passes are under autocast to bfloat16."""
+        return self.precision == "bf16"
 
     def new_network(self) -> FlatModule:
         """Return a model to compute with; each thread needs its own."""

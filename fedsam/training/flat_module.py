@@ -70,8 +70,9 @@ class FlatModule:
     def carried(self) -> Tensor:
         """Return a copy of the values behind w (S - P,), e.g. the BatchNorm statistics."""
         for buffers, name, tensor in self._buffers:
-            if buffers[name] is not tensor:
-                tensor.copy_(buffers[name].detach())
+            held = buffers[name]
+            if held is not None and held is not tensor:
+                tensor.copy_(held.detach())
                 buffers[name] = tensor
         for entry, tensor in self._foreign:
             entry.view(self.state).copy_(tensor)

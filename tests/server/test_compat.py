@@ -1,5 +1,7 @@
 """What we touch of Flower's inside: fails here when a new flwr moves it."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -33,6 +35,15 @@ def test_an_identity_that_flower_set_is_left_alone():
 
 def test_a_run_can_be_made():
     assert compat.new_run(5).run_id == 5, MEND
+
+
+def test_the_grid_of_a_simulation_is_known_by_its_name():
+    from flwr.superlink.grid import HttpGrid, InMemoryGrid
+
+    grids = [object.__new__(kind) for kind in (InMemoryGrid, HttpGrid)]
+    assert [compat.is_simulated(grid) for grid in grids] == [True, False], MEND
+    source = inspect.getsource(importlib.import_module("flwr.simulation.run_simulation"))
+    assert "grid = InMemoryGrid(" in source, MEND
 
 
 def test_the_seam_has_the_members_that_we_implement():

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import quick_config
 from fedsam.base.errors import StorageError, UsageError
 from fedsam.base.system import Interrupted
 from fedsam.config.schema import resolve
+from fedsam.engines.threads import ThreadExecutor
 from fedsam.runs import checkpoint, files
 from fedsam.simulate.__main__ import main
 from fedsam.simulate.joint import run_together
@@ -177,6 +179,30 @@ def test_where_there_is_nothing_to_go_on_from_that_is_said(tmp_path, capsys):
     assert "--go-on: needs --out" in capsys.readouterr().err
 
 
+def test_go_on_begins_anew_where_a_run_left_nothing_to_go_on_from(tmp_path, caplog):
+    words = ["--rounds", "2", "--clients", "20", "--clients-per-round", "5", "--device", "cpu"]
+    words += ["--alpha", "1", "--eval-every", "1", "--go-on", "--out"]
+    empty, cut, whole = (tmp_path / name for name in ("empty", "cut", "whole"))
+    assert main([*words, str(whole)]) == 0
+    empty.mkdir()
+    shutil.copytree(whole, cut)  # as a kill before the first checkpoint leaves it
+    shutil.rmtree(cut / "checkpoints")
+    (cut / "summary.json").unlink()
+    for folder in (empty, cut):
+        assert main([*words, str(folder)]) == 0
+        assert models(folder) == models(whole)
+        assert f"--go-on: {folder} has no checkpoint; the run begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "config.yaml"])
+def test_go_on_removes_no_folder_that_holds_something(tmp_path, lost):
+    """A finished run without a checkpoint, and a folder that is no run's."""
+    folder = run(quick_config(tmp_path / "run", checkpoint_every="0", rounds=1)).folder
+    (folder / lost).unlink(missing_ok=True)
+    assert main(["--go-on", "--out", str(folder)]) == 2
+    assert (folder / "model.safetensors").exists()
+
+
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path, capsys):
     folder = run(quick_config(tmp_path / "run")).folder
     snapshot = checkpoint.load(folder)
@@ -309,6 +335,40 @@ def test_a_signal_ends_it_in_good_order_and_names_the_way_on(
     assert again.wait(120) == 0
     assert models(folder) == models(never_interrupted)
     assert metrics(folder) == metrics(never_interrupted)
+
+
+SIGNALLED = "stopping after the clients at hand; again: now"
+LIFELONG = ("--lifelong", "2", "--lifelong-options", "{heads: multi}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("more", [(), LIFELONG], ids=["plain", "lifelong"])
+def test_a_signal_during_the_first_evaluation_ends_it_in_good_order(
+    tmp_path, monkeypatch, capfd, number, code, more
+):
+    words = ["--rounds", "2", "--clients", "20", "--clients-per-round", "5", "--device", "cpu"]
+    words += [*more, "--alpha", "1", "--eval-every", "1"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    evaluate = ThreadExecutor.evaluate
+
+    def interrupted(self, *images):
+        os.kill(os.getpid(), number)
+        return evaluate(self, *images)
+
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        patched.setattr(ThreadExecutor, "evaluate", interrupted)
+        capfd.readouterr()
+        assert main([*words, "--out", str(cut)]) == code
+    said = (
+        f"fedsam: interrupted after round 0; go on with: python -m fedsam.simulate --resume {cut}"
+    )
+    assert capfd.readouterr().err.splitlines()[-2:] == [SIGNALLED, said]
+    assert metrics(cut) == []
+    assert json.loads((cut / "summary.json").read_text())["finished"] is False
+    assert main(["--resume", str(cut)]) == 0
+    assert models(cut) == models(tmp_path / "whole")
+    assert metrics(cut) == metrics(tmp_path / "whole")
 
 
 @pytest.mark.slow

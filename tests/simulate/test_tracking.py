@@ -9,24 +9,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import command, quick_config
 
 from fedsam.base.errors import TrainingError, UsageError
+from fedsam.base.system import Interrupted
+from fedsam.simulate.__main__ import main
 from fedsam.simulate.joint import run_together
+from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
+from fedsam.simulate.trackers.wandb import WandB
 from fedsam.simulate.tracking import hyperparameters
 
 DIVERGES = {"lr": 1e30, "rounds": 3}
 calls: list[tuple] = []  # what the recorders below were told
+starts: list[list] = []  # the lines that they were started with
 
 
 @pytest.fixture(autouse=True)
 def _at_home(monkeypatch, tmp_path):
     """Nothing of the user's environment, nothing over the network."""
     calls.clear()
+    starts.clear()
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_DIR", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -165,6 +172,35 @@ def test_an_interrupted_run_is_marked_and_written_to_its_last_round(tmp_path, ml
     assert mlflow_curves(mlflow_files, found) == curves_of(out)
 
 
+def test_a_resumed_run_is_one_run_in_mlflow(tmp_path, mlflow_files):
+    out = tmp_path / "run"
+    killed_in_round(5, out, track="mlflow")
+    before = only_run(mlflow_files)
+    assert before.info.status == "RUNNING"
+    gone_on(out, threads=1)
+    after = only_run(mlflow_files)
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
+    assert after.data.tags["resumed.threads"] == "1"
+    assert after.data.params == before.data.params
+    ours, theirs = curves_of(out), mlflow_curves(mlflow_files, after)
+    assert ours.keys() == theirs.keys()
+    for name, points in ours.items():
+        assert [step for step, _ in theirs[name]] == [step for step, _ in points]
+        if name != "seconds":  # those that were logged first stay
+            assert theirs[name] == points
+
+
+def test_a_run_that_mlflow_does_not_know_any_more_is_a_whole_new_one(tmp_path, mlflow_files):
+    out = tmp_path / "run"
+    killed_in_round(5, out, track="mlflow")
+    first = only_run(mlflow_files).info.run_id
+    mlflow_files.delete_run(first)
+    gone_on(out)
+    after = only_run(mlflow_files)
+    assert after.info.run_id != first
+    assert mlflow_curves(mlflow_files, after) == curves_of(out)
+
+
 def lines_of_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
@@ -241,6 +277,70 @@ def test_wandb_offline_writes_everything_and_connects_to_nobody(quick, monkeypat
     assert len(list(folder.glob("wandb/offline-run-*/files/media/images/*.png"))) == 2
 
 
+class Service:
+    """W&B online, as far as we ask it: runs by id, steps that only grow."""
+
+    Error = OSError
+
+    def __init__(self):
+        self.runs: dict[str, list] = {}
+
+    def Settings(self, **given):  # noqa: N802
+        return given
+
+    def Image(self, path):  # noqa: N802
+        return path
+
+    def init(self, id, resume, **given):
+        id = id or "first"
+        assert resume == ("allow" if id in self.runs else None)
+        history = self.runs.setdefault(id, [])
+
+        def log(values, step):
+            assert step >= (history[-1][0] if history else 0)
+            history.append((step, values))
+
+        return SimpleNamespace(
+            id=id,
+            step=history[-1][0] + 1 if history else 0,
+            log=log,
+            summary={},
+            finish=lambda exit_code: None,
+        )
+
+
+def test_a_resumed_run_is_one_run_in_wandb(tmp_path, monkeypatch):
+    service, out = Service(), tmp_path / "run"
+    monkeypatch.setattr(WandB, "__init__", lambda self: setattr(self, "wandb", service))
+    killed_in_round(5, out, track="wandb")
+    gone_on(out)
+    assert list(service.runs) == ["first"]
+    rows = [(step, values) for step, values in service.runs["first"] if "curves" not in values]
+    assert [step for step, _ in rows] == [0, 1, 2, 3, 4, 5, 6]
+    for (_, values), line in zip(rows, lines_of(out), strict=True):
+        assert values["accuracy"] == line["accuracy"]
+
+
+def test_a_resumed_run_keeps_its_id_in_wandb_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(quick_config(out, track="wandb"), stops_after(3))
+    gone_on(out)
+    files = sorted(out.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime_ns)
+    ids = [r.run.run_id for f in files for r in wandb_records(f) if r.HasField("run")]
+    assert len(files) == 2
+    assert set(ids) == {json.loads((out / "tracking.json").read_text())["wandb"]}
+    steps = {
+        int(i.value_json)
+        for record in wandb_records(files[-1])
+        for i in record.history.item
+        if (i.key or i.nested_key[0]) == "_step"
+    }
+    assert steps == {0, 1, 2, 3, 4}  # the last file is the whole run
+
+
 @pytest.mark.parametrize(
     ("extra", "module"),
     [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")],
@@ -262,8 +362,9 @@ def test_a_missing_extra_is_one_line_before_anything_is_written(
 class Recorder:
     """Keeps what it is told."""
 
-    def start(self, config, folder):
+    def start(self, config, folder, lines):
         calls.append(("start", config.seed, (folder / "config.yaml").exists()))
+        starts.append([dict(line) for line in lines])
 
     def log(self, line):
         calls.append(("log", line["round"], sorted(line)))
@@ -273,7 +374,7 @@ class Recorder:
 
 
 class BadStart(Recorder):
-    def start(self, config, folder):
+    def start(self, config, folder, lines):
         raise TrainingError("nobody listens")
 
 
@@ -296,6 +397,11 @@ class Demanding(Recorder):
 
 
 class Mute:
+    def start(self, config, folder, lines):
+        pass
+
+
+class Former(Recorder):
     def start(self, config, folder):
         pass
 
@@ -335,10 +441,85 @@ def test_a_tracker_can_end_the_run_whose_folder_is_then_written(tmp_path):
     assert calls[-2:] == [("finish", "that is enough", 2, TrainingError)] * 2
 
 
+def killed_in_round(number, out, **given):
+    """Begin a run, and leave it as a kill does: checkpoint and trackers where they were."""
+    more = {"rounds": 6, "eval_every": 1, "checkpoint_every": "2"} | given
+    config = quick_config(out, **more)
+
+    def watch(line):
+        if line["round"] == number:
+            raise KilledError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fedsam.simulate.tracking._finish", lambda *arguments: None)
+        with pytest.raises(KilledError):
+            run(config, watch)
+
+
+class KilledError(Exception):
+    pass
+
+
+def stops_after(number):
+    def watch(line):
+        if line["round"] == number:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def gone_on(folder, interrupted=None, **given):
+    config, snapshot = resumed(folder, given)
+    return run(config, stops_after(interrupted), snapshot=snapshot).folder
+
+
+def test_a_tracker_is_told_where_a_run_goes_on(tmp_path):
+    out = tmp_path / "run"
+    killed_in_round(5, out, track=f"{MINE}:Recorder")
+    assert starts == [[]]
+    gone_on(out)
+    assert [line["round"] for line in starts[1]] == [0, 1, 2, 3, 4]
+    assert starts[1][1]["train_loss"] == lines_of(out)[1]["train_loss"]
+    assert [call[1] for call in calls if call[0] == "log"] == [0, 1, 2, 3, 4, 5, 5, 6]
+
+
+def test_a_resumed_run_is_one_run_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    killed_in_round(5, out, track="tensorboard")
+    with pytest.raises(Interrupted):  # which writes final accuracies, too
+        gone_on(out, interrupted=5)
+    gone_on(out)
+    assert len(list((out / "tensorboard").glob("events*"))) == 3
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    for name, points in curves_of(out).items():
+        assert [(e.step, e.value) for e in events.Scalars(name)] == [
+            (step, float(np.float32(value))) for step, value in points
+        ]
+    assert [e.step for e in events.Images("curves")] == [6]
+
+
 def test_trackers_before_one_that_cannot_start_are_finished(tmp_path):
     with pytest.raises(TrainingError, match="nobody listens"):
         run(quick_config(tmp_path / "run", track=f"{MINE}:Recorder,{MINE}:BadStart"))
     assert calls == [("start", 0, True), ("finish", None, None, TrainingError)]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_down_at_the_start_blocks_no_later_try(tmp_path, capsys):
+    words = ["--rounds", "2", "--clients", "20", "--clients-per-round", "5", "--device", "cpu"]
+    words += ["--alpha", "1", "--eval-every", "1", "--out", str(tmp_path / "run")]
+    for more in ([], ["--go-on"]):
+        assert main([*words, *more, "--track", f"{MINE}:BadStart"]) == 1
+        assert capsys.readouterr().err == "fedsam: training stopped: nobody listens\n"
+        assert not (tmp_path / "run").exists()
+    assert main(words) == 0
+    model = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert main(["--resume", str(tmp_path / "run"), "--track", f"{MINE}:BadStart"]) == 1
+    assert main(["--resume", str(tmp_path / "run"), "--rounds", "2", "--track", ""]) == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == model
 
 
 def test_a_mistake_at_the_end_keeps_no_other_tracker_from_it(tmp_path):
@@ -362,6 +543,10 @@ WRONG = {
     "tensorboard,": "--track: no ''",
     f"{MINE}:Recoder": "did you mean 'Recorder'?",
     f"{MINE}:Mute": f"--track {MINE}:Mute: needs the methods start, log and finish",
+    f"{MINE}:Former": f"--track {MINE}:Former: must be start(config, folder, lines)",
+    "tensorboard, tensorboard": "names tensorboard twice; leave out one",
+    "mlflow,fedsam.simulate.trackers.mlflow:MLflow": "names fedsam.simulate.trackers.mlflow:MLflow "
+    "twice; leave out one",
     f"{MINE}:Demanding": f"--track {MINE}:Demanding: must be made without arguments: missing a "
     "required argument: 'address'",
 }

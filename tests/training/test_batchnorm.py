@@ -253,7 +253,7 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     from fedsam.engines.ray import ClientActor
 
     trainer, initial = local_trainer(tmp_path)
-    actor, here = ClientActor(lambda: trainer), trainer.new_network()
+    actor, here = ClientActor(lambda: trainer, "."), trainer.new_network()
     run_config = {"out": "", "model": SMALL["model"], "model-options": "{norm: batch}"}
     run_config |= {"clients": 6, "clients-per-round": 3, "local-steps": 2, "batch-size": 8}
     run_config |= {"rounds": 2, "eval-every": 2, "alpha": 1.0, "device": "cpu"}

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,17 @@ from typing import Any
 from fedsam.base.errors import TrainingError
 from fedsam.config.schema import Config
 from fedsam.runs.metrics import ROUND
-from fedsam.simulate.tracking import finals, hyperparameters, needing, numbers, pictures
+from fedsam.simulate.tracking import (
+    finals,
+    hyperparameters,
+    keep_run_id,
+    needing,
+    numbers,
+    pictures,
+    run_id,
+)
 
+SERVICE = "mlflow"
 PAUSE = 1.0  # seconds between writes: one takes a database 4 ms, as long as a small round
 BATCH = 1000  # metrics that a server takes at once, MLflow's limit
 
@@ -30,19 +39,51 @@ class MLflow:
             import mlflow
         self.mlflow, self.lock = mlflow, filelock.FileLock
 
-    def start(self, config: Config, folder: Path) -> None:
-        """Begin a run, and write the hyper-parameters."""
+    def start(self, config: Config, folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Begin a run, or go on with the folder's; write the hyper-parameters and what is missing.
+
+        MLflow keeps a parameter and a metric's step for ever: a key that has another value now is
+        the tag ``resumed.KEY``, and a step that is there is not written again.
+        """
         self.folder = folder
         self.waiting: list[Any] = []
+        self.steps: dict[str, set[int]] = {}  # that MLflow has, by metric
         self.round = 0
         self.written = time.monotonic()
+        values = {key: str(value) for key, value in hyperparameters(config).items()}
+        params, tag = self.mlflow.entities.Param, self.mlflow.entities.RunTag
         with said_in_one_line(self.mlflow.MlflowException):
             self.client, experiment = self._open(folder.parent.resolve())
-            self.id = self.client.create_run(experiment, run_name=folder.name).info.run_id
-            params = hyperparameters(config).items()
+            run = self._before(run_id(folder, SERVICE))
+            if run is None:
+                run = self.client.create_run(experiment, run_name=folder.name)
+                keep_run_id(folder, SERVICE, run.info.run_id)
+            else:
+                self.client.update_run(run.info.run_id, status="RUNNING")
+            self.id, had = run.info.run_id, run.data.params
+            for name in run.data.metrics:
+                history = self.client.get_metric_history(self.id, name)
+                self.steps[name] = {metric.step for metric in history}
+            changed = {k: v for k, v in values.items() if had.get(k, v) != v}
             self.client.log_batch(
-                self.id, params=[self.mlflow.entities.Param(key, str(v)) for key, v in params]
+                self.id,
+                params=[params(k, v) for k, v in values.items() if k not in had],
+                tags=[tag(f"resumed.{k}", v) for k, v in changed.items()],
             )
+        for line in lines:
+            self.log(line)
+
+    def _before(self, id: str) -> Any:
+        """Return the run of this id, if there is one and it was not deleted."""
+        if not id:
+            return None
+        try:
+            run = self.client.get_run(id)
+        except self.mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
 
     def _open(self, beside: Path) -> tuple[Any, str]:
         """Return a client, and the experiment's id."""
@@ -73,6 +114,7 @@ class MLflow:
         self.waiting += [
             self.mlflow.entities.Metric(name, value, now, self.round)
             for name, value in metrics.items()
+            if self.round not in self.steps.get(name, ())
         ]
 
     def _write(self) -> None:

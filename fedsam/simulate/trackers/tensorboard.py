@@ -1,6 +1,6 @@
 """TensorBoard: an event file in the run's folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,18 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         self._new_writer = SummaryWriter
 
-    def start(self, config: Config, folder: Path) -> None:
-        """Open the event file, and write the hyper-parameters."""
+    def start(self, config: Config, folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Open an event file, which stands in place of earlier ones, and write what there is."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         self.folder = folder
         self.round = 0
-        self.writer = self._new_writer(str(folder / TENSORBOARD), flush_secs=FLUSH)
+        # a kill loses the end of a file, and rounds after the checkpoint come again: all is
+        # written anew, and what earlier files hold from step 0 on counts no more
+        self.writer = self._new_writer(str(folder / TENSORBOARD), flush_secs=FLUSH, purge_step=0)
         self.writer.file_writer.add_summary(hparams_pb(hyperparameters(config), folder.name))
+        for line in lines:
+            self.log(line)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Write the line's metrics at its round."""

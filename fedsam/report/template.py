@@ -1,3 +1,7 @@
+"""The report's page, a template of Jinja's: in Python, as Flower's bundle takes no other file."""
+
+# ruff: noqa: E501
+PAGE = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -161,3 +165,4 @@ dark.addEventListener("change", draw);
 </script>
 </body>
 </html>
+"""
