@@ -364,12 +364,12 @@ class NaiveFedMoSWA(NaiveFedSWA):
         return g(v) + self.c - self.c_i[k]
 
     def after(self, k, start, end, steps):
-        rate = (LR + self.rho * LR) / 2
-        self.c_i[k] = (start - end) / (steps * rate) + self.c_i[k] - self.c
+        self.c_i[k] = (start - end) / sum(self.rates(k)) + self.c_i[k] - self.c
         self.sent.append(self.c_i[k] - self.c)
 
     def server(self, start, ends, clients, steps):
-        self.c, self.sent = self.c + 0.4 * mean(self.sent), []
+        gamma = 1.0 if self.round == 1 else 0.2
+        self.c, self.sent = self.c + gamma * mean(self.sent), []
         return super().server(start, ends, clients, steps)
 
 
