@@ -282,6 +282,11 @@ class NaiveFedLESAM(Naive):
 
 
 class NaiveFedLESAMS(NaiveFedGamma):
+    strength = 0.1  # of the released code
+
+    def direction(self, k, v, g):
+        return g(self.perturbed(k, v, g)) + self.strength * (self.c - self.c_i[k])
+
     def setup(self):
         super().setup()
         self.old = {}
@@ -464,7 +469,7 @@ METHODS = {
     "mofedsam": (SAM(0.2), FedCM(0.1), FedAvgServer, {}, NaiveMoFedSAM),
     "fedgamma": (SAM(0.2), Scaffold(), FedAvgServer, {}, NaiveFedGamma),
     "fedlesam": (LESAM(0.2), FedAvg(), FedAvgServer, {}, NaiveFedLESAM),
-    "fedlesam-s": (LESAM(0.2), Scaffold(), FedAvgServer, {}, NaiveFedLESAMS),
+    "fedlesam-s": (LESAM(0.2), Scaffold(0.1), FedAvgServer, {}, NaiveFedLESAMS),
     "fedlesam-d": (
         LESAM(0.2),
         FedDyn(0.1),
