@@ -5,6 +5,7 @@ works on PyTorch's own parameter vector and knows nothing of fedsam but the mini
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ from fedsam.messages import VectorRecord
 from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots
-from fedsam.training.method import Method
+from fedsam.training.method import Local, Method
 
 COHORTS = {1: [0, 2], 2: [0, 1], 3: [1, 2]}
 POPULATION = 5
@@ -170,6 +171,26 @@ class NaiveFedDyn(Naive):
     def server(self, start, ends, clients, steps):
         self.h = self.h - self.alpha / POPULATION * sum(end - start for end in ends)
         return mean(ends) - self.h / self.alpha
+
+
+class NaiveFedDynEvaluatesItsCohort(NaiveFedDyn):
+    """What is sent on is the corrected model, what is looked at the mean of the cohort's."""
+
+    def setup(self):
+        super().setup()
+        self.means = []
+
+    def run(self):
+        super().run()
+        states = []
+        for w in self.means:
+            vector_to_parameters(w, self.module.parameters())
+            states.append(self.trainer.layout.write(self.module.state_dict()))
+        return states
+
+    def server(self, start, ends, clients, steps):
+        self.means.append(mean(ends))
+        return super().server(start, ends, clients, steps)
 
 
 class NaiveFedSpeed(NaiveFedDyn):
@@ -664,7 +685,7 @@ def test_the_first_round_of_lesam_is_not_perturbed_and_scaffold_with_it_has_both
     same(play_out(trainer, cohorts=first), play_out(trainer_for(SGD(), FedAvg()), cohorts=first))
 
 
-def test_a_clients_first_step_of_fedsmoo_is_sams():
+def test_a_clients_first_step_of_fedsmoo_is_sams_in_the_first_round():
     one = {1: [0]}
     work = Work(4, local_steps=1)
     ours, sam = (
@@ -718,6 +739,10 @@ def test_a_minimiser_that_defines_half_of_it_is_refused():
         (lambda: AdaBest(-1.0), "mu"),
         (lambda: FedSWA(2.0), "rho_end"),
         (lambda: FedMoSWA(2.0), "rho_end"),
+        (lambda: Scaffold(-1.0), "strength"),
+        (lambda: SAM(0.1, rho_0=-1.0), "rho_0"),
+        (lambda: SAM(0.1, warmup=-1), "warmup"),
+        (lambda: FedDynServer(5, "clients"), "evaluated"),
         (lambda: AdaBestServer(1.0), "beta"),
         (lambda: FedACG(1.0), "server_momentum"),
     ],
