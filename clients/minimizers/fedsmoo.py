@@ -19,7 +19,7 @@ class FedSMOO(Minimizer):
 
     With FedDyn's client and server it is FedSMOO. The paper's s has the last e of each client taken
     off mu_i; the authors' code leaves that out, and so does this. In the first round a client's
-    first step is SAM's; later s is not 0, for a newcomer neither.
+    first step is SAM's; later it is not, a newcomer's neither, as s is no longer 0.
 
     A client keeps P numbers, and P more travel each way. Passes a step: 2.
 
