@@ -15,8 +15,8 @@ class FedACG(ServerMethod):
         m    <- server_momentum m + (mean_k w_k - sent),    w <- w + m
 
     which is w <- mean_k w_k and m = the change of w. The paper's clients are FedProx's, whose
-    anchor is what was sent. What is evaluated is w. The server keeps P numbers; P travel each way.
-    Formula and value are from memory of the paper, not checked against its code.
+    anchor is what was sent; the released beta of 1e-3 lacks FedProx's half, so mu is 0.002. What is
+    evaluated is w. The server keeps P numbers; P travel each way.
 
     Parameters
     ----------

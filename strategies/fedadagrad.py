@@ -23,7 +23,7 @@ class FedAdagrad(ServerMethod):
     eta : float
         The server's learning rate. In the paper tuned over powers of sqrt(10), by data set.
     tau : float
-        Adaptivity, in the units of an update; the paper's default is 1e-3 (from memory).
+        Adaptivity, in the units of an update; the paper's is 1e-3 (quoted in FedACG's code).
     """
 
     state = ("v",)

@@ -17,13 +17,16 @@ class FedExP(ServerMethod):
 
     Equal updates make it FedAvg. The paper evaluates the mean of the last two models: ``--average
     wima --average-options '{window: 2}' --swa-start 0``. BatchNorm statistics are averaged. The
-    server keeps nothing. Formula and value are from memory of the paper, not checked against its
-    code.
+    server keeps nothing.
+
+    The authors' code adds the cohort's size times epsilon, and lets epsilon fall by 0.998^2 a
+    round, as the square of its learning rate does.
 
     Parameters
     ----------
     epsilon : float
-        Squared length of an update below which rates do not grow. The paper's for CIFAR: 1e-3.
+        Squared length of an update below which rates do not grow. The authors' code for CIFAR: 1e-3
+        times the cohort's size, so 0.01 for 10 clients a round and 0.005 for 5.
     """
 
     def __init__(self, epsilon: float = 1e-3) -> None:

@@ -16,8 +16,8 @@ class FedNova(ServerMethod):
         w   <- w + (sum_k p_k a_k) sum_k p_k (w_k - w) / a_k           p_k = n_k / sum n
 
     Clients of one number of steps make it FedAvg. It knows the steps from the replies' metrics.
-    The server keeps nothing; P numbers travel each way. The formula is from memory of the paper,
-    not checked against its code.
+    The authors' code sums a_i step by step, which is the closed form above; its a_i for proximal
+    clients is left out. The server keeps nothing; P numbers travel each way.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class FedYogi(ServerMethod):
     eta : float
         The server's learning rate. In the paper tuned over powers of sqrt(10), by data set.
     beta_1 : float
-        How much of m is kept; the paper's is 0.9 (from memory, as the values below).
+        How much of m is kept; the paper's is 0.9 (quoted in FedACG's code, as those below).
     beta_2 : float
         How much of v is kept; the paper's is 0.99.
     tau : float

@@ -23,10 +23,9 @@ class TRADES(Loss):
     p is the softmax over the outputs' second dimension: a loss for classifiers. The maximum is
     sought by ``training.attack.Attack`` from x + 0.001 n, n ~ N(0, 1), which the plan chooses for
     each image. w is that of the pass: SAM's second pass is attacked anew at w + e, from the same
-    point. The attack sees the network in eval mode (the version of the authors' code that was read
-    leaves it in training mode); x and x' then pass through it in training mode, one after the
-    other, and both update BatchNorm's statistics (the authors' passes x twice). Passes over the
-    network: steps + 2 for each of the minimizer's.
+    point. The attack sees the network in eval mode; x and x' then pass through it in training mode,
+    one after the other, and both update BatchNorm's statistics. So does the authors' code, which
+    passes x twice. Passes over the network: steps + 2 for each of the minimizer's.
 
     Parameters
     ----------
@@ -39,8 +38,8 @@ class TRADES(Loss):
     steps : int
         Of the ascent. The authors' code: 10.
     beta : float
-        Weight of the divergence, the paper's 1 / lambda. The paper's best on CIFAR-10: 6
-        (unverified; a version of the authors' script has 1).
+        Weight of the divergence, the paper's 1 / lambda. The authors' CIFAR-10 script: 6 (its loss
+        function's own default: 1).
     start : float
         Rounds before which the plain loss stands in its place: a fraction of them up to 1.0, or
         their number.

@@ -26,7 +26,8 @@ class ASAM(Ascent):
     rho : float
         Radius in the stretched l2 norm. FedASAM on CIFAR-10: 0.7 at alpha 0 and 0.05, 0.05 at 100.
     eta : float
-        Added to |w|, in units of the weights. FedASAM: 0.2; Kwon et al.: 0.01.
+        Added to |w|, in units of the weights. FedASAM: 0.2. Kwon et al.: 0.01, the
+        default of their code's class; its command for CIFAR-10 runs 0.
     all_parameters : bool
         Let T = |w| + eta on every parameter, as in the common PyTorch port.
     filterwise : bool

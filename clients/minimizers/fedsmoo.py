@@ -18,8 +18,8 @@ class FedSMOO(Minimizer):
         s    <- rho unit(mean_i mu_i)                 on the server, over the cohort
 
     With FedDyn's client and server it is FedSMOO. The paper's s has the last e of each client taken
-    off mu_i; the authors' code leaves that out, and so does this. A client's first step of all is
-    SAM's.
+    off mu_i; the authors' code leaves that out, and so does this. In the first round a client's
+    first step is SAM's; later it is not, a newcomer's neither, as s is no longer 0.
 
     A client keeps P numbers, and P more travel each way. Passes a step: 2.
 

@@ -24,7 +24,8 @@ class FriendlySAM(Minimizer):
     sigma : float
         How much of the common part is left out: 1.
     lam : float
-        What the average keeps a step. The official script: 0.95; its default 0.9.
+        What the average keeps a step. The official script: 0.6 since October 2024, 0.95 before
+        (logs of both are released); its class's default: 0.9.
     """
 
     state = ("m",)

@@ -13,17 +13,24 @@ class LESAM(Minimizer):
         e = rho unit(w_old - w_global)       w_old: the global model of the client's last round
         w <- w - lr g(w + e)
 
-    e is zero when a client trains first. The released code takes the server's last update for
-    w_global - w_old, and for the norm the sum of the norms of all tensors; this is the paper's
-    formula. With SCAFFOLD's client it is FedLESAM-S, with FedDyn's client and server FedLESAM-D.
+    e is zero when a client trains first. With SCAFFOLD's client it is FedLESAM-S, with FedDyn's
+    client and server FedLESAM-D.
+
+    This is the paper's formula; the released ascent is another. Its server sends its last update,
+    a flat vector, and the optimiser takes that vector's idx-th NUMBER for the update of the idx-th
+    tensor: all elements of a tensor move alike, by rho times this number over the sum of the
+    numbers' sizes. On a ResNet-18 at rho 0.5 that moves w by 36, across the global direction
+    (cosine 0.04); here it moves by 0.5. So no rho of that code, nor of baselines that copy it,
+    carries over.
 
     A client keeps P numbers; P travel each way. Passes a step: 1.
 
     Parameters
     ----------
     rho : float
-        Radius of the ball, an l2 length in parameter space. The released code's examples: 0.1
-        by default, 0.5 for FedLESAM-S on CIFAR-10.
+        Radius of the ball, an l2 length in parameter space. No published value is known for this
+        formula (released, for the other: 0.1, and 0.5 for FedLESAM-S on CIFAR-10, to be tuned).
+        The presets have FedSAM's 0.1, whose ball is the same.
     """
 
     memory = ("w_old",)

@@ -15,7 +15,8 @@ class LookSAM(Minimizer):
 
     v starts anew in each round: clients are stateless, and their first step is SAM's. With k = 1
     it is SAM, with k above 1 and alpha = 0 SGD in between. rho = 0 is not SGD: v is then 0 / 0.
-    One norm over all parameters; the paper's layer-wise scaling (for ViT) is left out. Passes a
+    One norm over all parameters, where the ports take one a tensor (no code of the authors' is
+    public); the paper's layer-wise scaling (for ViT) is left out. Passes a
     step: 1 + 1 / k, but 2 in a batched cohort, whose program is the same for all steps. Kept in a
     round: P.
 
@@ -24,9 +25,9 @@ class LookSAM(Minimizer):
     rho : float
         Radius (l2), above 0.
     k : int
-        Steps between second passes. The paper's: 5 (unverified).
+        Steps between second passes. As in every port that was read: 5.
     alpha : float
-        Strength of v in between. The paper's: 0.7 (unverified).
+        Strength of v in between. As in every port that was read: 0.7.
     """
 
     state = ("v",)

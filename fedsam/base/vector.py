@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+CLIPPING = 1e-6  # added to a norm that is clipped; the constant of PyTorch's clip_grad_norm_
 TINY = 1e-16  # keeps 0 / 0 at 0; the constant of the official SAM, ASAM and FedSAM code
 
 
@@ -30,6 +31,18 @@ def dot(u: Tensor, v: Tensor) -> Tensor:
 def unit(v: Tensor) -> Tensor:
     """Return ``v / ||v||`` over the last dimension; the zero vector stays zero."""
     return v / (norm(v) + TINY)
+
+
+def clipped(v: Tensor, length: float | Tensor) -> Tensor:
+    """Return ``v`` (..., P), scaled down to ``length`` where its l2 norm is larger.
+
+    The numbers of ``torch.nn.utils.clip_grad_norm_``. A length for each client of a cohort is
+    (K, 1); where it is 0, ``v`` is as it was.
+    """
+    share = (length / (norm(v) + CLIPPING)).clamp(max=1)
+    if isinstance(length, Tensor):
+        share = torch.where(length > 0, share, 1.0)
+    return share * v
 
 
 def choose(condition: bool | Tensor, yes: Callable[[], Tensor], no: Callable[[], Tensor]) -> Tensor:

@@ -172,6 +172,9 @@ class Client(_Group):
     decay_in_loss: Annotated[bool, Key(shared=True)] = False
     """Weight decay as part of the loss, so that SAM and its kin also ascend along it (Google's
     SAM); else it acts at the unperturbed weights only, as in FedSAM's and ASAM's code."""
+    clip_gradient: float = Field(0.0, ge=0)
+    """l2 norm that a corrected gradient is scaled down to in each step, before weight decay (0:
+    off)."""
     bn_first_pass: Annotated[bool, Key(shared=True)] = False
     """BatchNorm statistics are updated in the first pass of a step only (Google's SAM); else in
     each, as in FedSAM's and ASAM's code."""

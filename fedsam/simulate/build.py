@@ -190,6 +190,7 @@ def new_method(config: Config) -> Method:
         optimizer=config.optimizer,
         decay_in_loss=config.decay_in_loss,
         first_pass_statistics=config.bn_first_pass,
+        clip_gradient=config.clip_gradient,
         loss=plugins.build("loss", loss, config.loss_options, **values),
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.timers import timed
-from fedsam.base.vector import Layout
+from fedsam.base.vector import Layout, clipped
 from fedsam.data.images import Batch
 from fedsam.tasks import Task
 from fedsam.training.optimizers import adamw, sgd
@@ -169,6 +169,10 @@ class Correction(Part, ABC):
     def correct(self, w: Tensor, g: Tensor, local: Local) -> Tensor:
         """Return the gradient (..., P) that the base optimiser follows at ``w``."""
 
+    def rate(self, local: Local) -> float | Tensor:
+        """Return the learning rate of a step: the round's, unless a class says otherwise."""
+        return local.lr
+
 
 class Loss(Part, ABC):
     """What a client minimises: the classes of ``clients/losses/``, or yours.
@@ -204,6 +208,8 @@ class Method:
         Let ``grad`` hold the weight decay, so that it enters ascents, too; else only descents.
     first_pass_statistics : bool
         Keep the BatchNorm statistics of a step's first pass only; else each pass updates them.
+    clip_gradient : float or Tensor
+        l2 norm that a corrected gradient is scaled down to, before weight decay; 0: none.
     loss : Loss
         What is minimised.
 
@@ -217,6 +223,7 @@ class Method:
     optimizer: str = "sgd"
     decay_in_loss: bool = False
     first_pass_statistics: bool = False
+    clip_gradient: float | Tensor = 0.0
     _: KW_ONLY
     loss: Loss
 
@@ -303,7 +310,7 @@ class Method:
 
 
 class Descent:
-    """The closure ``descend`` of one step: the correction, then a step of the base optimiser.
+    """The closure ``descend`` of one step: correction, clipping, a step of the base optimiser.
 
     Attributes
     ----------
@@ -318,8 +325,10 @@ class Descent:
 
     def __call__(self, w: Tensor, g: Tensor) -> Tensor:
         """Return w after one step along ``g``."""
-        method, lr = self.method, self.local.lr
+        method, lr = self.method, self.method.correction.rate(self.local)
         g = method.correction.correct(w, g, self.local)
+        if isinstance(method.clip_gradient, Tensor) or method.clip_gradient > 0:
+            g = clipped(g, method.clip_gradient)
         decay = 0.0 if method.decay_in_loss else method.weight_decay
         if method.optimizer == "adamw":
             w, self.state = adamw(w, g, lr, self.state, weight_decay=decay)

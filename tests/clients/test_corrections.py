@@ -5,6 +5,7 @@ works on PyTorch's own parameter vector and knows nothing of fedsam but the mini
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ from fedsam.messages import VectorRecord
 from fedsam.server.rounds import play
 from fedsam.server.side_vectors import SideVectors
 from fedsam.training.batched_gradient import Slots
-from fedsam.training.method import Method
+from fedsam.training.method import Local, Method
 
 COHORTS = {1: [0, 2], 2: [0, 1], 3: [1, 2]}
 POPULATION = 5
@@ -172,6 +173,26 @@ class NaiveFedDyn(Naive):
         return mean(ends) - self.h / self.alpha
 
 
+class NaiveFedDynEvaluatesItsCohort(NaiveFedDyn):
+    """What is sent on is the corrected model, what is looked at the mean of the cohort's."""
+
+    def setup(self):
+        super().setup()
+        self.means = []
+
+    def run(self):
+        super().run()
+        states = []
+        for w in self.means:
+            vector_to_parameters(w, self.module.parameters())
+            states.append(self.trainer.layout.write(self.module.state_dict()))
+        return states
+
+    def server(self, start, ends, clients, steps):
+        self.means.append(mean(ends))
+        return super().server(start, ends, clients, steps)
+
+
 class NaiveFedSpeed(NaiveFedDyn):
     """The authors' code: h_i summed in units of w, its mean over everybody added to the mean."""
 
@@ -191,24 +212,37 @@ class NaiveFedSpeed(NaiveFedDyn):
 
 
 class NaiveFedGloSS(NaiveFedDyn):
-    """The paper's Algorithm: sigma with beta = 1 / alpha, ascent on the server."""
+    """The paper's Algorithm: sigma with beta = 1 / alpha, ascents on both sides that warm up."""
 
-    rho, server_rho, rho_0, warmup, beta = 0.2, 0.3, 0.1, 2, 10.0
+    beta = 10.0
+    rhos, server_rhos = {1: 0.1, 2: 0.15, 3: 0.2}, {2: 0.2, 3: 0.3}
 
     def setup(self):
         super().setup()
         self.sigma, self.pseudo, self.e = self.zero, None, self.zero
 
     def begin(self):
+        self.rho = self.rhos[self.round]
         if self.pseudo is not None:
-            rho = {2: 0.2, 3: 0.3}[self.round]
-            self.e = rho * self.pseudo / self.pseudo.norm()
+            self.e = self.server_rhos[self.round] * self.pseudo / self.pseudo.norm()
         return self.w + self.e
 
     def server(self, start, ends, clients, steps):
         self.sigma = self.sigma - sum(end - start for end in ends) / (self.beta * POPULATION)
         self.pseudo = start - mean(ends)
         return start - self.e - self.pseudo - self.beta * self.sigma
+
+
+class NaiveReleasedFedGloSS(NaiveFedGloSS):
+    """Its server has the clients' rho from round 2 to 1 + T_s, as list indices of the code say."""
+
+    T_s, rhos = 1, {1: 0.1, 2: 0.2, 3: 0.2}
+
+    def setup(self):
+        super().setup()
+        schedule = [0.1] + [0.2] * self.T_s
+        schedule += [0.3] * (len(COHORTS) - len(schedule))
+        self.server_rhos = dict(enumerate(schedule, 1))
 
 
 class NaiveFedCM(Naive):
@@ -269,6 +303,11 @@ class NaiveFedLESAM(Naive):
 
 
 class NaiveFedLESAMS(NaiveFedGamma):
+    strength = 0.1  # of the released code
+
+    def direction(self, k, v, g):
+        return g(self.perturbed(k, v, g)) + self.strength * (self.c - self.c_i[k])
+
     def setup(self):
         super().setup()
         self.old = {}
@@ -364,12 +403,12 @@ class NaiveFedMoSWA(NaiveFedSWA):
         return g(v) + self.c - self.c_i[k]
 
     def after(self, k, start, end, steps):
-        rate = (LR + self.rho * LR) / 2
-        self.c_i[k] = (start - end) / (steps * rate) + self.c_i[k] - self.c
+        self.c_i[k] = (start - end) / sum(self.rates(k)) + self.c_i[k] - self.c
         self.sent.append(self.c_i[k] - self.c)
 
     def server(self, start, ends, clients, steps):
-        self.c, self.sent = self.c + 0.4 * mean(self.sent), []
+        gamma = 1.0 if self.round == 1 else 0.2
+        self.c, self.sent = self.c + gamma * mean(self.sent), []
         return super().server(start, ends, clients, steps)
 
 
@@ -425,19 +464,33 @@ class NaiveFedNova(Naive):
 BEYOND = {"server_learning_rate": 1.5, "server_momentum": 0.0}
 METHODS = {
     "feddyn": (SGD(), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedDyn),
+    "feddyn-cohort": (
+        SGD(),
+        FedDyn(0.1),
+        FedDynServer,
+        {"clients": POPULATION, "evaluated": "cohort"},
+        NaiveFedDynEvaluatesItsCohort,
+    ),
     "fedspeed": (SAM(0.2), FedDyn(0.1), FedDynServer, {"clients": POPULATION}, NaiveFedSpeed),
     "fedgloss": (
-        SAM(0.2),
+        SAM(0.2, rho_0=0.1, warmup=2),
         FedDyn(0.1),
         FedGloSS,
         {"clients": POPULATION, "rho": 0.3, "rho_0": 0.1, "warmup": 2},
         NaiveFedGloSS,
     ),
+    "fedgloss-released": (
+        SAM(0.2, rho_0=0.1, warmup=1),
+        FedDyn(0.1),
+        FedGloSS,
+        {"clients": POPULATION, "rho": 0.3, "rho_0": 0.1, "warmup": 1, "held": 0.2},
+        NaiveReleasedFedGloSS,
+    ),
     "fedcm": (SGD(), FedCM(0.1), FedAvgServer, {}, NaiveFedCM),
     "mofedsam": (SAM(0.2), FedCM(0.1), FedAvgServer, {}, NaiveMoFedSAM),
     "fedgamma": (SAM(0.2), Scaffold(), FedAvgServer, {}, NaiveFedGamma),
     "fedlesam": (LESAM(0.2), FedAvg(), FedAvgServer, {}, NaiveFedLESAM),
-    "fedlesam-s": (LESAM(0.2), Scaffold(), FedAvgServer, {}, NaiveFedLESAMS),
+    "fedlesam-s": (LESAM(0.2), Scaffold(0.1), FedAvgServer, {}, NaiveFedLESAMS),
     "fedlesam-d": (
         LESAM(0.2),
         FedDyn(0.1),
@@ -500,6 +553,94 @@ def test_without_a_radius_fedgloss_is_feddyn_and_lesam_is_sgd():
     same(play_out(trainer_for(LESAM(0.0), FedAvg())), play_out(trainer_for(SGD(), FedAvg())))
 
 
+def test_sams_warm_up_begins_at_rho_0_is_linear_and_ends_for_good():
+    """The released FedGloSS on CIFAR-10: 0.001, 0.0010745, ..., 0.0755 in round 1001, 0.15."""
+    sam, g = SAM(0.15, rho_0=0.001, warmup=2000), torch.eye(3, dtype=torch.float64)[0]
+    layout = trainer_for(SGD(), FedAvg()).layout
+    rounds = torch.tensor([[1], [2], [1001], [2001], [2002], [10000]])
+    together = sam.perturbation(g, g.expand(6, 3), Local(layout, g, rounds, LR))
+    expected = torch.tensor([0.001, 0.0010745, 0.0755, 0.15, 0.15, 0.15], dtype=torch.float64)
+    torch.testing.assert_close(together, expected[:, None] * g, rtol=1e-12, atol=0)
+    for row, round in zip(together, rounds.flatten().tolist(), strict=True):
+        assert torch.equal(sam.perturbation(g, g, Local(layout, g, round, LR)), row)
+    for row in together[3:]:
+        assert torch.equal(row, SAM(0.15).perturbation(g, g, Local(layout, g, 1, LR)))
+
+
+def test_what_feddyn_evaluates_does_not_change_what_it_sends():
+    w, W = torch.zeros(4, dtype=torch.float64), list(torch.eye(4, dtype=torch.float64)[:2])
+    sent = {}
+    for evaluated in ("server", "cohort"):
+        method = FedDynServer(5, evaluated)
+        at, state = w, method.start(w)
+        for round in (1, 2, 3):
+            begin = method.send(at, state, round)
+            moved = [begin + round * v for v in W]
+            at, state = method.update(at, moved, [1.0, 1.0], state, round)
+        sent[evaluated] = method.send(at, state, 4)
+    torch.testing.assert_close(*sent.values(), rtol=1e-12, atol=1e-14)
+    # h after three rounds: minus 2/5 of the sum of the mean moves, (1 + 2 + 3) / 2 on two axes
+    torch.testing.assert_close(state["h"], -2 / 5 * 3 * (W[0] + W[1]))
+    torch.testing.assert_close(at, sent["cohort"] + state["h"])
+
+
+@pytest.mark.parametrize("client", [FedSWA(0.2), FedMoSWA(0.2)], ids=lambda c: type(c).__name__)
+def test_a_falling_rate_is_that_of_decay_momentum_and_adamw_too(client):
+    """PyTorch's optimisers with the rate of each step, as the authors' code makes them anew."""
+    bases = {
+        "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=0.3),
+        "adamw": lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.3),
+    }
+    for optimizer, base in bases.items():
+        momentum = {"sgd": 0.9, "adamw": 0.0}[optimizer]
+        trainer = trainer_for(
+            SGD(), client, momentum=momentum, weight_decay=0.3, optimizer=optimizer
+        )
+        naive = Naive(trainer)
+        theirs, plan = base(naive.module.parameters(), LR), trainer.plan(2, 1)
+        for step in range(len(plan)):
+            batch, share = trainer.train.batch(plan, step), step / len(plan)
+            theirs.zero_grad()
+            nn.functional.cross_entropy(naive.module(batch.images), batch.targets).backward()
+            for group in theirs.param_groups:
+                group["lr"] = (1 - share) * LR + share * 0.2 * LR
+            theirs.step()
+        (ours,) = play_out(trainer, cohorts={1: [2]})
+        expected = trainer.layout.write(naive.module.state_dict())
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_fedmoswas_new_variate_is_the_mean_gradient_however_many_steps():
+    """Under a constant gradient c_i is that gradient; the released divisor makes it too long."""
+    g, w = torch.tensor([3.0, -2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for rho_end, steps in ((0.0, 4), (0.0, 8), (0.1, 1), (0.3, 7), (1.0, 5)):
+        client, v = FedMoSWA(rho_end), w
+        local = Local(trainer_for(SGD(), client).layout, w, 1, LR, steps, {"c_i": w}, {"c": w})
+        for step in range(steps):
+            local = replace(local, step=step)
+            v = v - client.rate(local) * client.correct(v, g, local)
+        finished = client.finish(v, local)
+        torch.testing.assert_close(finished["c_i"], g, rtol=1e-12, atol=0)
+        torch.testing.assert_close(finished["c"], g, rtol=1e-12, atol=0)
+
+
+def test_fedmoswas_server_takes_the_first_rounds_mean_as_it_is_and_then_follows():
+    client, zero = FedMoSWA(0.1, gamma=0.2), torch.zeros(2, dtype=torch.float64)
+    a, b = torch.tensor([[1.0, 2.0], [3.0, -4.0]], dtype=torch.float64)
+    first = client.fold({"c": zero}, [{"c": a}, {"c": b}], 0.1)["c"]
+    torch.testing.assert_close(first, (a + b) / 2)
+    second = client.fold({"c": first}, [{"c": a}, {"c": b}], 0.1)["c"]
+    torch.testing.assert_close(second, first + 0.2 * (a + b) / 2)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_scaffold_with_no_strength_is_fedavg_and_with_all_of_it_as_it_was(strength):
+    g, c_i, c = torch.randn(3, 40, generator=torch.Generator().manual_seed(2))
+    local = Local(trainer_for(SGD(), FedAvg()).layout, g, 1, LR, 1, {"c_i": c_i}, {"c": c})
+    ours = Scaffold(strength).correct(g, g, local)
+    assert torch.equal(ours, g - c_i + c if strength else g)
+
+
 def test_feddyns_client_is_fedprox_in_its_first_round():
     first = {1: [0, 2]}
     same(
@@ -544,7 +685,7 @@ def test_the_first_round_of_lesam_is_not_perturbed_and_scaffold_with_it_has_both
     same(play_out(trainer, cohorts=first), play_out(trainer_for(SGD(), FedAvg()), cohorts=first))
 
 
-def test_a_clients_first_step_of_fedsmoo_is_sams():
+def test_a_clients_first_step_of_fedsmoo_is_sams_in_the_first_round():
     one = {1: [0]}
     work = Work(4, local_steps=1)
     ours, sam = (
@@ -598,6 +739,10 @@ def test_a_minimiser_that_defines_half_of_it_is_refused():
         (lambda: AdaBest(-1.0), "mu"),
         (lambda: FedSWA(2.0), "rho_end"),
         (lambda: FedMoSWA(2.0), "rho_end"),
+        (lambda: Scaffold(-1.0), "strength"),
+        (lambda: SAM(0.1, rho_0=-1.0), "rho_0"),
+        (lambda: SAM(0.1, warmup=-1), "warmup"),
+        (lambda: FedDynServer(5, "clients"), "evaluated"),
         (lambda: AdaBestServer(1.0), "beta"),
         (lambda: FedACG(1.0), "server_momentum"),
     ],

@@ -106,7 +106,10 @@ def naive_pgd_at(model, x, y, u, eps, step, steps):
     def objective(pixels):
         return F.cross_entropy(model(normalised(pixels)), y)
 
-    return objective(naive_attack(objective, x, eps * (2 * u - 1), eps, step, steps))
+    model.eval()
+    worst = naive_attack(objective, x, eps * (2 * u - 1), eps, step, steps)
+    model.train()
+    return objective(worst)
 
 
 def naive_trades(model, x, y, u, eps, step, steps, beta):
@@ -117,10 +120,13 @@ def naive_trades(model, x, y, u, eps, step, steps, beta):
         return model(normalised(pixels)).softmax(1)
 
     begin = 0.001 * torch.special.ndtri(u)
+    model.eval()  # as in the authors' trades_loss
     p = answers(x).detach()
     worst = naive_attack(lambda x: kl(p, answers(x)), x, begin, eps, step, steps)
-    clean = F.cross_entropy(model(normalised(x)), y)
-    return clean + beta / len(x) * kl(answers(x), answers(worst))
+    model.train()
+    output = model(normalised(x))
+    clean = F.cross_entropy(output, y)
+    return clean + beta / len(x) * kl(output.softmax(1), answers(worst))
 
 
 def naive_client(network, naive_loss, rho=0.0):
@@ -153,23 +159,27 @@ def assert_agree(mine, theirs, **tolerance):
         torch.testing.assert_close(mine[name], theirs[name], **tolerance)
 
 
+@pytest.mark.parametrize("network", [mlp, convolutional])
 @pytest.mark.parametrize("rho", [0.0, 0.3], ids=["sgd", "sam"])
-def test_pgd_at_is_its_formula(rho):
+def test_pgd_at_is_its_formula(network, rho):
     loss = PGDAT(10, eps=20.0, step=6.0, steps=4)
-    mine, _ = ours(mlp, loss, SAM(rho) if rho else None)
-    theirs = naive_client(mlp, lambda *given: naive_pgd_at(*given, 20 / 255, 6 / 255, 4), rho)
+    mine, _ = ours(network, loss, SAM(rho) if rho else None)
+    theirs = naive_client(network, lambda *given: naive_pgd_at(*given, 20 / 255, 6 / 255, 4), rho)
     assert_agree(mine, theirs, rtol=1e-10, atol=1e-12)
-    plain, _ = ours(mlp, Plain(), SAM(rho) if rho else None)
+    plain, _ = ours(network, Plain(), SAM(rho) if rho else None)
     assert max(float((mine[n] - plain[n]).abs().max()) for n in mine) > 1e-3
 
 
+@pytest.mark.parametrize("network", [mlp, convolutional])
 @pytest.mark.parametrize("rho", [0.0, 0.3], ids=["sgd", "sam"])
-def test_trades_is_its_formula(rho):
+def test_trades_is_its_formula(network, rho):
     loss = TRADES(10, eps=20.0, step=6.0, steps=4, beta=2.0)
-    mine, _ = ours(mlp, loss, SAM(rho) if rho else None)
-    theirs = naive_client(mlp, lambda *given: naive_trades(*given, 20 / 255, 6 / 255, 4, 2.0), rho)
+    mine, _ = ours(network, loss, SAM(rho) if rho else None)
+    theirs = naive_client(
+        network, lambda *given: naive_trades(*given, 20 / 255, 6 / 255, 4, 2.0), rho
+    )
     assert_agree(mine, theirs, rtol=1e-10, atol=1e-12)
-    plain, _ = ours(mlp, Plain(), SAM(rho) if rho else None)
+    plain, _ = ours(network, Plain(), SAM(rho) if rho else None)
     assert max(float((mine[n] - plain[n]).abs().max()) for n in mine) > 1e-3
 
 

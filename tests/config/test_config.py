@@ -12,6 +12,7 @@ from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import Config, dump, empty_run_config, from_run_config, resolve
 
 SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps")
+PRESETS = sorted(p.stem for p in CONFIGS.glob("algorithms/*.yaml"))
 
 
 def test_configs_are_shipped():
@@ -99,6 +100,51 @@ def test_presets_hold_what_was_published_for_each_data_set(algorithm, rho, rho_c
     assert resolve(given | {"dataset": "cifar10"}).rho == rho
     assert resolve(given | {"dataset": "cifar100"}).rho == rho_cifar100
     assert resolve(given | {"dataset": "cifar100", "rho": 0.3}).rho == 0.3
+
+
+AUTHORS_CLIP = {
+    *("fedacg", "fedcm", "feddyn", "fedexp", "fedgamma", "fedlesam", "fedlesam-d", "fedlesam-s"),
+    *("fedmoswa", "fedsmoo", "fedspeed", "fedswa", "mofedsam", "scaffold"),
+}
+
+
+def test_the_presets_whose_authors_clip_have_their_10_and_no_other_clips():
+    lengths = {name: resolve({"algorithm": name}).clip_gradient for name in PRESETS}
+    assert {name for name, length in lengths.items() if length} == AUTHORS_CLIP
+    assert {lengths[name] for name in AUTHORS_CLIP} == {10.0}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "published"),
+    [
+        ("central-asam", {"eta": 0.0}),
+        (
+            "fedacg",
+            {"client_options": {"mu": 0.002}, "strategy_options": {"server_momentum": 0.85}},
+        ),
+        ("fedexp", {"strategy_options": {"epsilon": 0.01}}),
+        ("fedgloss", {"minimizer_options": {"rho_0": 0.001, "warmup": 2000}}),
+        ("fedlesam", {"rho": 0.1}),
+        ("fedlesam-d", {"rho": 0.1, "client_options": {"alpha": 0.1}}),
+        ("fedlesam-s", {"rho": 0.1, "client_options": {"strength": 0.1}}),
+        ("fedmoswa", {"client_options": {"rho_end": 0.1, "gamma": 0.2}}),
+        ("fedmoswa", {"strategy_options": {"server_learning_rate": 1.5, "server_momentum": 0.0}}),
+        ("fedswa", {"client_options": {"rho_end": 0.1}}),
+        ("fedswa", {"strategy_options": {"server_learning_rate": 1.5, "server_momentum": 0.0}}),
+        ("friendly-sam", {"minimizer_options": {"sigma": 1.0, "lam": 0.6}}),
+        ("gsam", {"minimizer_options": {"alpha": 0.4}}),
+    ],
+)
+def test_presets_hold_what_the_audit_of_the_released_code_says(algorithm, published):
+    config = resolve({"algorithm": algorithm}).model_dump()
+    assert {key: config[key] for key in published} == published
+
+
+def test_fedgloss_warms_up_both_radii_for_as_long_on_each_data_set():
+    for dataset, rounds in (("cifar10", 2000), ("cifar100", 15000)):
+        config = resolve({"algorithm": "fedgloss", "dataset": dataset})
+        assert config.minimizer_options["warmup"] == rounds
+        assert config.strategy_options["warmup"] == rounds
 
 
 @pytest.mark.parametrize(("given", "names", "says"), WRONG, ids=lambda v: str(v)[:30])

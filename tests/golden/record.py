@@ -55,6 +55,7 @@ FURTHER = {
     "pgd-at": "--loss pgd_at --loss-options '{steps: 2}'",
     "trades": "--loss trades --loss-options '{steps: 2}'",
     "clip-norm": "--clip-norm 0.05",
+    "clip-gradient": "--algorithm scaffold --clip-gradient 0.5",
     "flower-fedadam": "--strategy flwr.serverapp.strategy:FedAdam",
     "flower-median": "--strategy flwr.serverapp.strategy:FedMedian",
     "asam-on-scaffold": "--minimizer asam --client scaffold --rho 0.05",

@@ -137,10 +137,10 @@ def test_states_of_one_round_are_not_those_of_the_next(gradients):
 @DEVICES
 @ENGINES
 def test_clients_of_several_runs_share_one_program(gradients, device):
-    """Seeds, splits, states, rates, rho, eta, mu, momentum, decay and rounds of their own."""
+    """Seeds, splits, states, rates, rho, eta, mu, momentum, decay, clip, rounds of their own."""
     methods = [
         Method(ASAM(0.5, 0.2), FedProx(0.01), momentum=0.9, weight_decay=1e-3, loss=Plain()),
-        Method(ASAM(0.1, 0.01), FedProx(1.0), momentum=0.0, weight_decay=0.0, loss=Plain()),
+        Method(ASAM(0.1, 0.01), FedProx(1.0), clip_gradient=0.3, loss=Plain()),
         Method(ASAM(0.0, 0.2), FedProx(0.0), momentum=0.5, weight_decay=1e-2, loss=Plain()),
     ]
     runs = [trainer_of(method, device=device, seed=n) for n, method in enumerate(methods)]
