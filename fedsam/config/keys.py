@@ -104,11 +104,15 @@ class Federation(_Group):
     """Clients sampled each round, without replacement."""
     partition: Annotated[str, Key(who=True)] = "dirichlet"
     """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
-    concentration), iid, dirichlet-per-class, shards, quantity, csv, or an import path."""
+    concentration of priors around the classes' shares), iid, dirichlet-per-class, shards, quantity,
+    csv, an import path, or a split that is there: a run's folder, its partition.npz, or a JSON file
+    of each client's rows."""
     alpha: Annotated[float, Key(column=2)] = Field(0.05, ge=0)
     """Concentration of the split: 0 is one class a client, large is IID."""
     partition_options: Options = {}
     """Further arguments of the partition: '{shards: 2}', '{path: split.csv}'."""
+    split_seed: int | None = Field(None, ge=0)
+    """Seed of the split alone, so that runs of several --seed share it (none: --seed)."""
     lifelong: Annotated[int, Key(shared=True)] = Field(0, ge=0)
     """Tasks that the classes are cut into and that are learnt one after the other, each over an
     equal part of the rounds (0: off)."""

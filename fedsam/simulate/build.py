@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.strategy import ServerMethod
-from fedsam.base.system import cores
+from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import plugins
 from fedsam.config.schema import Config
@@ -28,8 +28,10 @@ from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
+from fedsam.data.saved import saved
 from fedsam.data.splits import METHODS
 from fedsam.messages import VectorRecord
+from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Pooled
 from fedsam.training import batchnorm
@@ -58,17 +60,23 @@ def load_dataset(config: Config) -> Dataset:
 
 def split(config: Config, dataset: Dataset) -> Partition:
     """Return which training images are whose."""
-    if ":" in config.partition:
-        method = plugins.imported("partition", config.partition)
-    elif config.partition in METHODS:
+    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
+    method: Any
+    if config.partition in METHODS:
         method = METHODS[config.partition]
+    elif file := _file_of(config.partition):
+        if options:
+            raise UsageError(f"--partition-options: {config.partition} is a file and takes none")
+        return saved(labels, clients, file)
+    elif ":" in config.partition:
+        method = plugins.imported("partition", config.partition)
     else:
         raise UsageError(
-            f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; "
-            f"have {', '.join(METHODS)}, or package.module:function"
+            f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; have "
+            f"{', '.join(METHODS)}, a run's folder, a JSON file, or package.module:function"
         )
-    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
-    generator = numpy_generator(config.seed, "partition")
+    seed = config.seed if config.split_seed is None else config.split_seed
+    generator = numpy_generator(seed, "partition")
     if hasattr(method, "load_partition"):
         made = partitioned(method, options, labels, clients, generator, alpha=config.alpha)
     else:
@@ -82,6 +90,17 @@ def split(config: Config, dataset: Dataset) -> Partition:
     if ":" in config.partition:
         check(made, len(labels), clients, f"--partition {config.partition}")
     return made
+
+
+def _file_of(partition: str) -> Path | None:
+    """Return the file that holds a split, if it is given by a path: a run's folder, or the file."""
+    try:
+        path = Path(expanded(partition))
+    except UsageError as error:
+        raise UsageError(f"--partition {partition}: {error}") from error
+    if path.is_dir():
+        return path / files.PARTITION
+    return path if path.is_file() or path.suffix in (".npz", ".json") else None
 
 
 def choose_device(config: Config) -> torch.device:
