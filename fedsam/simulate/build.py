@@ -22,7 +22,7 @@ from fedsam.base.vector import Layout
 from fedsam.config import plugins
 from fedsam.config.schema import Config
 from fedsam.data import datasets, lifelong
-from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup
+from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup, Noise, Rotation
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
@@ -355,11 +355,25 @@ def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
         raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
     augmentations: list[Augmentation] = []
     augmentations += [Crop(CROP_PADDING)] if "crop" in augment else []
+    augmentations += [_rotation(config, dataset)] if config.client_rotations else []
     augmentations += [Flip()] if "flip" in augment else []
+    noise = config.client_noise
+    augmentations += [Noise(noise, config.clients)] if noise else []
     augmentations += [Cutout(config.cutout)] if config.cutout else []
     augmentations += [Mixup(config.mixup)] if config.mixup else []
     augmentations += [Keys()] if keys else []  # last: the rest of a plan is the same without them
     return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+
+
+def _rotation(config: Config, dataset: Dataset) -> Rotation:
+    rotation = Rotation(tuple(map(float, config.client_rotations.split(","))))
+    height, width = dataset.train_images.shape[-2:]
+    if height != width and any(round(angle / 90) % 2 for angle in rotation.angles):
+        raise UsageError(
+            f"--client-rotations {config.client_rotations}: images of {height} x {width} pixels "
+            "cannot be turned on their side; give angles within 45 degrees of 0 or 180"
+        )
+    return rotation
 
 
 def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelong.Lifelong | None:

@@ -116,7 +116,7 @@ class Trainer:
         """Return the plan of one client's round, on the CPU."""
         generator = torch_generator(self.seed, "plan", round, client)
         shape = (self.train.height, self.train.width)
-        return make_plan(self.rows(client, round), self.work, shape, generator)
+        return make_plan(self.rows(client, round), self.work.of(client), shape, generator)
 
     def own_state(self, state: Tensor, memory: Vectors | None) -> Tensor:
         """Return the global ``state`` (S,) as a client sees it: maybe with its own statistics."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
-from fedsam.data.partition import Partition
+from fedsam.data.partition import Partition, heterogeneity
 from fedsam.data.splits import METHODS, csv, dirichlet, dirichlet_per_class, iid, quantity, shards
 
 CIFAR10 = torch.arange(50_000) % 10
@@ -448,3 +448,35 @@ def test_the_look_ahead_decides_nothing(monkeypatch):
 def test_a_missing_csv_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         csv(LABELS, 2, generator(), path=str(tmp_path / "nowhere.csv"))
+
+
+def test_heterogeneity_is_what_its_formulas_say():
+    counts = torch.tensor([[6, 0, 0], [1, 2, 1], [0, 1, 1]])
+    whole = np.array([7, 3, 2]) / 12
+    shares = [np.array(row) / sum(row) for row in counts.tolist()]
+    distances = [np.abs(row - whole).sum() / 2 for row in shares]
+    assert heterogeneity(counts) == pytest.approx(
+        {
+            **{"images_min": 2, "images_mean": 4, "images_max": 6},
+            **{"classes_min": 1, "classes_mean": 2, "classes_max": 3},
+            "squares": np.mean([(row**2).sum() for row in shares]),
+            "distance_mean": np.mean(distances),
+            "distance_max": max(distances),
+        },
+        abs=1e-15,
+    )
+
+
+def test_heterogeneity_runs_from_iid_to_one_class_a_client():
+    same = heterogeneity(torch.full((7, 4), 3))
+    assert same["distance_max"] == 0
+    assert same["squares"] == 0.25
+    alone = heterogeneity(5 * torch.eye(10, dtype=torch.int64))
+    assert alone["squares"] == 1
+    assert alone["distance_mean"] == alone["distance_max"] == pytest.approx(0.9)
+    apart = [
+        heterogeneity(dirichlet(CIFAR10, 100, generator(), alpha=a).counts(CIFAR10, 10))
+        for a in (0, 0.05, 0.5, 5.0, 100.0, 1e5)
+    ]
+    for name in ("squares", "distance_mean"):
+        assert [a[name] for a in apart] == sorted((a[name] for a in apart), reverse=True)
