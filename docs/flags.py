@@ -29,7 +29,7 @@ TABLE = """
 def row(name: str) -> str:
     """Return a field's row of the table."""
     field = Config.model_fields[name]
-    default = "none" if field.default in ("", {}) else str(field.default)
+    default = "none" if field.default in ("", {}, None) else str(field.default)
     meaning = " ".join((field.description or "").split()).replace("|", r"\|")
     meaning = re.sub(r"'(\{.+?\})'|(--[a-z-]+)", lambda m: f"`{m[1] or m[2]}`", meaning)
     return f"| `{flag(name)}` | {default} | {meaning} |"

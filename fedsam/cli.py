@@ -76,11 +76,11 @@ def _add(group: "argparse._ArgumentGroup", name: str) -> None:
 
 
 def _shown(default: Any) -> str:
-    return "none" if default in ("", {}) else str(default)
+    return "none" if default in ("", {}, None) else str(default)
 
 
 def _kind(annotation: Any) -> str:
-    names = {int: "N", float: "X", str: "NAME"}
+    names = {int: "N", int | None: "N", float: "X", str: "NAME"}
     if get_origin(annotation) is dict:
         return "YAML"
     return names.get(annotation, "NAME")

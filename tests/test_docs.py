@@ -13,8 +13,11 @@ from conftest import ROOT
 from fedsam.clients.minimizers.sam import SAM
 
 from fedsam.base.errors import flag
+from fedsam.base.randomness import numpy_generator
 from fedsam.base.vector import unit
 from fedsam.config.schema import Config
+from fedsam.data.partition import heterogeneity
+from fedsam.data.splits import METHODS
 from fedsam.flatness import __main__ as flatness
 from fedsam.flatness import registry
 from fedsam.report import __main__ as report
@@ -180,6 +183,28 @@ def test_the_page_of_flags_is_what_the_config_says():
     assert made == (ROOT / "docs" / "flags.md").read_text(), "python docs/flags.py > docs/flags.md"
     rows = re.findall(r"^\| `(--[\w-]+)` \|", made, re.M)
     assert rows == [flag(name) for name in Config.model_fields]
+
+
+CLASSES = {  # images of each in the training set
+    "CIFAR-10": [5000] * 10,
+    "CIFAR-100": [500] * 100,
+    "SVHN": [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659],
+}
+
+
+def test_the_table_of_splits_is_what_they_are():
+    page = (ROOT / "docs" / "heterogeneity.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| `([\w-]+)(?: --alpha (\S+))?` \|(.+)$", page, re.M)
+    assert len(rows) > 15
+    for name, method, alpha, numbers in rows:
+        labels = torch.arange(len(CLASSES[name])).repeat_interleave(torch.tensor(CLASSES[name]))
+        options = {"alpha": float(alpha)} if alpha else {}
+        split = METHODS[method](labels, 100, numpy_generator(0, "partition"), **options)
+        h = heterogeneity(split.counts(labels, len(CLASSES[name])))
+        assert numbers == (
+            " {images_min} / {images_mean:.0f} / {images_max} | {classes_min} / {classes_mean:.2f} "
+            "/ {classes_max} | {squares:.3f} | {distance_mean:.3f} / {distance_max:.3f} |"
+        ).format(**h)
 
 
 def test_every_page_is_in_the_sites_contents():

@@ -64,6 +64,14 @@ def uniform(keys: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> tor
     return ((bits >> 9).to(dtype) + 0.5).mul(2.0**-23).unflatten(-1, tuple(shape))
 
 
+def normal(keys: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return standard normal numbers that belong to keys: the quantiles at those of ``uniform``.
+
+    Parameters and shape are those of ``uniform``; none is above 5.3 in size.
+    """
+    return torch.erfinv(2 * uniform(keys, shape, dtype) - 1).mul_(math.sqrt(2))
+
+
 def _scattered(bits: torch.Tensor) -> torch.Tensor:
     """Return the finaliser of 32-bit MurmurHash3 (Appleby, 2011) of whole numbers."""
     bits = bits & 0xFFFFFFFF

@@ -61,6 +61,20 @@ def _options(value: Any) -> Any:
     return value
 
 
+def _angles(value: Any) -> str:
+    """Accept angles as a text, a number or a list of numbers; return them between commas."""
+    if value == "":
+        return ""
+    try:
+        said = value if isinstance(value, list | tuple) else str(value).split(",")
+        angles = [float(angle) for angle in said]
+    except (TypeError, ValueError):
+        angles = [math.nan]
+    if not all(map(math.isfinite, angles)):
+        raise ValueError("must be angles in degrees, between commas, such as 0,90,180,270")
+    return ",".join(f"{angle:.10g}" for angle in angles)
+
+
 def _path(value: Any) -> Any:
     return expanded(value) if isinstance(value, str) else value
 
@@ -107,11 +121,21 @@ class Federation(_Group):
     """Clients sampled each round, without replacement."""
     partition: Annotated[str, Key(who=True)] = "dirichlet"
     """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
-    concentration), iid, dirichlet-per-class, shards, quantity, csv, or an import path."""
+    concentration of priors around the classes' shares), iid, dirichlet-per-class, shards, quantity,
+    csv, an import path, or a split that is there: a run's folder, its partition.npz, or a JSON file
+    of each client's rows."""
     alpha: Annotated[float, Key(column=2)] = Field(0.05, ge=0)
     """Concentration of the split: 0 is one class a client, large is IID."""
     partition_options: Options = {}
     """Further arguments of the partition: '{shards: 2}', '{path: split.csv}'."""
+    split_seed: int | None = Field(None, ge=0)
+    """Seed of the split alone, so that runs of several --seed share it (none: --seed)."""
+    client_noise: Annotated[float, Key(shared=True)] = Field(0.0, ge=0)
+    """Gaussian noise on clients' training images: the standard deviation of the last client's, for
+    pixels in [0, 1]; client i of N has i / (N - 1) of it (0: off)."""
+    client_rotations: Annotated[str, BeforeValidator(_angles), Key(shared=True)] = ""
+    """Angles in degrees, between commas (0,90,180,270), by which clients' training images are
+    turned: client i's by that of place i, counted round (empty: off)."""
     lifelong: Annotated[int, Key(shared=True)] = Field(0, ge=0)
     """Tasks that the classes are cut into and that are learnt one after the other, each over an
     equal part of the rounds (0: off)."""

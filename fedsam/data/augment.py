@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from fedsam.base.randomness import normal
 from fedsam.data.images import CORNER, Batch
 
 Choices = Mapping[str, Tensor]
@@ -26,6 +28,10 @@ class Augmentation(ABC):
     """
 
     padding: int = 0
+
+    def of(self, client: int) -> "Augmentation":
+        """Return it as a client draws it; what is done with what was drawn is the same for all."""
+        return self
 
     @abstractmethod
     def draw(
@@ -92,6 +98,69 @@ class Crop(Augmentation):
 
 
 @dataclass(frozen=True)
+class Rotation(Augmentation):
+    """Turn all images of a client by one angle: the same labels mean other images elsewhere.
+
+    By multiples of 90 degrees nothing is lost; what lies between is bilinear, corners black.
+
+    Attributes
+    ----------
+    angles : tuple of float
+        Degrees, counter-clockwise; client i has that of place i, counted round.
+    client : int
+        Whose images they are.
+
+    References
+    ----------
+    Ghosh et al., "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020:
+    0, 90, 180, 270.
+    """
+
+    angles: tuple[float, ...]
+    client: int = 0
+
+    def of(self, client: int) -> "Rotation":
+        """Return it with the client's angle."""
+        return replace(self, client=client)
+
+    def draw(
+        self,
+        sizes: Sequence[int],
+        width: int,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Return the client's angle for each image; nothing is random."""
+        angle = self.angles[self.client % len(self.angles)]
+        return {"angle": torch.full((len(sizes), width), angle, dtype=torch.float32)}
+
+    def apply(self, batch: Batch, choices: Choices) -> Batch:
+        """Return the mini-batch with its images turned."""
+        images, angle = batch.images, choices["angle"]
+        turns = (angle / 90).round()
+        quarters = turns.long().remainder(4)[..., None, None, None]
+        turned = torch.where(quarters >= 2, images.flip(-2, -1), images)
+        if any(round(degrees / 90) % 2 for degrees in self.angles):
+            turned = torch.where(quarters % 2 == 1, turned.transpose(-2, -1).flip(-2), turned)
+        if any(degrees % 90 for degrees in self.angles):
+            turned = _rotated(turned - batch.pixels.low, angle - 90 * turns) + batch.pixels.low
+        return replace(batch, images=torch.empty_like(images).copy_(turned))
+
+
+def _rotated(images: Tensor, degrees: Tensor) -> Tensor:
+    """Return images (..., C, H, W) turned counter-clockwise by an angle (...), zero outside."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    height, width = images.shape[-2:]
+    phi = torch.deg2rad(degrees.reshape(-1)).to(images.dtype)
+    zero = torch.zeros_like(phi)
+    rows = [phi.cos(), -phi.sin() * height / width, zero, phi.sin() * width / height]
+    affine = torch.stack([*rows, phi.cos(), zero], 1).unflatten(1, (2, 3))
+    places = F.affine_grid(affine, list(flat.shape), align_corners=False)
+    sampled = F.grid_sample(flat, places, padding_mode="zeros", align_corners=False)
+    return sampled.reshape(images.shape)
+
+
+@dataclass(frozen=True)
 class Flip(Augmentation):
     """Mirror each image with probability one half."""
 
@@ -110,6 +179,59 @@ class Flip(Augmentation):
         images = batch.images
         mirrored = torch.where(choices["flip"][..., None, None, None], images.flip(-1), images)
         return replace(batch, images=mirrored)
+
+
+@dataclass(frozen=True)
+class Noise(Augmentation):
+    """Add Gaussian noise, another one whenever an image is seen, the more the later the client.
+
+    Client i of N has standard deviation ``deviation * i / (N - 1)``. What leaves the pixels' range
+    is not clipped.
+
+    Attributes
+    ----------
+    deviation : float
+        Of the last client, for pixels in [0, 1].
+    clients : int
+        N.
+    client : int
+        Whose images they are.
+
+    References
+    ----------
+    Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos", ICDE 2022 (NIID-Bench), noise-
+    based feature imbalance. Their code has the standard deviation grow so, their text the variance.
+    """
+
+    deviation: float
+    clients: int
+    client: int = 0
+
+    def of(self, client: int) -> "Noise":
+        """Return it with the client's share of the noise."""
+        return replace(self, client=client)
+
+    def draw(
+        self,
+        sizes: Sequence[int],
+        width: int,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Draw a key in [0, 2**31) for each image, beside the client's standard deviation."""
+        size = (len(sizes), width)
+        deviation = self.deviation * self.client / max(self.clients - 1, 1)
+        return {
+            "noise": torch.randint(0, 2**31, size, generator=generator),
+            "deviation": torch.full(size, deviation, dtype=torch.float32),
+        }
+
+    def apply(self, batch: Batch, choices: Choices) -> Batch:
+        """Return the mini-batch with noise."""
+        images = batch.images
+        noise = normal(choices["noise"], images.shape[-3:], images.dtype)
+        deviation = choices["deviation"].to(images.dtype)[..., None, None, None]
+        return replace(batch, images=images + noise * (deviation * 255 * batch.pixels.unit))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A published federated split, read from its CSV file."""
 
 import csv as csv_file
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -77,18 +78,19 @@ def csv(
         raise UsageError(
             f"--clients {clients}: {path} has {len(owners)} users; give --clients {len(owners)}"
         )
-    users = sorted(owners, key=_rank)
+    users = sorted(owners, key=rank)
     rows = [owners[user] for user in users]
     sizes = np.array([len(mine) for mine in rows])
     return cut(np.concatenate([np.array(mine, dtype=np.int64) for mine in rows]), sizes)
 
 
-def _rank(user: str) -> tuple[bool, int, str, str]:
-    """Return what users are sorted by: numbers (with or without leading zeros), then names."""
-    if not user.isdecimal():
-        return True, 0, user, user
-    number = user.lstrip("0")
-    return False, len(number), number, user
+def rank(user: str) -> tuple[bool, Decimal, str]:
+    """Return what users are sorted by: numbers (7, 007, spreadsheets' 7.0), then names."""
+    try:
+        number = Decimal(user)
+    except InvalidOperation:
+        number = Decimal("NaN")
+    return (False, number, user) if number.is_finite() else (True, Decimal(0), user)
 
 
 def _index(image: str, truth: list[int], seen: NDArray[np.bool_], where: str) -> int:

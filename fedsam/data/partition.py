@@ -63,6 +63,32 @@ class Partition:
             return cls(*(torch.from_numpy(archive[key]) for key in ("indices", "offsets")))
 
 
+def heterogeneity(counts: Tensor) -> dict[str, float]:
+    """Return how unlike the clients of a split are in size and in labels.
+
+    With p_k the shares of the classes at client k, and p those of all clients together::
+
+        images_min, _mean, _max     images a client holds
+        classes_min, _mean, _max    classes it holds any image of
+        squares                     mean_k sum_c p_kc^2: 1 is one class a client
+        distance_mean, _max         sum_c |p_kc - p_c| / 2, total variation: 0 is IID
+
+    Parameters
+    ----------
+    counts : Tensor
+        int64 (clients, classes); each client holds an image.
+    """
+    shares = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
+    whole = counts.sum(0) / counts.sum().double()
+    distance = (shares - whole).abs().sum(1) / 2
+    out: dict[str, float] = {}
+    for name, held in {"images": counts.sum(1), "classes": (counts > 0).sum(1)}.items():
+        out[f"{name}_min"], out[f"{name}_max"] = int(held.min()), int(held.max())
+        out[f"{name}_mean"] = float(held.double().mean())
+    out["squares"] = float(shares.square().sum(1).mean())
+    return out | {"distance_mean": float(distance.mean()), "distance_max": float(distance.max())}
+
+
 def check_enough(images: int, needed: int, clients: int, why: str = "") -> None:
     """Raise UsageError if there are fewer than ``needed`` images."""
     if needed > images:

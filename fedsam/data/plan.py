@@ -42,6 +42,10 @@ class Work:
         """Zero pixels that are needed around each image."""
         return max((augmentation.padding for augmentation in self.augmentations), default=0)
 
+    def of(self, client: int) -> "Work":
+        """Return the work of one client, whose images may be another's turned, or noisier."""
+        return replace(self, augmentations=tuple(a.of(client) for a in self.augmentations))
+
     def steps(self, examples: int) -> int:
         """Return the number of mini-batches a client with so many examples trains on."""
         if examples < self.least:

@@ -5,6 +5,7 @@ that is a true one: no image twice, no client empty.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from fedsam.base.errors import UsageError
 from fedsam.data.csv import csv
 from fedsam.data.partition import Partition, check_enough, cut, deal, even_sizes, pools_of
 
+Redrawn = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # another prior, over what is left
 TRIES = 1000  # draws of a split whose smallest client may be too small
 AHEAD = 1 << 20  # cells (clients x classes) that are filled at once, to bound the memory
+LEAST = 1e-300  # concentration of a class: what NumPy's draws can bear
 
 
 def iid(labels: Tensor, clients: int, generator: np.random.Generator) -> Partition:
@@ -25,13 +28,21 @@ def iid(labels: Tensor, clients: int, generator: np.random.Generator) -> Partiti
 
 
 def dirichlet(
-    labels: Tensor, clients: int, generator: np.random.Generator, *, alpha: float
+    labels: Tensor,
+    clients: int,
+    generator: np.random.Generator,
+    *,
+    alpha: float,
+    prior: str = "shares",
+    run_out: str = "redraw",
 ) -> Partition:
     """Split as the FedSAM paper does: balanced clients, each with its own class prior.
 
-    For each client in turn q ~ Dirichlet(alpha p) with p uniform over the C classes, so alpha is
-    the TOTAL concentration and each class gets alpha / C; then its images are taken from what is
-    left of each class, as near to q as that allows. alpha = 0 is one class a client.
+    For each client in turn q ~ Dirichlet(alpha p) with p the classes' shares of all images, so
+    alpha is the TOTAL concentration and, of C equal classes, each gets alpha / C; then its images
+    are taken from what is left of each class, as near to q as that allows. What a class cannot
+    give any more is shared out by another draw, over the classes that are left. alpha = 0 is one
+    class a client.
 
     Parameters
     ----------
@@ -43,6 +54,11 @@ def dirichlet(
         Drawn from.
     alpha : float
         Concentration; large is IID.
+    prior : str
+        p: "shares" of the classes, or "uniform" (whatever their sizes, as fedsam 0.1 had it).
+    run_out : str
+        What a class cannot give: "redraw", or "renormalize" (by the client's q over the classes
+        that are left, as fedsam 0.1 had it).
 
     Returns
     -------
@@ -51,17 +67,25 @@ def dirichlet(
 
     References
     ----------
-    Hsu, Qi, Brown, "Federated Visual Classification with Real-World Data Distribution", ECCV 2020.
+    Hsu, Qi, Brown, "Federated Visual Classification with Real-World Data Distribution", ECCV 2020,
+    and "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification", arXiv 1909.06335. "redraw" is inferred from the published files, whose
+    statistics it has; with "renormalize" their clients would hold fewer classes.
     """
     if alpha < 0:
         raise UsageError(f"--alpha {alpha:g}: must be at least 0")
+    _one_of("prior", prior, ("shares", "uniform"))
+    _one_of("run_out", run_out, ("redraw", "renormalize"))
     pools = pools_of(labels, generator)
     if alpha == 0:
         return _one_class_each(pools, clients, generator)
     sizes = even_sizes(len(labels), clients)
-    priors = generator.dirichlet(np.full(len(pools), alpha / len(pools)), size=clients)
-    counts = _fill(priors, sizes, np.array([len(pool) for pool in pools]))
-    return deal(pools, counts)
+    pool = np.array([len(rows) for rows in pools])
+    parts = len(labels) / pool if prior == "shares" else np.full(len(pool), float(len(pool)))
+    concentration = np.maximum(alpha / parts, LEAST)
+    priors = generator.dirichlet(concentration, size=clients)
+    redrawn = partial(_drawn, concentration, generator) if run_out == "redraw" else None
+    return deal(pools, _fill(priors, sizes, pool, redrawn))
 
 
 def dirichlet_per_class(
@@ -193,59 +217,98 @@ def _one_class_each(
     return deal(pools, counts)
 
 
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(
+            f"--partition-options: {option} must be {' or '.join(choices)}, got {value!r}"
+        )
+
+
 def _fill(
-    priors: NDArray[np.float64], sizes: NDArray[np.int64], pool: NDArray[np.int64]
+    priors: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    pool: NDArray[np.int64],
+    redrawn: Redrawn | None,
 ) -> NDArray[np.int64]:
     """Return counts (clients, classes) near sizes * priors that just use up the pools.
 
-    Clients are served in turn; each time that a class runs out, the priors of those who come
-    after are renormalised over the classes that are left. Many clients are served at once as long
-    as nothing runs out, which happens at most as many times as there are classes.
+    Clients are served in turn. As many as have what they wish for are served at once; the next
+    one alone, and then the priors of those who come after are those over the classes that are left.
     """
     counts = np.empty(priors.shape, dtype=np.int64)
-    left = pool.copy()
-    client, block = 0, max(1, AHEAD // len(pool))
+    left, before = pool.copy(), pool.copy()
+    client, block = 0, 1
     while client < len(sizes):
         rest = sizes[client : client + block]
-        q = _renormalised(priors[client : client + block], left)
+        q, mass = _over(priors[client : client + block], before)
         wishes = _rounded(q * rest[:, None], rest)
         fits = (np.cumsum(wishes, axis=0) <= left).all(axis=1)
+        if redrawn:
+            fits &= mass
         many = int(np.argmin(np.append(fits, False)))
         counts[client : client + many] = wishes[:many]
         left -= wishes[:many].sum(axis=0)
         client += many
+        block = min(2 * block, max(1, AHEAD // len(pool)))
         if many < len(wishes):
-            counts[client] = _from_what_is_left(priors[client], int(sizes[client]), left)
+            counts[client] = _alone(priors[client], int(sizes[client]), left, redrawn)
             left -= counts[client]
-            client += 1
+            before = left.copy()
+            client, block = client + 1, 1
     return counts
 
 
-def _from_what_is_left(
-    prior: NDArray[np.float64], size: int, left: NDArray[np.int64]
+def _alone(
+    prior: NDArray[np.float64], size: int, left: NDArray[np.int64], redrawn: Redrawn | None
 ) -> NDArray[np.int64]:
-    """Return one client's counts, renormalising its prior each time that a class runs out."""
+    """Return one client's counts, though a class runs out."""
     taken = np.zeros_like(left)
-    while (missing := size - int(taken.sum())) > 0:
-        q = _renormalised(prior[None], left - taken)
+    while missing := size - int(taken.sum()):
+        q, mass = _over(prior[None], left - taken)
+        if redrawn and (taken.any() or not mass[0]):
+            q = redrawn(left - taken)
         wish = _rounded(q * missing, np.array([missing]))[0]
         taken += np.minimum(wish, left - taken)
     return taken
 
 
-def _renormalised(priors: NDArray[np.float64], left: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the priors (clients, classes) over the classes that are left."""
+def _over(
+    priors: NDArray[np.float64], left: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the priors (clients, classes) over the classes that are left, and who has any.
+
+    A client whose classes are all gone (or their priors too small to be told from zero) gets the
+    shares of what is left.
+    """
     q = np.where(left > 0, priors, 0.0)
     mass = q.sum(axis=1, keepdims=True)
-    # a client whose classes are all gone (or their priors too small to be told from zero)
-    # takes of everything that is left
-    return np.where(mass > 0, q / np.where(mass > 0, mass, 1.0), left / left.sum())
+    some = mass > 0
+    return np.where(some, q / np.where(some, mass, 1.0), left / left.sum()), some[:, 0]
+
+
+def _drawn(
+    concentration: NDArray[np.float64], generator: np.random.Generator, left: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Draw q (1, classes) ~ Dirichlet(concentration) over the classes that are left.
+
+    Gamma variates of shape a are those of a + 1 times U^(1 / a) (Marsaglia and Tsang, "A Simple
+    Method for Generating Gamma Variables", 2000): in logarithms, no a is too small for them.
+    """
+    alive = left > 0
+    a = concentration[alive]
+    power = generator.standard_exponential(len(a)) * (a.max() / a)
+    with np.errstate(over="ignore"):
+        drawn = np.exp((power.min() - power) / a.max()) * generator.standard_gamma(a + 1)
+    q = np.zeros((1, len(left)))
+    q[0, alive] = drawn / drawn.max()
+    return q / q.sum()
 
 
 def _rounded(wishes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Round each row (largest remainders first) to integers that sum to its size."""
     counts = np.floor(wishes).astype(np.int64)
     rest = sizes - counts.sum(axis=1)
-    order = np.argsort(-(wishes - counts), axis=1, kind="stable")
-    rank = np.argsort(order, axis=1, kind="stable")
+    order = np.argsort(counts - wishes, axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
     return counts + (rank < rest[:, None])

@@ -195,10 +195,8 @@ def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Conf
         raise UsageError(f"{folder}: there is no run: it has no {files.CONFIG}")
     config = resolve({}, folder / files.CONFIG)
     config = resolve(config.model_dump() | {"precision": "fp32"} | here)
-    trainer, _ = new_trainer(config)
-    archive = folder / files.PARTITION
-    if not archive.is_file() or not trainer.partition.same_as(Partition.load(archive)):
-        raise UsageError(f"{folder}: the data are split in another way than in {files.PARTITION}")
+    split = {"partition": str(folder / files.PARTITION), "partition_options": {}}
+    trainer, _ = new_trainer(config.model_copy(update=split))
     return config, trainer
 
 

@@ -17,7 +17,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.system import version, write_whole
 from fedsam.base.timers import timed
 from fedsam.config.schema import Config, dump
-from fedsam.data.partition import Partition
+from fedsam.data.partition import Partition, heterogeneity
 from fedsam.messages import VectorRecord
 from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
@@ -33,11 +33,14 @@ class RunDir:
         An empty folder.
     config : Config
         What is run.
+    split : dict
+        How unlike its clients are: ``heterogeneity`` of the split.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, split: dict[str, float]) -> None:
         self.path = path
         self.config = config
+        self.split = split
         self.lines: list[dict[str, Any]] = []
         self.length = 0  # of metrics.jsonl, in bytes
         self.began = time.perf_counter()
@@ -55,7 +58,9 @@ class RunDir:
             raise UsageError(f"--out {out}: exists already; name a new folder, or --resume {out}")
 
     @classmethod
-    def reopen(cls, config: Config, partition: Partition, snapshot: Snapshot) -> "RunDir":
+    def reopen(
+        cls, config: Config, partition: Partition, labels: Tensor, snapshot: Snapshot
+    ) -> "RunDir":
         """Go on in the folder ``config.out``, from where a snapshot was taken.
 
         Raises
@@ -74,7 +79,7 @@ class RunDir:
             )
         write_whole(path / files.CONFIG, dump(config.model_copy(update={"out": ""})))
         os.truncate(lines, length)
-        run = cls(path, config)
+        run = cls(path, config, heterogeneity(_counts(partition, labels)))
         run.length = length
         run.began -= snapshot.tree["seconds"]
         for line in lines.read_text().splitlines():
@@ -114,10 +119,11 @@ class RunDir:
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
         (path / files.CONFIG).write_text(dump(config.model_copy(update={"out": ""})))
-        counts = partition.counts(labels, int(labels.max()) + 1)
+        counts = _counts(partition, labels)
+        split = heterogeneity(counts)
         partition.save(path / files.PARTITION, counts)
         draw_partition(counts, path / files.PARTITION_PICTURE)
-        return cls(path, config)
+        return cls(path, config, split)
 
     @timed("write")
     def log(self, line: dict[str, Any]) -> None:
@@ -166,6 +172,7 @@ class RunDir:
             metrics.ENDED: reason,
             metrics.SECONDS: self.seconds,
             metrics.PARAMETERS: parameters,
+            metrics.SPLIT: self.split,
             metrics.VERSIONS: versions(),
         }
         if self.config.lifelong:
@@ -191,6 +198,10 @@ def _new_name(config: Config) -> Path:
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
+
+
+def _counts(partition: Partition, labels: Tensor) -> Tensor:
+    return partition.counts(labels, int(labels.max()) + 1)
 
 
 def _not_finite(value: Any) -> bool:

@@ -41,6 +41,7 @@ key                    meaning
 ``seconds``            that the run took, by the wall clock
 ``rounds_per_second``  of training alone, without evaluations
 ``parameters``         how many the model trains
+``split``              how unlike the clients are: ``fedsam.data.partition.heterogeneity``
 ``versions``           of the packages that a result depends on
 ``lifelong``           of a lifelong run: ``accuracy_matrix`` a, where a[k][j] is the accuracy on
                        task j after task k; ``average_accuracy`` and ``forgetting``, null before the
@@ -82,6 +83,7 @@ EVALUATIONS = "evaluations"
 ROUNDS = "rounds"
 ROUNDS_PER_SECOND = "rounds_per_second"
 PARAMETERS = "parameters"
+SPLIT = "split"
 VERSIONS = "versions"
 LIFELONG = "lifelong"
 ACCURACY_MATRIX = "accuracy_matrix"

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedsam.data.partition import heterogeneity
 from fedsam.runs.metrics import ACCURACY, LOSS, TASK_ACCURACY, TRAIN_LOSS, curve, matrix
 
 SHOWN = 100  # clients in the picture of a partition
@@ -44,9 +45,14 @@ def draw_partition(counts: Tensor, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    split = heterogeneity(counts)
     row = min(0.24, 10 / counts.shape[1])  # inches
     figure = Figure(figsize=(11, 1.4 + row * counts.shape[1]), layout="constrained")
-    bubbles(figure.subplots(), counts, row)
+    axes = figure.subplots()
+    bubbles(axes, counts, row)
+    classes = "{classes_mean:.1f} classes a client ({classes_min} to {classes_max})"
+    said = f"{classes}, distance to the whole {{distance_mean:.2f}}".format(**split)
+    axes.set_title(f"{axes.get_title()}; {said}", fontsize="medium")
     figure.savefig(path, dpi=120)
 
 

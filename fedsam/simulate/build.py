@@ -19,19 +19,21 @@ from torch import Tensor, nn
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.strategy import ServerMethod
-from fedsam.base.system import cores
+from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import plugins
 from fedsam.config.schema import Config
 from fedsam.data import datasets, lifelong
-from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup
+from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup, Noise, Rotation
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
+from fedsam.data.saved import saved
 from fedsam.data.splits import METHODS
 from fedsam.messages import LOSS, VectorRecord
+from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
 from fedsam.training import batchnorm
@@ -87,17 +89,23 @@ def load_dataset(config: Config) -> Dataset:
 
 def split(config: Config, dataset: Dataset) -> Partition:
     """Return which training images are whose."""
-    if ":" in config.partition:
-        method = plugins.imported("partition", config.partition)
-    elif config.partition in METHODS:
+    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
+    method: Any
+    if config.partition in METHODS:
         method = METHODS[config.partition]
+    elif file := _file_of(config.partition):
+        if options:
+            raise UsageError(f"--partition-options: {config.partition} is a file and takes none")
+        return saved(labels, clients, file)
+    elif ":" in config.partition:
+        method = plugins.imported("partition", config.partition)
     else:
         raise UsageError(
-            f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; "
-            f"have {', '.join(METHODS)}, or package.module:function"
+            f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; have "
+            f"{', '.join(METHODS)}, a run's folder, a JSON file, or package.module:function"
         )
-    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
-    generator = numpy_generator(config.seed, "partition")
+    seed = config.seed if config.split_seed is None else config.split_seed
+    generator = numpy_generator(seed, "partition")
     if hasattr(method, "load_partition"):
         made = partitioned(method, options, labels, clients, generator, alpha=config.alpha)
     else:
@@ -111,6 +119,17 @@ def split(config: Config, dataset: Dataset) -> Partition:
     if ":" in config.partition:
         check(made, len(labels), clients, f"--partition {config.partition}")
     return made
+
+
+def _file_of(partition: str) -> Path | None:
+    """Return the file that holds a split, if it is given by a path: a run's folder, or the file."""
+    try:
+        path = Path(expanded(partition))
+    except UsageError as error:
+        raise UsageError(f"--partition {partition}: {error}") from error
+    if path.is_dir():
+        return path / files.PARTITION
+    return path if path.is_file() or path.suffix in (".npz", ".json") else None
 
 
 def choose_device(config: Config) -> torch.device:
@@ -436,7 +455,10 @@ def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
         raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
     augmentations: list[Augmentation] = []
     augmentations += [Crop(CROP_PADDING)] if "crop" in augment else []
+    augmentations += [_rotation(config, dataset)] if config.client_rotations else []
     augmentations += [Flip()] if "flip" in augment else []
+    noise = config.client_noise
+    augmentations += [Noise(noise, config.clients)] if noise else []
     augmentations += [Cutout(config.cutout)] if config.cutout else []
     augmentations += [Mixup(config.mixup)] if config.mixup else []
     augmentations += [Keys()] if keys else []  # last: the rest of a plan is the same without them
@@ -455,6 +477,17 @@ def _check_mini_batches(config: Config, partition: Partition, least: int) -> Non
             f"{config.clients} clients hold fewer than {least}; give fewer --clients or another "
             "norm"
         )
+
+
+def _rotation(config: Config, dataset: Dataset) -> Rotation:
+    rotation = Rotation(tuple(map(float, config.client_rotations.split(","))))
+    height, width = dataset.train_images.shape[-2:]
+    if height != width and any(round(angle / 90) % 2 for angle in rotation.angles):
+        raise UsageError(
+            f"--client-rotations {config.client_rotations}: images of {height} x {width} pixels "
+            "cannot be turned on their side; give angles within 45 degrees of 0 or 180"
+        )
+    return rotation
 
 
 def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelong.Lifelong | None:

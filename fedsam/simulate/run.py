@@ -166,12 +166,13 @@ def play_out(
     early = EarlyStop(config.target_accuracy, config.patience)
     state = RunState(new_strategy(config), side_vectors, memories, early)
     trackers = new_trackers(config.track)
+    labels = trainer.train.targets.cpu()
     if snapshot is None:
         first, arrays = 0, initial
-        folder = RunDir.create(config, trainer.partition, trainer.train.targets.cpu())
+        folder = RunDir.create(config, trainer.partition, labels)
     else:
         first, arrays = snapshot.round, state.put_back(snapshot, initial)
-        folder = RunDir.reopen(config, trainer.partition, snapshot)
+        folder = RunDir.reopen(config, trainer.partition, labels, snapshot)
     turns = play(
         state.strategy,
         grid,

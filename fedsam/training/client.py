@@ -132,7 +132,7 @@ class Trainer:
         """Return the plan of one client's round, on the CPU."""
         generator = torch_generator(self.seed, "plan", round, client)
         shape = (self.train.height, self.train.width)
-        plan = make_plan(self.rows(client, round), self.work, shape, generator)
+        plan = make_plan(self.rows(client, round), self.work.of(client), shape, generator)
         if not self.stragglers:
             return plan
         drawn = numpy_generator(self.seed, "straggler", round, client)

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from fedsam.base.randomness import (
     global_streams,
     key,
+    normal,
     numpy_generator,
     sample_clients,
     torch_generator,
@@ -123,3 +124,17 @@ def test_cohorts_are_uniform():
     # of freedom (clients of a round exclude each other: a factor 19/20) has its 99.9% point at 43.8
     chi_square = ((counts - 1000) ** 2 / (4000 * 0.25 * 0.75)).sum() * 19 / 20
     assert chi_square < 43.8
+
+
+def test_normal_numbers_of_keys_are_normal_and_each_keys_own():
+    keys = torch.arange(400)
+    drawn = normal(keys, (3, 8, 8), torch.float64)
+    assert drawn.shape == (400, 3, 8, 8)
+    n = drawn.numel()
+    assert float(drawn.mean()) == pytest.approx(0, abs=4 / n**0.5)
+    assert float(drawn.var()) == pytest.approx(1, abs=4 * (2 / n) ** 0.5)
+    assert float((drawn**4).mean()) == pytest.approx(3, abs=4 * (96 / n) ** 0.5)
+    between = torch.corrcoef(drawn.flatten(1)[:50])
+    assert (between - torch.eye(50)).abs().max() < 5 / 192**0.5
+    assert torch.equal(normal(keys[7:9].view(2, 1), (3, 8, 8), torch.float64)[:, 0], drawn[7:9])
+    assert float(normal(torch.arange(10**5), (10,), torch.float32).abs().max()) < 5.4

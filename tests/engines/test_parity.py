@@ -34,11 +34,15 @@ SAME = {
 }
 
 
-# settings over SAME, and what accuracy they reach: vectors kept and sent, both ways, in FedSMOO
+# settings over SAME, and what accuracy they reach: vectors kept and sent, both ways, in FedSMOO,
+# whose clients' images differ, too
 METHODS = {
     "fedasam": ({"momentum": 0.9}, 0.5),
     "asam on scaffold": ({"client": "scaffold"}, 0.12),
-    "fedsmoo": ({"algorithm": "fedsmoo"}, 0.12),
+    "fedsmoo": (
+        {"algorithm": "fedsmoo", "client_noise": 0.1, "client_rotations": "0,30,90"},
+        0.12,
+    ),
 }
 
 

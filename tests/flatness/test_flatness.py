@@ -11,7 +11,9 @@ import torch
 from conftest import quick_config
 from safetensors.torch import load_file
 
+from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted
+from fedsam.data.partition import Partition
 from fedsam.flatness.__main__ import main
 from fedsam.flatness.measures.cohort_spread import cohort_of_run
 from fedsam.flatness.registry import MEASURES, options_of, take
@@ -218,3 +220,14 @@ def test_damaged_and_missing_files_are_named(finished, tmp_path, capsys):
     (finished / "model.safetensors").write_bytes(b"no")
     assert main([str(finished)]) == 2
     assert "model.safetensors: cannot be read" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_on_its_own_split_however_it_was_made(quick):
+    first = quick(rounds=1).folder
+    second = quick(rounds=1, seed=9, partition=first).folder
+    splits = [Partition.load(folder / "partition.npz") for folder in (first, second)]
+    assert splits[0].same_as(splits[1])
+    (first / "partition.npz").unlink()  # what the split came from
+    assert subject_of_run(second).partition.same_as(splits[1])
+    with pytest.raises(UsageError, match=r"partition.npz: neither a run's partition.npz nor JSON"):
+        subject_of_run(first)

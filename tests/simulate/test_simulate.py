@@ -9,11 +9,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import command
 from safetensors import safe_open
 
 from fedsam.config.schema import Config
+from fedsam.data.partition import heterogeneity
 from fedsam.simulate.__main__ import main
 
 QUICK = ["--rounds", "6", "--clients", "20", "--clients-per-round", "5", "--eval-every", "2"]
@@ -59,6 +61,7 @@ def test_a_run_leaves_every_file_and_says_where(tmp_path):
         assert sorted(partition["indices"]) == list(range(len(partition["indices"])))
         assert partition["counts"].sum() == len(partition["indices"])
         assert partition["counts"].sum(1).tolist() == np.diff(partition["offsets"]).tolist()
+        assert summary["split"] == heterogeneity(torch.from_numpy(partition["counts"]))
     for picture in ("curves.png", "partition.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -1,0 +1,81 @@
+"""A split that is in a file: what a run left, or clients and their rows as JSON."""
+
+import json
+import zlib
+from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsam.base.errors import UsageError, one_line
+from fedsam.data.csv import rank
+from fedsam.data.partition import Partition, check, cut
+
+
+def saved(labels: Tensor, clients: int, path: Path) -> Partition:
+    """Read a split from its file.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,); those that the file counts must be the same.
+    clients : int
+        That it must have.
+    path : Path
+        A run's partition.npz, or a JSON file: each client's rows of the training set by its
+        name, ``{"0": [3, 1, 4], "1": [5]}``, in order of their numbers, then of their names.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, is neither, is no true split, or one of other labels.
+    """
+    where = f"--partition {path}"
+    try:
+        if path.suffix == ".json":
+            partition, counts = _of_json(path), None
+        else:
+            partition, counts = _of_run(path)
+    except (OSError, BadZipFile, zlib.error, ValueError, OverflowError, KeyError) as error:
+        raise UsageError(
+            f"{where}: neither a run's partition.npz nor JSON of clients and their rows: "
+            f"{one_line(error)}"
+        ) from error
+    check(partition, len(labels), clients, where)
+    if counts is not None:
+        ours = partition.counts(labels, int(labels.max()) + 1).numpy()
+        if not np.array_equal(counts, ours):
+            raise UsageError(f"{where}: its clients hold other classes: of another data set?")
+    return partition
+
+
+def _of_json(path: Path) -> Partition:
+    owners = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(owners, dict) or not owners:
+        raise ValueError("it does not map clients to rows")
+    for user, rows in owners.items():
+        if not isinstance(rows, list) or any(type(row) is not int for row in rows):
+            raise ValueError(f"the rows of client {user:.30} must be a list of whole numbers")
+    rows = [np.array(owners[user], dtype=np.int64) for user in sorted(owners, key=rank)]
+    return cut(np.concatenate(rows), np.array([len(own) for own in rows]))
+
+
+def _of_run(path: Path) -> tuple[Partition, NDArray[np.int64] | None]:
+    """Return the split, and the images of each client and class if the file counts them."""
+    if path.exists() and not is_zipfile(path):
+        raise ValueError("it is no NumPy archive")
+    with np.load(path, allow_pickle=False) as archive:
+        indices, offsets = archive["indices"], archive["offsets"]
+        counts = archive.get("counts")
+    for name, array in {"indices": indices, "offsets": offsets}.items():
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be whole numbers, one after the other")
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(indices):
+        raise ValueError("offsets must lead from 0 to the number of indices")
+    if (np.diff(offsets.astype(np.int64)) < 0).any():
+        raise ValueError("offsets must not fall")
+    rows, begins = (torch.from_numpy(array.astype(np.int64)) for array in (indices, offsets))
+    return Partition(rows, begins), counts
