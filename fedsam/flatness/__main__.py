@@ -183,7 +183,6 @@ def compare(
     console: Any,
 ) -> None:
     """Measure what is between models, all with the first run's data; it lies in its folder."""
-    from fedsam.engines.threads import on_device
     from fedsam.flatness import registry
     from fedsam.flatness.figures import flatness as figures
     from fedsam.flatness.subject import subjects_of_models
@@ -191,14 +190,13 @@ def compare(
     named, folder = subjects_of_models(models, **place), models[0][0]
     before = read(folder)
     found = before.setdefault(BETWEEN, {})
-    with on_device(named[0][1].network.layout.device, "fp32"):
-        for name in names:
-            function, given = registry.COMPARISONS[name], registry.chosen(name, options)
-            with progress(name, console) as tick:
-                found[name] = function(named, **given, tick=tick)
-            with storing(folder):
-                write_whole(folder / files.FLATNESS, json.dumps(_finite(before), indent=1) + "\n")
-            console.print(table({BETWEEN: found}, name))
+    for name in names:
+        function, given = registry.COMPARISONS[name], registry.chosen(name, options)
+        with progress(name, console) as tick:
+            found[name] = function(named, **given, tick=tick)
+        with storing(folder):
+            write_whole(folder / files.FLATNESS, json.dumps(_finite(before), indent=1) + "\n")
+        console.print(table({BETWEEN: found}, name))
     drawn = figures.draw_all(folder, {BETWEEN: found}, along=False)
     say_where(console, drawn, folder)
 
@@ -212,28 +210,25 @@ def measured(
     console: Any,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield model, measure and result, with a line of progress."""
-    from fedsam.engines.threads import on_device
     from fedsam.flatness import registry
     from fedsam.flatness.measures.cohort_spread import cohort_of_run, cohort_spread
     from fedsam.flatness.subject import read_model, subject_of_run
 
     subject = subject_of_run(folder, models[0], **place)
-    layout = subject.network.layout
-    with on_device(layout.device, "fp32"):
-        for model in models:
-            subject = subject.with_state(read_model(folder, model, layout))
-            for name in names:
-                begin = time.perf_counter()
-                with progress(f"{model}: {name}", console) as tick:
-                    if name == registry.COHORT:
-                        cohort = cohort_of_run(folder, model, tick, **place)
-                        given = registry.chosen(name, options)
-                        result = cohort_spread(cohort, **given, tick=tick)
-                    else:
-                        result = registry.take(subject, name, options, tick)
-                seconds = time.perf_counter() - begin
-                console.print(f"  {model}: {name}, {seconds:.1f} s", highlight=False)
-                yield model, registry.key(name, options), result
+    for model in models:
+        subject = subject.with_state(read_model(folder, model, subject.network.layout))
+        for name in names:
+            begin = time.perf_counter()
+            with progress(f"{model}: {name}", console) as tick:
+                if name == registry.COHORT:
+                    cohort = cohort_of_run(folder, model, tick, **place)
+                    given = registry.chosen(name, options)
+                    result = cohort_spread(cohort, **given, tick=tick)
+                else:
+                    result = registry.take(subject, name, options, tick)
+            seconds = time.perf_counter() - begin
+            console.print(f"  {model}: {name}, {seconds:.1f} s", highlight=False)
+            yield model, registry.key(name, options), result
 
 
 @contextmanager

@@ -1,14 +1,23 @@
 """The loss over some images as a function of w: what every measure of flatness looks at."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from fedsam.data.images import Batch, Images
+from fedsam.engines.threads import on_device
 from fedsam.tasks import Task
 from fedsam.training.evaluation import statistics
 from fedsam.training.flat_module import FlatModule
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Let products be those of the tensors' dtype inside: no TF32, no autocast."""
+    with on_device(device, "fp32"), torch.autocast(device.type, enabled=False):
+        yield
 
 
 class Objective:
@@ -82,14 +91,15 @@ class Objective:
 
     def metrics(self, w: Tensor) -> dict[str, float]:
         """Return the task's metrics at ``w``: accuracy in [0, 1], loss in nats."""
-        self._load(w)
-        return self.task.metrics(statistics(self.network, self.task, self._chunks()))
+        with full_precision(self.layout.device):
+            self._load(w)
+            return self.task.metrics(statistics(self.network, self.task, self._chunks()))
 
     def _mean(self, w: Tensor, of: Callable[[Tensor], Tensor], *, graph: bool = False) -> Tensor:
         """Return the mean over all images of what ``of`` makes of a chunk's mean loss."""
         self._load(w)
         total: Tensor | None = None
-        with torch.set_grad_enabled(graph):
+        with full_precision(self.layout.device), torch.set_grad_enabled(graph):
             for batch in self._chunks():
                 output = self.network.forward(batch.images)
                 value = of(self.task.loss(output, batch.targets).mean()).detach()

@@ -100,7 +100,7 @@ def silent(done: int, of: int) -> None:
     """Tell nobody."""
 
 
-def look(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective:
+def objective_on(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective:
     """Return the loss over the images that a measure looks at.
 
     Parameters
@@ -144,7 +144,7 @@ def batches(objective: Objective, size: int, seed: int) -> list[Objective]:
     return [objective.on(part) for part in rows.split(size or count)]
 
 
-def settings(objective: Objective, on: str) -> dict[str, Any]:
+def objective_settings(objective: Objective, on: str) -> dict[str, Any]:
     """Return what every measure says about what it looked at."""
     return {"on": on, "images": len(objective), "mode": "eval, no augmentation"}
 

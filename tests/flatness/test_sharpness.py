@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedsam.base.errors import UsageError
 from fedsam.flatness.measures.sharpness import average_sharpness, sharpness
-from fedsam.flatness.subject import batches, look, subject_of_network
+from fedsam.flatness.subject import batches, objective_on, subject_of_network
 
 LAMBDAS = torch.tensor([8.0, 3.0, 1.0, 0.5, -2.0], dtype=torch.float64)
 W = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0], dtype=torch.float64)
@@ -157,7 +157,7 @@ def test_m_sharpness_is_the_mean_over_disjoint_batches():
     torch.manual_seed(0)
     subject = relu_subject(Relu().double())
     before = subject.state.clone()
-    objective = look(subject, images=0)
+    objective = objective_on(subject, images=0)
     parts = batches(objective, 8, subject.seed)
     rows = torch.cat([part.rows for part in parts])
     assert sorted(rows.tolist()) == list(range(20))
@@ -177,7 +177,7 @@ def test_a_longer_ascent_is_not_lower_and_finds_what_a_search_finds():
     subject = relu_subject(Relu().double())
     short, long = (sharpness(subject, rho=0.3, batch=0, steps=n)["scalars"] for n in (2, 40))
     assert long["worst"] >= short["worst"] >= short["one_step"]
-    objective = look(subject, images=0)
+    objective = objective_on(subject, images=0)
     here = objective.loss(objective.w)
     e = torch.randn(500, len(objective.w), generator=torch.Generator().manual_seed(0)).double()
     e = 0.3 * e / e.norm(dim=1, keepdim=True)

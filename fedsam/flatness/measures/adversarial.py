@@ -11,6 +11,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Batch
 from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
 from fedsam.training.attack import Attack, drawn_in_ball
 from fedsam.training.evaluation import statistics
@@ -103,4 +104,5 @@ def accuracy_under(subject: Subject, attack: Attack, rows: Tensor, *, random_sta
         return replace(batch, images=attack.worst(batch.images, loss, begin, batch.pixels))
 
     batches = map(attacked, rows.to(test.targets.device).split(CHUNK))
-    return accuracy_in(task.metrics(statistics(network, task, batches)))
+    with full_precision(network.layout.device):
+        return accuracy_in(task.metrics(statistics(network, task, batches)))

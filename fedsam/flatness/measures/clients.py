@@ -12,6 +12,7 @@ from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
 
 CHUNK = 500  # images at a time
@@ -85,11 +86,12 @@ def statistics_of_each(subject: Subject, images: Images, needed: Tensor) -> Tens
     subject.network.module.eval()
     once = needed.unique()
     parts = []
-    for rows in once.to(images.targets.device).split(CHUNK):
-        batch = images.rows(rows)
-        output = subject.network.forward(batch.images)
-        each = torch.vmap(subject.task.statistics)(output[:, None], batch.targets[:, None])
-        parts.append(each.double().cpu())
+    with full_precision(subject.network.layout.device):
+        for rows in once.to(images.targets.device).split(CHUNK):
+            batch = images.rows(rows)
+            output = subject.network.forward(batch.images)
+            each = torch.vmap(subject.task.statistics)(output[:, None], batch.targets[:, None])
+            parts.append(each.double().cpu())
     known = torch.cat(parts)
     return known.new_zeros(len(images), known.shape[1]).index_copy_(0, once, known)
 

@@ -18,6 +18,7 @@ from fedsam.flatness.measures.landscape import (
     samples,
     settings_of,
 )
+from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import (
     Subject,
     Tick,
@@ -92,9 +93,10 @@ def train_cohort(
     """
     network = trainer.new_network()
     ended = []
-    for done, client in enumerate(clients, 1):
-        ended.append(trainer.train_client(network, ClientJob(client, state, round, lr)))
-        tick(done, len(clients))
+    with full_precision(network.layout.device):
+        for done, client in enumerate(clients, 1):
+            ended.append(trainer.train_client(network, ClientJob(client, state, round, lr)))
+            tick(done, len(clients))
     states = [done.state for done in ended]
     average = weighted_mean(states, [done.examples for done in ended])
     return TrainedCohort(Subject.of(trainer, state), list(clients), states, average)

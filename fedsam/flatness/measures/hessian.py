@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.flatness.measures.lanczos import lanczos
-from fedsam.flatness.subject import IMAGES, Subject, Tick, look, settings, silent
+from fedsam.flatness.subject import IMAGES, Subject, Tick, objective_on, objective_settings, silent
 
 STEPS = 80  # of Lanczos at most
 TOLERANCE = 0.01  # residual, as a part of the eigenvalue
@@ -51,7 +51,7 @@ def hessian(
     tick : callable
         Told the products that are done, and how many there are at most.
     """
-    objective = look(subject, on, images)
+    objective = objective_on(subject, on, images)
     size = len(objective.w)
     if not 1 <= eigenvalues <= min(size, STEPS // 2):
         most = min(size, STEPS // 2)
@@ -75,7 +75,7 @@ def hessian(
     how = {"eigenvalues": eigenvalues, "which": "largest algebraic", "tolerance": TOLERANCE}
     return {
         "scalars": scalars,
-        "settings": settings(objective, on) | how | {"products": len(T)},
+        "settings": objective_settings(objective, on) | how | {"products": len(T)},
         "eigenvalues": top,
         "residuals": residuals.flip(0)[:eigenvalues].tolist(),
         "lowest_residual": residuals[0].item(),
@@ -111,7 +111,7 @@ def trace(
     """
     if probes < 2:
         raise UsageError(f"--probes {probes}: the trace needs 2 at least, for its standard error")
-    objective = look(subject, on, images)
+    objective = objective_on(subject, on, images)
     forms = []
     for number in range(probes):
         z = signs(objective.w, subject.seed, number)
@@ -121,7 +121,8 @@ def trace(
     error = found.std().item() / math.sqrt(probes)
     return {
         "scalars": {"trace": found.mean().item(), "trace_error": error},
-        "settings": settings(objective, on) | {"probes": probes, "distribution": "random signs"},
+        "settings": objective_settings(objective, on)
+        | {"probes": probes, "distribution": "random signs"},
         "samples": forms,
     }
 
@@ -169,7 +170,7 @@ def density(
     """
     if probes < 1 or steps < 1:
         raise UsageError(f"--probes {probes} and --steps {steps}: must be at least 1")
-    objective = look(subject, on, images)
+    objective = objective_on(subject, on, images)
     size, product = len(objective.w), partial(objective.curvature, objective.w)
     nodes, weights = [], []
     for number in range(probes):
@@ -188,7 +189,7 @@ def density(
     }
     return {
         "scalars": scalars,
-        "settings": settings(objective, on) | {"probes": probes, "steps": steps},
+        "settings": objective_settings(objective, on) | {"probes": probes, "steps": steps},
         "nodes": [values.tolist() for values in nodes],
         "weights": [values.tolist() for values in weights],
     }

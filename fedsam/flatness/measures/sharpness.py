@@ -11,7 +11,15 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import unit
 from fedsam.flatness.objective import Objective
-from fedsam.flatness.subject import IMAGES, Subject, Tick, batches, look, settings, silent
+from fedsam.flatness.subject import (
+    IMAGES,
+    Subject,
+    Tick,
+    batches,
+    objective_on,
+    objective_settings,
+    silent,
+)
 
 P = Literal[2, "inf"]
 # by (p, adaptive)
@@ -114,7 +122,7 @@ def sharpness(
     _positive(rho=rho, steps=steps)
     if batch < 0:
         raise UsageError(f"--batch {batch}: must be a number of images, or 0 for all")
-    objective = look(subject, on, images)
+    objective = objective_on(subject, on, images)
     T = scale(objective, adaptive, eta, weights_only)
     ball = Ball(objective.w, T, p, rho)
     parts = batches(objective, batch, subject.seed)
@@ -130,7 +138,7 @@ def sharpness(
     how = {"p": p, "adaptive": adaptive, "rho": rho, "m": batch or len(objective), "steps": steps}
     return {
         "scalars": {"worst": (shares @ worst).item(), "one_step": (shares @ rises[:, 0]).item()},
-        "settings": settings(objective, on) | how | _told(adaptive, eta, weights_only),
+        "settings": objective_settings(objective, on) | how | _told(adaptive, eta, weights_only),
         "by_step": (shares @ rises).tolist(),
         "by_batch": worst.tolist(),
     }
@@ -183,7 +191,7 @@ def average_sharpness(
     _positive(sigma=sigma)
     if probes < 2:
         raise UsageError(f"--probes {probes}: must be 2 at least, for the standard error")
-    objective = look(subject, on, images)
+    objective = objective_on(subject, on, images)
     T = scale(objective, adaptive, eta, weights_only)
     here, rises = objective.loss(objective.w), []
     for number in range(probes):
@@ -202,7 +210,7 @@ def average_sharpness(
     error = found.std().item() / math.sqrt(probes)
     return {
         "scalars": {"average": found.mean().item(), "average_error": error},
-        "settings": settings(objective, on) | how | _told(adaptive, eta, weights_only),
+        "settings": objective_settings(objective, on) | how | _told(adaptive, eta, weights_only),
         "samples": rises,
     }
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedsam.flatness.subject import IMAGES, Subject, look, settings
+from fedsam.flatness.subject import IMAGES, Subject, objective_on, objective_settings
 
 
 def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[str, Any]:
@@ -17,7 +17,10 @@ def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[
     on, images : str, int
         Where, and on how many images at most (0: all).
     """
-    objective = look(subject, on, images)
+    objective = objective_on(subject, on, images)
     metrics = objective.metrics(objective.w)
     length = objective.gradient(objective.w).double().norm().item()
-    return {"scalars": metrics | {"gradient_norm": length}, "settings": settings(objective, on)}
+    return {
+        "scalars": metrics | {"gradient_norm": length},
+        "settings": objective_settings(objective, on),
+    }
