@@ -16,7 +16,7 @@ from fedsam.base.vector import Layout
 from fedsam.config.schema import Config, resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.flatness.objective import Objective
+from fedsam.flatness.objective import NormalizedLogits, Objective
 from fedsam.runs import files
 from fedsam.runs.files import MODEL
 from fedsam.simulate.build import new_trainer
@@ -100,7 +100,9 @@ def silent(done: int, of: int) -> None:
     """Tell nobody."""
 
 
-def objective_on(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective:
+def objective_on(
+    subject: Subject, on: str = "train", images: int = IMAGES, *, normalize_logits: bool = False
+) -> Objective:
     """Return the loss over the images that a measure looks at.
 
     Parameters
@@ -111,6 +113,8 @@ def objective_on(subject: Subject, on: str = "train", images: int = IMAGES) -> O
         "train", "test", or "client:K" for the images of client K.
     images : int
         At most so many of them, a seeded sample without replacement; 0 for all.
+    normalize_logits : bool
+        The loss of ``NormalizedLogits``.
 
     Raises
     ------
@@ -120,10 +124,14 @@ def objective_on(subject: Subject, on: str = "train", images: int = IMAGES) -> O
     which: Literal["train", "test"] = "test" if on == "test" else "train"
     if on in ("train", "test"):
         rows = subject.sample(which, images)
+        population = len(subject.train if on == "train" else subject.test)
     else:
-        rows = _rows_of(subject, on, images)
+        rows, population = _rows_of(subject, on, images)
     objective = subject.objective(which, rows)
+    objective.population = population
     objective.chunk = CHUNK.get(objective.layout.device.type, 1000)
+    if normalize_logits:
+        objective.task = NormalizedLogits(objective.task)
     return objective
 
 
@@ -146,11 +154,17 @@ def batches(objective: Objective, size: int, seed: int) -> list[Objective]:
 
 def objective_settings(objective: Objective, on: str) -> dict[str, Any]:
     """Return what every measure says about what it looked at."""
-    return {"on": on, "images": len(objective), "mode": "eval, no augmentation"}
+    normalized = isinstance(objective.task, NormalizedLogits)
+    return {
+        "on": on,
+        "images": len(objective),
+        "mode": "eval, no augmentation",
+        **({"logits": "normalized"} if normalized else {}),
+    }
 
 
-def _rows_of(subject: Subject, on: str, images: int) -> Tensor:
-    """Return rows of one client's images."""
+def _rows_of(subject: Subject, on: str, images: int) -> tuple[Tensor, int]:
+    """Return rows of one client's images, at most so many, and how many it has."""
     found = re.fullmatch(r"client:(\d+)", on)
     if found is None:
         raise UsageError(f"--on {on}: must be train, test, client:K, clients or clients:N")
@@ -161,7 +175,7 @@ def _rows_of(subject: Subject, on: str, images: int) -> Tensor:
     rows = subject.partition[client]
     generator = torch_generator(subject.seed, "measure client", client)
     order = torch.randperm(len(rows), generator=generator)[: images or len(rows)]
-    return rows[order].sort().values
+    return rows[order].sort().values, len(rows)
 
 
 def subject_of_run(
@@ -256,6 +270,11 @@ def subject_of_network(
         What the output means; by default classification.
     seed : int
         From which everything random in a measure follows.
+
+    Raises
+    ------
+    UsageError
+        If a client holds no images.
     """
     network = FlatModule(copy.deepcopy(module))
     layout = network.layout
@@ -264,6 +283,8 @@ def subject_of_network(
         return Images(pixels, targets, mean, std, dtype=layout.dtype, device=layout.device)
 
     held = list(clients) or [torch.arange(len(train[1]))]
+    if empty := [client for client, rows in enumerate(held) if not len(rows)]:
+        raise UsageError(f"clients: client {empty[0]} holds no images")
     sizes = torch.tensor([0, *map(len, held)])
     return Subject(
         network,

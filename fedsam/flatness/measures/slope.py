@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+
+from fedsam.flatness.sampling import errors_of_images
 from fedsam.flatness.subject import IMAGES, Subject, objective_on, objective_settings
 
 
@@ -18,9 +21,23 @@ def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[
         Where, and on how many images at most (0: all).
     """
     objective = objective_on(subject, on, images)
-    metrics = objective.metrics(objective.w)
-    length = objective.gradient(objective.w).double().norm().item()
+    parts, w = objective.parts(subject.seed), objective.w
+    gradient, of_parts, totals = torch.zeros_like(w), [], []
+    for part in parts:
+        g, total = part.gradient(w), part.statistics(w)
+        gradient += len(part) / len(objective) * g
+        totals.append(total)
+        of_parts.append(objective.task.metrics(total) | {"gradient_norm": length(g)})
+    metrics = objective.task.metrics(torch.stack(totals).sum(0))
+    scalars = metrics | {"gradient_norm": length(gradient)}
+    sizes = [len(part) for part in parts]
     return {
-        "scalars": metrics | {"gradient_norm": length},
+        "scalars": scalars,
+        "errors": {"images": errors_of_images(scalars, of_parts, sizes, objective.population)},
         "settings": objective_settings(objective, on),
     }
+
+
+def length(g: torch.Tensor) -> float:
+    """Return the l2 norm of a vector, summed in float64."""
+    return g.double().norm().item()
