@@ -14,6 +14,7 @@ from fedsam.data.partition import Partition
 from fedsam.flatness.measures.evaluation import accuracy_in
 from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
+from fedsam.runs.metrics import ACCURACY, LOSS
 
 CHUNK = 500  # images at a time
 WORST = 0.1  # share of the clients
@@ -51,7 +52,7 @@ def clients(subject: Subject) -> dict[str, Any]:
         for metric, found in by_client(subject, images, split).items():
             scalars |= {
                 f"{name}_{metric}_{key}": value
-                for key, value in spread(found, split.sizes.numpy(), metric == "loss").items()
+                for key, value in spread(found, split.sizes.numpy(), metric == LOSS).items()
             }
             quantiles[f"{name}_{metric}"] = np.quantile(found, np.linspace(0, 1, 101)).tolist()
             values[f"{name}_{metric}"] = found.tolist() if len(own) <= LISTED else []
@@ -73,7 +74,7 @@ def by_client(subject: Subject, images: Images, split: Partition) -> dict[str, N
     totals = each.new_zeros(len(split), each.shape[1]).index_add_(0, owner, each[split.indices])
     rows = [subject.task.metrics(total) for total in totals]
     accuracy = np.array([accuracy_in(row) for row in rows])
-    return {"accuracy": accuracy, "loss": np.array([row["loss"] for row in rows])}
+    return {ACCURACY: accuracy, LOSS: np.array([row[LOSS] for row in rows])}
 
 
 @torch.no_grad()
