@@ -165,10 +165,10 @@ def objective_settings(objective: Objective, on: str) -> dict[str, Any]:
 
 def _rows_of(subject: Subject, on: str, images: int) -> tuple[Tensor, int]:
     """Return rows of one client's images, at most so many, and how many it has."""
-    found = re.fullmatch(r"client:(\d+)", on)
-    if found is None:
+    match = re.fullmatch(r"client:(\d+)", on)
+    if match is None:
         raise UsageError(f"--on {on}: must be train, test, client:K, clients or clients:N")
-    client, clients = int(found[1]), len(subject.partition)
+    client, clients = int(match[1]), len(subject.partition)
     if client >= clients:
         raise UsageError(f"--on {on}: the run has clients 0 to {clients - 1}")
     check_images(images)
@@ -203,12 +203,12 @@ def subject_of_run(
 
 def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Config, Trainer]:
     """Return a run's config, in full precision, and what its clients need."""
-    given = {"device": device, "data_root": data_root}
-    here = {key: value for key, value in given.items() if value}
+    options = {"device": device, "data_root": data_root}
+    overrides = {key: value for key, value in options.items() if value}
     if not files.is_run(folder):
         raise UsageError(f"{folder}: there is no run: it has no {files.CONFIG}")
     config = resolve({}, folder / files.CONFIG)
-    config = resolve(config.model_dump() | {"precision": "fp32"} | here)
+    config = resolve(config.model_dump() | {"precision": "fp32"} | overrides)
     trainer, _ = new_trainer(config)
     archive = folder / files.PARTITION
     if not archive.is_file() or not trainer.partition.same_as(Partition.load(archive)):
@@ -220,7 +220,7 @@ def subjects_of_models(
     models: Sequence[tuple[Path, str]], *, device: str = "", data_root: str = ""
 ) -> list[tuple[str, Subject]]:
     """Return models of runs by name: their methods, and their folders where those are the same."""
-    found = [
+    subjects = [
         (
             name_of(folder, model),
             subject_of_run(folder, model, device=device, data_root=data_root),
@@ -228,10 +228,10 @@ def subjects_of_models(
         )
         for folder, model in models
     ]
-    names = [name for name, _, _ in found]
+    names = [name for name, _, _ in subjects]
     return [
         (name if names.count(name) == 1 else f"{name} ({folder.name})", subject)
-        for name, subject, folder in found
+        for name, subject, folder in subjects
     ]
 
 

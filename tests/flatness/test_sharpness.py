@@ -252,3 +252,18 @@ def test_the_error_rises_at_the_worst_point_by_what_a_plain_evaluation_says():
     _, _, u = climb(objective, ball, 3e-3 * ball.steepest(noise.to(T)), 20)
     before, after = (1 - objective.metrics(w)["accuracy"] for w in (objective.w, objective.w + u))
     assert found["scalars"]["worst_error_rise"] == after - before > 0
+
+
+@pytest.mark.parametrize(
+    ("p", "adaptive", "rho"), [(2, False, 0.3), (2, True, 0.5), ("inf", True, 0.1)]
+)
+def test_twenty_steps_find_what_two_hundred_do(p, adaptive, rho):
+    """Five steps of rho found 59 % of it on a network of this size, and fifty of them 80 %."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        subject = relu_subject(Relu().double())
+        how = {"p": p, "adaptive": adaptive, "rho": rho, "batch": 0, "images": 0}
+        some, many = (sharpness(subject, **how, steps=n)["scalars"]["worst"] for n in (20, 200))
+        assert many >= some > 0.99 * many
+        added = sharpness(subject, **how, steps=20)["errors"]["ascent"]["worst"]
+        assert 0 <= added < 0.01 * some

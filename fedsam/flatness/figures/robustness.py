@@ -12,9 +12,9 @@ Result = Mapping[str, Any]
 
 def draw_corruptions(result: Result) -> Any:
     """Return the accuracy on each corruption at each severity, as a table of colours."""
-    found = result["accuracies"]
-    figure, (axes,) = _figure((5.4, 1.4 + 0.29 * len(found)))
-    values = [[100 * value for value in row] for row in found.values()]
+    by_corruption = result["accuracies"]
+    figure, (axes,) = _figure((5.4, 1.4 + 0.29 * len(by_corruption)))
+    values = [[100 * value for value in row] for row in by_corruption.values()]
     picture = axes.imshow(values, cmap="viridis", aspect="auto")
     middle = (picture.norm.vmin + picture.norm.vmax) / 2
     for row, line in enumerate(values):
@@ -23,7 +23,7 @@ def draw_corruptions(result: Result) -> Any:
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color)
     severities = [str(severity) for severity in range(1, len(values[0]) + 1)]
     axes.set_xticks(range(len(severities)), severities)
-    axes.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
+    axes.set_yticks(range(len(by_corruption)), [name.replace("_", " ") for name in by_corruption])
     axes.set(xlabel="severity")
     scalars = result["scalars"]
     means = [name for name in scalars if name.endswith("corruption_accuracy")]
@@ -39,11 +39,11 @@ def draw_corruptions(result: Result) -> Any:
 
 def draw_weight_noise(result: Result) -> Any:
     """Return the accuracy against the noise on the weights, a deviation over draws around it."""
-    found = result["accuracies"]
-    sigmas = [0.0, *map(float, found)]
+    by_sigma = result["accuracies"]
+    sigmas = [0.0, *map(float, by_sigma)]
     clean = 100 * result["scalars"][ACCURACY]
-    middles = [clean, *(100 * mean(values) for values in found.values())]
-    spreads = [0.0, *(100 * stdev(values) for values in found.values())]
+    middles = [clean, *(100 * mean(values) for values in by_sigma.values())]
+    spreads = [0.0, *(100 * stdev(values) for values in by_sigma.values())]
     figure, (axes,) = _figure()
     axes.errorbar(sigmas, middles, spreads, marker="o", capsize=3)
     draws = result["settings"]["draws"]
@@ -75,15 +75,15 @@ def draw_quantisation(result: Result) -> Any:
 
 def draw_adversarial(result: Result) -> Any:
     """Return the accuracy against the radius of the attack: a panel for each norm."""
-    found, clean = result["accuracies"], 100 * result["scalars"][ACCURACY]
+    by_attack, clean = result["accuracies"], 100 * result["scalars"][ACCURACY]
     panels = {"l_inf": ("fgsm", "pgd_linf"), "l_2": ("pgd_l2",)}
     figure, places = _figure((8.4, 3.5), columns=len(panels))
     steps = result["settings"]["steps"]
     labels = {"fgsm": "FGSM", "pgd_linf": f"PGD-{steps}", "pgd_l2": f"PGD-{steps}"}
     for axes, (norm, attacks) in zip(places, panels.items(), strict=True):
         for attack in attacks:
-            radii = [0.0, *map(float, found[attack])]
-            values = [clean, *(100 * value for value in found[attack].values())]
+            radii = [0.0, *map(float, by_attack[attack])]
+            values = [clean, *(100 * value for value in by_attack[attack].values())]
             axes.plot(radii, values, marker="o", label=labels[attack])
         axes.set(xlabel="radius (255ths of the pixel range)", title=norm)
         axes.set_ylim(0, 1.1 * max(clean, 1))

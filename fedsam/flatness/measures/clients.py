@@ -49,13 +49,13 @@ def clients(subject: Subject) -> dict[str, Any]:
     scalars: dict[str, float] = {}
     quantiles, values = {}, {}
     for name, images, split in (("train", subject.train, own), ("local_test", subject.test, local)):
-        for metric, found in by_client(subject, images, split).items():
+        for metric, of_clients in by_client(subject, images, split).items():
             scalars |= {
                 f"{name}_{metric}_{key}": value
-                for key, value in spread(found, split.sizes.numpy(), metric == LOSS).items()
+                for key, value in spread(of_clients, split.sizes.numpy(), metric == LOSS).items()
             }
-            quantiles[f"{name}_{metric}"] = np.quantile(found, np.linspace(0, 1, 101)).tolist()
-            values[f"{name}_{metric}"] = found.tolist() if len(own) <= LISTED else []
+            quantiles[f"{name}_{metric}"] = np.quantile(of_clients, np.linspace(0, 1, 101)).tolist()
+            values[f"{name}_{metric}"] = of_clients.tolist() if len(own) <= LISTED else []
     settings = {
         "clients": len(own),
         "worst": f"{WORST:.0%} of the clients, rounded up",

@@ -98,9 +98,9 @@ class Curves:
         scalars = scalars_of(self.whole)
         errors: dict[str, float] = {}
         for on, sizes in self.sizes.items():
-            mine = [name for name in self.parts if name.startswith(on)]
+            of_set = [name for name in self.parts if name.startswith(on)]
             of_parts = [
-                scalars_of(self.whole | {name: self.parts[name][part] for name in mine})
+                scalars_of(self.whole | {name: self.parts[name][part] for name in of_set})
                 for part in range(len(sizes))
             ]
             own = {name: value for name, value in scalars.items() if name.startswith(on)}
@@ -218,9 +218,9 @@ def check_alike(subjects: Sequence[Named], wanted: int | None = None) -> None:
     for other, subject in subjects[1:]:
         if subject.network.layout != first.network.layout:
             raise UsageError(f"{other}: another network than that of {name}")
-        for mine, theirs in ((first.train, subject.train), (first.test, subject.test)):
-            if mine.targets.shape != theirs.targets.shape or not bool(
-                (mine.targets == theirs.targets).all()
+        for ours, others in ((first.train, subject.train), (first.test, subject.test)):
+            if ours.targets.shape != others.targets.shape or not bool(
+                (ours.targets == others.targets).all()
             ):
                 raise UsageError(f"{other}: other data than those of {name}")
 

@@ -359,7 +359,7 @@ def _check_p(p: P) -> None:
         raise UsageError(f"p: must be 2 or 'inf', got {p!r}")
 
 
-def _positive(**given: float) -> None:
-    for name, value in given.items():
+def _positive(**values: float) -> None:
+    for name, value in values.items():
         if not value > 0:
             raise UsageError(f"--{name} {value:g}: must be positive")
