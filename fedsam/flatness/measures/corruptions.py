@@ -148,45 +148,45 @@ def _result(
     if extra:
         of_extra = mean_of([mean_of(each) for each in extra])
         named[f"{prefix}extra_corruption_accuracy"] = of_extra
+    if baseline and benchmark:
+        compared = {**settings, "images": len(sample), "seed": sample.subject.seed}
+        names = [name for name in BENCHMARK if name in accuracies]
+        theirs = errors_of_baseline(Path(baseline), compared, names)
+        named[f"{prefix}mce"] = mean_of(
+            [np.sum([1 - a for a in accuracies[name]], axis=0) / e for name, e in theirs.items()]
+        )
+        settings["baseline"] = f"{name_of(Path(baseline), files.MODEL)} in {baseline}"
     missing = [name for name in (*BENCHMARK, *EXTRA) if name not in accuracies]
     settings |= {"corruptions": list(accuracies), "missing": missing}
     by_severity = {name: [float(one[0]) for one in each] for name, each in accuracies.items()}
-    result = {**sample.result(named, **settings), "accuracies": by_severity}
-    if baseline:
-        result["scalars"][f"{prefix}mce"] = mean_corruption_error(result, Path(baseline))
-        result["settings"]["baseline"] = f"{name_of(Path(baseline), files.MODEL)} in {baseline}"
-    return result
+    return {**sample.result(named, **settings), "accuracies": by_severity}
 
 
-def mean_corruption_error(result: Mapping[str, Any], baseline: Path) -> float:
-    """Return mCE, with a run's errors on the same pictures as the unit::
-
-        mean over the benchmark's corruptions of  sum_s E_s / sum_s E_s(baseline)
+def errors_of_baseline(
+    run: Path, settings: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, float]:
+    """Return the sum over severities of the errors of a run's model on some corruptions.
 
     Raises
     ------
     UsageError
-        If they were not measured of it, or of other pictures.
+        If they were not measured of it, or of other pictures, or it makes no error.
     """
-    path = baseline / files.FLATNESS
     try:
-        other = json.loads(path.read_text())[files.MODEL]["corruptions"]
+        result = json.loads((run / files.FLATNESS).read_text())[files.MODEL]["corruptions"]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"--baseline {baseline}: measure its corruptions first: none in {files.FLATNESS}"
+            f"--baseline {run}: measure its corruptions first: none in {files.FLATNESS}"
         ) from error
-    made = result["settings"]["source"] == MADE_HERE
-    for key in ("source", "images", "seed") if made else ("source", "images"):
-        ours, theirs = result["settings"][key], other["settings"].get(key)
-        if theirs != ours:
-            raise UsageError(
-                f"--baseline {baseline}: its corruptions have {key} {theirs}, not {ours}"
-            )
-    names = [name for name in BENCHMARK if name in result["accuracies"]]
-    if lacking := [name for name in names if name not in other["accuracies"]]:
-        raise UsageError(f"--baseline {baseline}: {lacking[0]} was not measured of it")
-    ratios = []
-    for name in names:
-        ours, theirs = (sum(1 - a for a in one["accuracies"][name]) for one in (result, other))
-        ratios.append(ours / theirs if theirs else math.nan)
-    return math.fsum(ratios) / len(ratios) if ratios else math.nan
+    drawn = ("seed",) if settings["source"] == MADE_HERE else ()
+    for key in ("source", "images", *drawn):
+        other = result["settings"].get(key)
+        if other != settings[key]:
+            said = f"its corruptions have {key} {other}, not {settings[key]}"
+            raise UsageError(f"--baseline {run}: {said}")
+    if lacking := [name for name in names if name not in result["accuracies"]]:
+        raise UsageError(f"--baseline {run}: {lacking[0]} was not measured of it")
+    errors = {name: math.fsum(1 - a for a in result["accuracies"][name]) for name in names}
+    if perfect := [name for name, error in errors.items() if not error]:
+        raise UsageError(f"--baseline {run}: makes no error on {perfect[0]}")
+    return errors

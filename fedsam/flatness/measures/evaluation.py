@@ -75,11 +75,11 @@ class Sample:
 
         ``images`` are in the order of ``rows``.
         """
-        subject, places = self.subject, torch.searchsorted(self.rows, torch.cat(self.parts))
-        where = iter(places.split([len(part) for part in self.parts]))
+        subject = self.subject
 
-        def statistics_on(_: Tensor) -> Tensor:
-            objective = Objective(subject.network, subject.state, subject.task, images, next(where))
+        def statistics_on(part: Tensor) -> Tensor:
+            places = torch.searchsorted(self.rows, part)
+            objective = Objective(subject.network, subject.state, subject.task, images, places)
             return objective.statistics(objective.w)
 
         return self.accuracies(statistics_on)

@@ -75,36 +75,35 @@ class Spectrum:
             wanted = enough[[0, *range(-min(eigenvalues, len(T)), 0)]]
             if len(T) > 2 * eigenvalues + 1 and beta > 0 and wanted.all():
                 break
-        best = slice(None, eigenvalues)
+        largest = slice(None, eigenvalues)
         return cls(
-            values.flip(0)[best].tolist(),
-            residuals.flip(0)[best].tolist(),
-            converged.flip(0)[best].tolist(),
+            values.flip(0)[largest].tolist(),
+            residuals.flip(0)[largest].tolist(),
+            converged.flip(0)[largest].tolist(),
             values[0].item(),
             residuals[0].item(),
             bool(converged[0]),
             len(T),
         )
 
+    @property
+    def ratio(self) -> float:
+        """lambda_1 / lambda_5; NaN unless lambda_5 is above its residual."""
+        return self.top[0] / self.top[4] if self.top[4] > self.residuals[4] else math.nan
+
     def scalars(self) -> dict[str, float]:
-        """Return those that are named; the ratio is NaN unless lambda_5 is above its residual."""
+        """Return those that are named."""
         named = {"lambda_1": self.top[0], "lambda_min": self.lowest}
-        if len(self.top) >= 5:
-            known = self.top[4] > self.residuals[4]
-            ratio = self.top[0] / self.top[4] if known else math.nan
-            named |= {"lambda_5": self.top[4], RATIO: ratio}
-        return named
+        return named | ({"lambda_5": self.top[4], RATIO: self.ratio} if len(self.top) > 4 else {})
 
     def errors(self) -> dict[str, float]:
-        """Return how far each scalar may lie from an eigenvalue, by its residual."""
+        """Return how far each scalar may lie from that of an eigenvalue, by its residual."""
         named = {"lambda_1": self.residuals[0], "lambda_min": self.lowest_residual}
-        if len(self.top) >= 5:
-            relative = self.residuals[4] / self.top[4] if self.top[4] > 0 else math.nan
-            first = self.residuals[0] / self.top[0] if self.top[0] > 0 else math.nan
-            named |= {
-                "lambda_5": self.residuals[4],
-                RATIO: self.scalars()[RATIO] * (first + relative),
-            }
+        if len(self.top) > 4:
+            named["lambda_5"] = self.residuals[4]
+            known = not math.isnan(self.ratio)
+            parts = [self.residuals[i] / self.top[i] for i in (0, 4)] if known else []
+            named[RATIO] = self.ratio * math.fsum(parts)
         return named
 
     def warnings(self) -> list[str]:
