@@ -95,7 +95,7 @@ def take(
                 scalars, list(by_client.values()), sizes, len(subject.partition)
             )
         },
-        "warnings": unknown_of_clients(list(by_client.values())),
+        "warnings": unknown_of_clients(list(by_client.values())) + warnings_of_clients(results),
         "settings": results[clients[0]]["settings"] | {"on": taken["on"], "clients": len(clients)},
         "clients": by_client,
     }
@@ -118,6 +118,15 @@ def unknown_of_clients(each: Sequence[Mapping[str, float]]) -> list[str]:
         if known < len(each):
             lines.append(f"{name} is known of {known} of {len(each)} clients")
     return lines
+
+
+def warnings_of_clients(results: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Return in a line of how many clients there is a warning, and the first of them."""
+    warned = [(client, r["warnings"][0]) for client, r in results.items() if r.get("warnings")]
+    if not warned:
+        return []
+    client, line = warned[0]
+    return [f"a warning of {len(warned)} of {len(results)} clients; of client {client}: {line}"]
 
 
 def ratios_of_means(scalars: Mapping[str, float]) -> dict[str, float]:

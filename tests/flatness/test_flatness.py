@@ -23,6 +23,7 @@ from fedsam.flatness.registry import (
     ratios_of_means,
     take,
     unknown_of_clients,
+    warnings_of_clients,
 )
 from fedsam.flatness.subject import subject_of_run
 from fedsam.runs.files import models_by_round, models_of
@@ -145,6 +146,10 @@ def test_beside_a_mean_of_ratios_stands_the_ratio_of_means():
     each = [{"a/b": 1.0}, {"a/b": math.nan}, {"a/b": 4.0}]
     assert mean_of_clients(each) == {"a/b": 2.5}
     assert unknown_of_clients(each) == ["a/b is known of 2 of 3 clients"]
+    results = {3: {"warnings": []}, 5: {"warnings": ["late", "x"]}, 7: {"warnings": ["early"]}}
+    said = "a warning of 2 of 3 clients; of client 5: late"
+    assert warnings_of_clients(results) == [said]
+    assert warnings_of_clients({3: {}}) == []
 
 
 def test_a_sample_of_the_clients_has_its_error(finished):
