@@ -286,7 +286,7 @@ def test_a_lowest_eigenvalue_near_zero_carries_its_residual():
     found = hessian(curved(lambdas), images=0)
     lowest, residual = found["scalars"]["lambda_min"], found["lowest_residual"]
     assert found["errors"]["residual"]["lambda_min"] == residual
-    assert found["lowest_converged"] == (residual <= 1e-3 * abs(lowest))
+    assert found["lowest_converged"] == (residual <= 1e-2 * abs(lowest))
     said = any("lambda_min" in line for line in found["warnings"])
     assert said != found["lowest_converged"]
     assert min(lambdas) - 1e-9 <= lowest

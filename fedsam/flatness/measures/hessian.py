@@ -23,7 +23,7 @@ from fedsam.flatness.subject import IMAGES, Subject, Tick, objective_on, objecti
 
 STEPS = 80  # of Lanczos at most
 TOLERANCE = 1e-3  # residual, as a part of the eigenvalue: nearer ones may be found as one
-LOWEST = 0.01  # the same of the lowest, as a part of the largest |lambda|: it takes the longest
+LOWEST = 0.01  # of the lowest, which takes the longest; the search ends at a part of the largest |lambda|
 ROUNDING = 100  # of the products, in units of their dtype's last place of the largest |lambda|
 RATIO = "lambda_1/lambda_5"
 
@@ -42,7 +42,7 @@ class Spectrum:
     converged : list of bool
         Whether that is at most 0.1 % of the eigenvalue, or rounding.
     lowest, lowest_residual, lowest_converged : float, float, bool
-        The same of the lowest.
+        The same of the lowest, with 1 %.
     products : int
         With H.
     """
@@ -66,8 +66,9 @@ class Spectrum:
             values, vectors = torch.linalg.eigh(T)
             floor = rounding * values.abs().max()
             residuals = (beta * vectors[-1].abs()).clamp(min=floor)
-            allowed = (TOLERANCE * values.abs()).clamp(min=floor)
-            converged = residuals <= allowed
+            part = torch.full_like(values, TOLERANCE)
+            part[0] = LOWEST
+            converged = residuals <= (part * values.abs()).clamp(min=floor)
             enough = converged.clone()
             enough[0] = residuals[0] <= LOWEST * values.abs().max()  # it may be near zero
             tick(len(T), STEPS)
@@ -135,10 +136,10 @@ def hessian(
     Largest and lowest are algebraic, not by size. Lanczos with full reorthogonalisation goes on
     until the residual ``|H v - lambda v|`` of each of the largest is at most 0.1 % of it, and that
     of the lowest 1 % of the largest ``|lambda|``, or for 80 products; ``converged`` says which are
-    within 0.1 % of themselves. A lowest one that is not is an upper bound. There is an eigenvalue
-    of H within the residual of each lambda, and in practice much nearer; eigenvalues nearer to each
-    other than that may be found as one, and equal ones always are. ``lambda_1/lambda_5`` is NaN
-    unless lambda_5 is above its residual.
+    within 0.1 % of themselves, ``lowest_converged`` whether it is within 1 %: else it is an upper
+    bound. There is an eigenvalue of H within the residual of each lambda, and in practice much
+    nearer; eigenvalues nearer to each other than that may be found as one, and equal ones always
+    are. ``lambda_1/lambda_5`` is NaN unless lambda_5 is above its residual.
 
     On a sample of the images the same is measured on four parts of it, for the error of sampling:
     the top eigenvalues of fewer images are larger.
