@@ -23,7 +23,7 @@ from fedsam.flatness.subject import IMAGES, Subject, Tick, objective_on, objecti
 
 STEPS = 80  # of Lanczos at most
 TOLERANCE = 1e-3  # residual, as a part of the eigenvalue: nearer ones may be found as one
-LOWEST = 0.01  # of the lowest, which takes the longest; the search ends at a part of the largest |lambda|
+LOWEST = 0.01  # of the lowest, and to end the search: as a part of the largest |lambda|
 ROUNDING = 100  # of the products, in units of their dtype's last place of the largest |lambda|
 RATIO = "lambda_1/lambda_5"
 
