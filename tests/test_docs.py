@@ -19,7 +19,7 @@ from fedsam.config.schema import Config
 from fedsam.data.partition import heterogeneity
 from fedsam.data.splits import METHODS
 from fedsam.flatness import __main__ as flatness
-from fedsam.flatness import registry
+from fedsam.flatness import options, registry
 from fedsam.report import __main__ as report
 from fedsam.simulate.__main__ import main, parse, parser
 from fedsam.sweep import __main__ as sweep
@@ -164,7 +164,7 @@ def test_every_flatness_command_in_the_documents_parses(page):
     for command in commands(page.read_text(), "flatness"):
         given = flatness.flags().read(words_of(command))
         assert given.pop("runs")
-        names = given.pop("measure", registry.QUICK)
+        names = given.pop("measure", options.QUICK)
         for key in ("model", "along", "device", "data_root"):
             given.pop(key, None)
         registry.check(list(names), given)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,17 +39,27 @@ def one_compute_thread() -> Iterator[None]:
 
 @contextmanager
 def on_device(device: torch.device, precision: str) -> Iterator[None]:
-    """Let new streams and graphs be on this GPU, its float32 products TF32's or exact ones."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    """Let new streams and graphs be on this GPU, its float32 products TF32's or exact ones.
+
+    A CPU's are exact, whatever ``torch.set_float32_matmul_precision`` said.
+    """
+    on_gpu = "tf32" if precision == "tf32" else "ieee"
+    backends: Any = torch.backends
+    wanted = {
+        **dict.fromkeys((backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn), on_gpu),
+        **dict.fromkeys(
+            (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn), "ieee"
+        ),
+    }
+    before = {operation: operation.fp32_precision for operation in wanted}
+    for operation, value in wanted.items():
+        operation.fp32_precision = value
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+        for operation, value in before.items():
+            operation.fp32_precision = value
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Every measure by its name, and how one is taken."""
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import mean
 from typing import Any
@@ -24,6 +25,8 @@ from fedsam.flatness.measures.sharpness import average_sharpness, sharpness
 from fedsam.flatness.measures.slope import slope
 from fedsam.flatness.measures.surface import surface, surface_line
 from fedsam.flatness.measures.weight_noise import weight_noise
+from fedsam.flatness.options import COHORT
+from fedsam.flatness.sampling import errors_of_images
 from fedsam.flatness.subject import Subject, Tick, silent
 
 Measure = Callable[..., dict[str, Any]]
@@ -51,9 +54,7 @@ MEASURES: dict[str, Measure] = {
     "clients": clients,
 }
 COMPARISONS: dict[str, Measure] = {"plane": plane, "connectivity": connectivity}
-COHORT = "cohort"  # of clients that train: neither of one model nor of several that are there
 EVERY: dict[str, Measure] = {**MEASURES, **COMPARISONS, COHORT: cohort_spread}
-QUICK = ("fit", "slope", "sharpness", "adaptive-sharpness", "hessian")
 
 
 def take(
@@ -70,26 +71,74 @@ def take(
     options : mapping
         Those of them are used that the measure takes. ``on`` may also be "clients", or
         "clients:N" for N of them, drawn by the seed: then the scalars are means over the clients,
-        each measured on its own images, and ``clients`` holds those of each.
+        each measured on its own images, and ``clients`` holds those of each. Beside a mean of
+        ratios, "a/b", stands the ratio of the means, "a/b of means".
     tick : callable
         Told how much is done, and of how much.
     """
-    function, given = MEASURES[name], chosen(name, options)
-    found = re.fullmatch(r"clients(?::(\d+))?", str(given.get("on", "")))
-    if found is None:
-        return function(subject, **given, **ticking(name, tick))
-    several = sample_of_clients(subject, found[1])
+    function, taken = MEASURES[name], chosen(name, options)
+    over_clients = re.fullmatch(r"clients(?::(\d+))?", str(taken.get("on", "")))
+    if over_clients is None:
+        return function(subject, **taken, **ticking(name, tick))
+    clients = sample_of_clients(subject, over_clients[1])
     results = {}
-    for number, client in enumerate(several):
-        results[client] = function(subject, **given | {"on": f"client:{client}"})
-        tick(number + 1, len(several))
-    each = {str(client): result["scalars"] for client, result in results.items()}
-    first = results[several[0]]
+    for number, client in enumerate(clients):
+        results[client] = function(subject, **taken | {"on": f"client:{client}"})
+        tick(number + 1, len(clients))
+    by_client = {str(client): result["scalars"] for client, result in results.items()}
+    scalars = mean_of_clients(list(by_client.values()))
+    sizes = [1] * len(clients)
     return {
-        "scalars": {key: mean(s[key] for s in each.values()) for key in first["scalars"]},
-        "settings": first["settings"] | {"on": given["on"], "clients": len(several)},
-        "clients": each,
+        "scalars": scalars | ratios_of_means(scalars),
+        "errors": {
+            "clients": errors_of_images(
+                scalars, list(by_client.values()), sizes, len(subject.partition)
+            )
+        },
+        "warnings": unknown_of_clients(list(by_client.values())) + warnings_of_clients(results),
+        "settings": results[clients[0]]["settings"] | {"on": taken["on"], "clients": len(clients)},
+        "clients": by_client,
     }
+
+
+def mean_of_clients(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each scalar over the clients where it is known; NaN if it never is."""
+    means = {}
+    for name in each[0]:
+        known = [scalars[name] for scalars in each if math.isfinite(scalars[name])]
+        means[name] = mean(known) if known else math.nan
+    return means
+
+
+def unknown_of_clients(each: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return in words which scalars are the mean of some clients only."""
+    lines = []
+    for name in each[0]:
+        known = sum(math.isfinite(scalars[name]) for scalars in each)
+        if known < len(each):
+            lines.append(f"{name} is known of {known} of {len(each)} clients")
+    return lines
+
+
+def warnings_of_clients(results: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Return in a line of how many clients there is a warning, and the first of them."""
+    warned = [(client, r["warnings"][0]) for client, r in results.items() if r.get("warnings")]
+    if not warned:
+        return []
+    client, line = warned[0]
+    return [f"a warning of {len(warned)} of {len(results)} clients; of client {client}: {line}"]
+
+
+def ratios_of_means(scalars: Mapping[str, float]) -> dict[str, float]:
+    """Return for each scalar "a/b", a mean of ratios, the ratio of the means of a and b."""
+    ratios = {}
+    for name in scalars:
+        above, slash, below = name.partition("/")
+        if slash:
+            known = scalars[below] > 0
+            ratio = scalars[above] / scalars[below] if known else math.nan
+            ratios[f"{name} of means"] = ratio
+    return ratios
 
 
 def key(name: str, options: Mapping[str, Any]) -> str:

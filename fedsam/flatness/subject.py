@@ -16,7 +16,7 @@ from fedsam.base.vector import Layout
 from fedsam.config.schema import Config, resolve
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.flatness.objective import Objective
+from fedsam.flatness.objective import NormalizedLogits, Objective
 from fedsam.runs import files
 from fedsam.runs.files import MODEL
 from fedsam.simulate.build import new_trainer
@@ -100,7 +100,9 @@ def silent(done: int, of: int) -> None:
     """Tell nobody."""
 
 
-def look(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective:
+def objective_on(
+    subject: Subject, on: str = "train", images: int = IMAGES, *, normalize_logits: bool = False
+) -> Objective:
     """Return the loss over the images that a measure looks at.
 
     Parameters
@@ -111,6 +113,8 @@ def look(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective
         "train", "test", or "client:K" for the images of client K.
     images : int
         At most so many of them, a seeded sample without replacement; 0 for all.
+    normalize_logits : bool
+        The loss of ``NormalizedLogits``.
 
     Raises
     ------
@@ -120,10 +124,14 @@ def look(subject: Subject, on: str = "train", images: int = IMAGES) -> Objective
     which: Literal["train", "test"] = "test" if on == "test" else "train"
     if on in ("train", "test"):
         rows = subject.sample(which, images)
+        population = len(subject.train if on == "train" else subject.test)
     else:
-        rows = _rows_of(subject, on, images)
+        rows, population = _rows_of(subject, on, images)
     objective = subject.objective(which, rows)
+    objective.population = population
     objective.chunk = CHUNK.get(objective.layout.device.type, 1000)
+    if normalize_logits:
+        objective.task = NormalizedLogits(objective.task)
     return objective
 
 
@@ -144,24 +152,30 @@ def batches(objective: Objective, size: int, seed: int) -> list[Objective]:
     return [objective.on(part) for part in rows.split(size or count)]
 
 
-def settings(objective: Objective, on: str) -> dict[str, Any]:
+def objective_settings(objective: Objective, on: str) -> dict[str, Any]:
     """Return what every measure says about what it looked at."""
-    return {"on": on, "images": len(objective), "mode": "eval, no augmentation"}
+    normalized = isinstance(objective.task, NormalizedLogits)
+    return {
+        "on": on,
+        "images": len(objective),
+        "mode": "eval, no augmentation",
+        **({"logits": "normalized"} if normalized else {}),
+    }
 
 
-def _rows_of(subject: Subject, on: str, images: int) -> Tensor:
-    """Return rows of one client's images."""
-    found = re.fullmatch(r"client:(\d+)", on)
-    if found is None:
+def _rows_of(subject: Subject, on: str, images: int) -> tuple[Tensor, int]:
+    """Return rows of one client's images, at most so many, and how many it has."""
+    match = re.fullmatch(r"client:(\d+)", on)
+    if match is None:
         raise UsageError(f"--on {on}: must be train, test, client:K, clients or clients:N")
-    client, clients = int(found[1]), len(subject.partition)
+    client, clients = int(match[1]), len(subject.partition)
     if client >= clients:
         raise UsageError(f"--on {on}: the run has clients 0 to {clients - 1}")
     check_images(images)
     rows = subject.partition[client]
     generator = torch_generator(subject.seed, "measure client", client)
     order = torch.randperm(len(rows), generator=generator)[: images or len(rows)]
-    return rows[order].sort().values
+    return rows[order].sort().values, len(rows)
 
 
 def subject_of_run(
@@ -189,12 +203,12 @@ def subject_of_run(
 
 def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Config, Trainer]:
     """Return a run's config, in full precision, and what its clients need."""
-    given = {"device": device, "data_root": data_root}
-    here = {key: value for key, value in given.items() if value}
+    options = {"device": device, "data_root": data_root}
+    overrides = {key: value for key, value in options.items() if value}
     if not files.is_run(folder):
         raise UsageError(f"{folder}: there is no run: it has no {files.CONFIG}")
     config = resolve({}, folder / files.CONFIG)
-    config = resolve(config.model_dump() | {"precision": "fp32"} | here)
+    config = resolve(config.model_dump() | {"precision": "fp32"} | overrides)
     split = {"partition": str(folder / files.PARTITION), "partition_options": {}}
     trainer, _ = new_trainer(config.model_copy(update=split))
     return config, trainer
@@ -204,7 +218,7 @@ def subjects_of_models(
     models: Sequence[tuple[Path, str]], *, device: str = "", data_root: str = ""
 ) -> list[tuple[str, Subject]]:
     """Return models of runs by name: their methods, and their folders where those are the same."""
-    found = [
+    subjects = [
         (
             name_of(folder, model),
             subject_of_run(folder, model, device=device, data_root=data_root),
@@ -212,10 +226,10 @@ def subjects_of_models(
         )
         for folder, model in models
     ]
-    names = [name for name, _, _ in found]
+    names = [name for name, _, _ in subjects]
     return [
         (name if names.count(name) == 1 else f"{name} ({folder.name})", subject)
-        for name, subject, folder in found
+        for name, subject, folder in subjects
     ]
 
 
@@ -254,6 +268,11 @@ def subject_of_network(
         What the output means; by default classification.
     seed : int
         From which everything random in a measure follows.
+
+    Raises
+    ------
+    UsageError
+        If a client holds no images.
     """
     network = FlatModule(copy.deepcopy(module))
     layout = network.layout
@@ -262,6 +281,8 @@ def subject_of_network(
         return Images(pixels, targets, mean, std, dtype=layout.dtype, device=layout.device)
 
     held = list(clients) or [torch.arange(len(train[1]))]
+    if empty := [client for client, rows in enumerate(held) if not len(rows)]:
+        raise UsageError(f"clients: client {empty[0]} holds no images")
     sizes = torch.tensor([0, *map(len, held)])
     return Subject(
         network,

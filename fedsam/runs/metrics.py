@@ -23,6 +23,7 @@ key                    meaning                                                  
 ``update_norm``        abs(w_new - w)                                               if evaluated
 ``task_accuracy``      in [0, 1], of each task begun so far, a list                 if evaluated, in
                                                                                     lifelong runs
+``unseen_accuracy``    in [0, 1], of each task not begun yet, a list                the same
 =====================  ===========================================================  ================
 
 summary.json is written when a run ends, however it does.
@@ -44,12 +45,14 @@ key                    meaning
 ``split``              how unlike the clients are: ``fedsam.data.partition.heterogeneity``
 ``versions``           of the packages that a result depends on
 ``lifelong``           of a lifelong run: ``accuracy_matrix`` a, where a[k][j] is the accuracy on
-                       task j after task k; ``average_accuracy`` and ``forgetting``, null before the
-                       last task is done
+                       task j after task k; ``average_accuracy``, ``forgetting``,
+                       ``backward_transfer`` and ``forward_transfer``, null before the last task is
+                       done
 =====================  =============================================================================
 
 Average accuracy and forgetting are those of Chaudhry et al., "Riemannian Walk for Incremental
-Learning", ECCV 2018, section 3.
+Learning", ECCV 2018, section 3; backward and forward transfer those of Lopez-Paz and Ranzato,
+"Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (arXiv 1706.08840), section 2.
 """
 
 import math
@@ -73,6 +76,7 @@ CLIENT_NORM = "client_norm"
 CLIENT_DRIFT = "client_drift"
 UPDATE_NORM = "update_norm"
 TASK_ACCURACY = "task_accuracy"
+UNSEEN_ACCURACY = "unseen_accuracy"
 
 FINISHED = "finished"
 ENDED = "ended"
@@ -89,6 +93,9 @@ LIFELONG = "lifelong"
 ACCURACY_MATRIX = "accuracy_matrix"
 AVERAGE_ACCURACY = "average_accuracy"
 FORGETTING = "forgetting"
+BACKWARD_TRANSFER = "backward_transfer"
+FORWARD_TRANSFER = "forward_transfer"
+OF_LIFELONG = (AVERAGE_ACCURACY, FORGETTING, BACKWARD_TRANSFER, FORWARD_TRANSFER)
 
 ACCURACIES = (FINAL_ACCURACY, LAST_ACCURACY, BEST_ACCURACY)
 LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
@@ -197,6 +204,24 @@ def over_clients(accuracies: Sequence[float]) -> dict[str, float]:
     }
 
 
+def backward_transfer(a: Matrix) -> float:
+    """Return the mean, over all tasks but the last, of the final accuracy minus that at its end."""
+    last = len(a) - 1
+    return mean(a[last][j] - a[j][j] for j in range(last))
+
+
+def forward_transfer(lines: Sequence[Line], ends: Sequence[int]) -> float | None:
+    """Return the mean, over all tasks but the first, of the accuracy just before minus that at 0.
+
+    Just before a task is learnt, and before any training; None where a line does not have them.
+    """
+    unseen = {line[ROUND]: list(line[UNSEEN_ACCURACY]) for line in lines if UNSEEN_ACCURACY in line}
+    if any(number not in unseen for number in (0, *ends[:-1])):
+        return None
+    before = unseen[0]  # of the second task and those behind it
+    return mean(unseen[end][0] - before[task] for task, end in enumerate(ends[:-1]))
+
+
 def lifelong_summary(lines: Sequence[Line], ends: Sequence[int]) -> dict[str, Any]:
     """Return what summary.json says of a lifelong run, whose tasks end with these rounds."""
     a = matrix(lines, ends)
@@ -205,6 +230,8 @@ def lifelong_summary(lines: Sequence[Line], ends: Sequence[int]) -> dict[str, An
         ACCURACY_MATRIX: a,
         AVERAGE_ACCURACY: average_accuracy(a) if whole else None,
         FORGETTING: forgetting(a) if whole else None,
+        BACKWARD_TRANSFER: backward_transfer(a) if whole else None,
+        FORWARD_TRANSFER: forward_transfer(lines, ends) if whole else None,
     }
 
 

@@ -80,8 +80,7 @@ class Run:
             raise UsageError(f"{file}: damaged: {error!r}") from error
         lifelong = self.summary.get(metrics.LIFELONG, {})
         scalars[metrics.LIFELONG] = {
-            key.replace("_", " "): lifelong.get(key)
-            for key in (metrics.AVERAGE_ACCURACY, metrics.FORGETTING)
+            key.replace("_", " "): lifelong.get(key) for key in metrics.OF_LIFELONG
         }
         numbers = {measure: _numbers(values) for measure, values in scalars.items()}
         return {measure: values for measure, values in numbers.items() if values}

@@ -319,7 +319,7 @@ class RunLoop:
         return VectorRecord(model.layout, state)
 
     def _measure(self, round: int = 0) -> dict[str, Any]:
-        """Return the metrics of the test set; in a lifelong run, of each task so far as well."""
+        """Return the metrics of the test set; in a lifelong run, of each task as well."""
         config, trainer, state = self.config, self.threads.trainer, self._evaluated().state
         found: dict[str, Any] = {**self.threads.evaluate(state, trainer.test)}
         if not math.isfinite(found[metrics.LOSS]):
@@ -329,9 +329,11 @@ class RunLoop:
             found |= metrics.over_clients([one[metrics.ACCURACY] for one in each])
         if trainer.lifelong is not None:
             begun = trainer.lifelong.at(round) + 1
-            rows = trainer.lifelong.rows_by_task(trainer.test.targets)[:begun]
+            rows = trainer.lifelong.rows_by_task(trainer.test.targets)
             each = [self.threads.evaluate(state, trainer.test, task) for task in rows]
-            found[metrics.TASK_ACCURACY] = [result[metrics.ACCURACY] for result in each]
+            accuracies = [result[metrics.ACCURACY] for result in each]
+            found[metrics.TASK_ACCURACY] = accuracies[:begun]
+            found[metrics.UNSEEN_ACCURACY] = accuracies[begun:]
         return found
 
     def _gather(self) -> Snapshot:

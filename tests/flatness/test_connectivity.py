@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import by_hand, formula, network, pictures
+from worlds import Net, by_hand, formula, network, pictures
 
 from fedsam.base.errors import UsageError
+from fedsam.base.randomness import torch_generator
 from fedsam.flatness.measures.connectivity import barrier, connectivity
 
 
@@ -30,6 +31,7 @@ def test_the_barrier_of_a_tilted_double_well():
     assert pair["test_error_barrier"] == 0.0
 
 
+@settings(deadline=None)  # each models two sets of images: on a busy machine that may take long
 @given(st.lists(st.floats(-10, 10), min_size=4, max_size=4), st.floats(0, 5))
 def test_a_convex_loss_has_no_barrier(ends, curvature):
     f = lambda w: curvature * w.square().sum(-1) - w[..., 0]  # noqa: E731
@@ -77,3 +79,33 @@ def test_what_cannot_be_compared_is_refused():
         connectivity([("a", one), ("b", replace(two, train=pictures(23)))])
     with pytest.raises(UsageError, match=r"^points: "):
         connectivity([("a", one), ("b", two)], points=2)
+
+
+def renewed_by_hand(made, state, count):
+    """Return loss and error with BatchNorm's statistics of the first rows of a keyed order."""
+    order = torch.randperm(24, generator=torch_generator(made.seed, "measure bn"))
+    net = Net().double()
+    net.load_state_dict(made.network.layout.read(state))
+    pixels = made.train.rows(order[:count]).images
+    with torch.no_grad():
+        maps = net.conv(pixels)
+        net.norm.running_mean.copy_(maps.mean((0, 2, 3)))
+        net.norm.running_var.copy_(maps.var((0, 2, 3)))
+    return by_hand(made, made.network.layout.write(net.state_dict()))
+
+
+def test_batchnorm_may_be_computed_anew_at_each_point():
+    one, two = network(0), network(1)
+    found = connectivity([("a", one), ("b", two)], points=3, images=0, update_bn=20)
+    (pair,) = found["pairs"]
+    line = [one.state, (one.state + two.state) / 2, two.state]
+    expected = [renewed_by_hand(one, state, 20)[0] for state in line]
+    assert pair["train_loss"] == pytest.approx(expected, rel=1e-9)
+    kept = connectivity([("a", one), ("b", two)], points=3, images=0)["pairs"][0]
+    assert pair["train_loss"] != pytest.approx(kept["train_loss"], rel=1e-3)
+    assert found["settings"]["update_bn"] == 20
+    plain = network(norm=False)
+    with pytest.raises(UsageError, match="--update-bn 20: the model has no BatchNorm"):
+        connectivity([("a", plain), ("b", plain)], points=3, update_bn=20)
+    with pytest.raises(UsageError, match="--update-bn -1"):
+        connectivity([("a", one), ("b", two)], points=3, update_bn=-1)

@@ -1,5 +1,8 @@
 """Corrupted images: the published files as written by NumPy, and those made here."""
 
+import json
+import math
+
 import little
 import numpy as np
 import pytest
@@ -51,10 +54,10 @@ def test_published_files_are_evaluated_image_by_image(subject, folder):
                 right += int(module((x - 0.4) / 0.3).argmax()) == labels[row]
             assert accuracies[severity] == right / N
     scalars, table = found["scalars"], np.array(list(found["accuracies"].values()))
-    assert scalars["corruption_accuracy"] == pytest.approx(table.mean())
-    assert scalars["corruption_accuracy_severity_4"] == pytest.approx(table[:, 3].mean())
+    assert scalars["partial_corruption_accuracy"] == pytest.approx(table.mean())
+    assert scalars["partial_corruption_accuracy_severity_4"] == pytest.approx(table[:, 3].mean())
     assert scalars["accuracy"] == little.naive_accuracy(module, subject.test)
-    assert "corruption_accuracy_15" not in scalars
+    assert "corruption_accuracy" not in scalars  # that is of all 15
     settings = found["settings"]
     assert settings["source"] == "published files"
     assert not settings["official_count"]
@@ -62,14 +65,72 @@ def test_published_files_are_evaluated_image_by_image(subject, folder):
     assert len(set(table.flatten())) > 2
 
 
-def test_the_mean_over_the_15_leaves_the_others_out(subject, folder):
-    for name in (*BENCHMARK, "speckle_noise"):
+@pytest.fixture
+def whole(folder):
+    """All 15 of the benchmark, one of the 4 others, and a file that is neither."""
+    for name in (*BENCHMARK, "speckle_noise", "sunflare"):
         pixels = np.random.default_rng(len(name)).integers(0, 256, (5 * N, 8, 8, 3), np.uint8)
         np.save(folder / f"{name}.npy", pixels)
+    return folder
+
+
+def test_the_headline_is_of_the_15_whatever_lies_in_the_folder(subject, whole):
+    found = corruptions(subject, folder=str(whole))
+    scalars, accuracies = found["scalars"], found["accuracies"]
+    mean = np.mean([accuracies[name] for name in BENCHMARK])
+    assert scalars["corruption_accuracy"] == pytest.approx(mean)
+    worst = np.mean([accuracies[name][4] for name in BENCHMARK])
+    assert scalars["corruption_accuracy_severity_5"] == pytest.approx(worst)
+    extra = np.mean(accuracies["speckle_noise"])
+    assert scalars["extra_corruption_accuracy"] == pytest.approx(extra)
+    assert extra != pytest.approx(mean)
+    assert set(accuracies) == {*BENCHMARK, "speckle_noise"}
+    settings = found["settings"]
+    assert settings["unknown_files"] == ["sunflare"]
+    assert settings["missing"] == ["gaussian_blur", "spatter", "saturate"]
+
+
+def test_the_clean_accuracy_is_on_the_same_images(subject, folder):
+    module, few = little.module_of(subject), 7
+    save(folder, "labels", np.tile(subject.test.targets.numpy()[:few], 5))
+    for name in ("snow", "gaussian_noise", "fog"):
+        save(folder, name, np.zeros((5 * few, 8, 8, 3), "u1"))
     found = corruptions(subject, folder=str(folder))
-    rows = [np.mean(found["accuracies"][name]) for name in BENCHMARK]
-    assert found["scalars"]["corruption_accuracy_15"] == pytest.approx(np.mean(rows))
-    assert found["settings"]["missing"] == ["gaussian_blur", "spatter", "saturate"]
+    assert found["scalars"]["accuracy"] == little.naive_accuracy(module, subject.test, range(few))
+    assert found["scalars"]["accuracy"] != little.naive_accuracy(module, subject.test)
+    assert found["errors"]["images"]["accuracy"] > 0  # 7 of 12
+    save(folder, "labels", np.tile(subject.test.targets.numpy()[1 : few + 1], 5))
+    other = corruptions(subject, folder=str(folder))
+    assert math.isnan(other["scalars"]["accuracy"])  # nobody says which images these are
+
+
+def test_mce_is_in_units_of_the_baselines_errors(subject, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsam.flatness.measures.corruptions.name_of", lambda *_: "fedavg")
+    found = corruptions(subject, folder=str(whole))
+    base = tmp_path / "base"
+    base.mkdir()
+
+    def measured(result):
+        (base / "flatness.json").write_text(json.dumps({"model": {"corruptions": result}}))
+
+    measured(found)
+    same = corruptions(subject, folder=str(whole), baseline=str(base))
+    assert same["scalars"]["mce"] == pytest.approx(1)
+    assert same["settings"]["baseline"] == f"fedavg in {base}"
+    times = dict(zip(BENCHMARK, np.linspace(0.5, 2, 15), strict=True))
+    other = {
+        name: [1 - (1 - a) * times.get(name, 9) for a in row]
+        for name, row in found["accuracies"].items()
+    }
+    measured(found | {"accuracies": other})
+    mce = corruptions(subject, folder=str(whole), baseline=str(base))["scalars"]["mce"]
+    assert mce == pytest.approx(np.mean([1 / factor for factor in times.values()]))
+    measured(found | {"settings": found["settings"] | {"images": 3}})
+    with pytest.raises(UsageError, match=r"--baseline .*: its corruptions have images 3, not 12"):
+        corruptions(subject, folder=str(whole), baseline=str(base))
+    (base / "flatness.json").unlink()
+    with pytest.raises(UsageError, match=r"--baseline .*: measure its corruptions first"):
+        corruptions(subject, folder=str(whole), baseline=str(base))
 
 
 def save(folder, name, array):
@@ -346,8 +407,10 @@ def test_made_accuracies_are_those_of_the_made_images_and_say_so():
     assert found["settings"]["source"] == "made here, not CIFAR-10-C"
     assert found["settings"]["missing"] == ["motion_blur", "snow", "frost", "spatter"]
     names = set(found["scalars"]) - {"accuracy"}
-    assert all(name.startswith("made_corruption_accuracy") for name in names)
-    assert "made_corruption_accuracy_15" not in names
+    assert all(name.startswith("made_") for name in names)
+    of_the_15 = [found["accuracies"][name] for name in BENCHMARK if name in MADE]
+    assert len(of_the_15) == 12
+    assert found["scalars"]["made_corruption_accuracy"] == pytest.approx(np.mean(of_the_15))
 
 
 def test_nothing_is_made_of_other_sizes_than_the_parameters_are_for(subject):

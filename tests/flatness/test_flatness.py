@@ -1,10 +1,12 @@
 """The command: real runs, real files, what it writes, what it refuses; models kept along a run."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from statistics import stdev
 
 import pytest
 import torch
@@ -14,9 +16,17 @@ from safetensors.torch import load_file
 from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted
 from fedsam.data.partition import Partition
-from fedsam.flatness.__main__ import main
+from fedsam.flatness.__main__ import main, with_errors
 from fedsam.flatness.measures.cohort_spread import cohort_of_run
-from fedsam.flatness.registry import MEASURES, options_of, take
+from fedsam.flatness.registry import (
+    MEASURES,
+    mean_of_clients,
+    options_of,
+    ratios_of_means,
+    take,
+    unknown_of_clients,
+    warnings_of_clients,
+)
 from fedsam.flatness.subject import subject_of_run
 from fedsam.runs.files import models_by_round, models_of
 from fedsam.simulate.resume import resumed
@@ -132,6 +142,38 @@ def test_the_mean_over_clients_is_the_mean_of_each(finished):
     assert len(take(subject, "slope", {"on": "clients:3"})["clients"]) == 3
 
 
+def test_beside_a_mean_of_ratios_stands_the_ratio_of_means():
+    scalars = {"a": 6.0, "b": 2.0, "a/b": 26.5, "c": math.nan}
+    assert ratios_of_means(scalars) == {"a/b of means": 3.0}
+    each = [{"a/b": 1.0}, {"a/b": math.nan}, {"a/b": 4.0}]
+    assert mean_of_clients(each) == {"a/b": 2.5}
+    assert unknown_of_clients(each) == ["a/b is known of 2 of 3 clients"]
+    results = {3: {"warnings": []}, 5: {"warnings": ["late", "x"]}, 7: {"warnings": ["early"]}}
+    said = "a warning of 2 of 3 clients; of client 5: late"
+    assert warnings_of_clients(results) == [said]
+    assert warnings_of_clients({3: {}}) == []
+
+
+def test_a_sample_of_the_clients_has_its_error(finished):
+    subject = subject_of_run(finished)
+    some = take(subject, "slope", {"on": "clients:5", "images": 0})
+    values = [one["loss"] for one in some["clients"].values()]
+    expected = stdev(values) / math.sqrt(5) * math.sqrt(1 - 5 / 20)
+    assert some["errors"]["clients"]["loss"] == pytest.approx(expected)
+    every = take(subject, "slope", {"on": "clients", "images": 0})
+    assert every["errors"]["clients"]["loss"] == 0
+
+
+def test_errors_stand_beside_their_numbers():
+    result = {
+        "scalars": {"a": 9.25123, "b": math.nan, "c": 0.5},
+        "errors": {"images": {"a": 1.234, "c": 0.0}, "residual": {"a": 0.0001, "b": None}},
+    }
+    assert with_errors(result, "a") == "9.2512 ± 1.2 (images) ± 0.0001 (residual)"
+    assert with_errors(result, "b") == "none"
+    assert with_errors(result, "c") == "0.5"
+
+
 def test_a_plane_of_three_models_of_two_runs_and_the_lines_between_them(finished, tmp_path):
     other = run(quick_config(tmp_path / "other", rounds=2, algorithm="fedasam")).folder
     small = ["--images", "32", "--points", "3", "--model", "model"]
@@ -169,11 +211,18 @@ def test_the_clients_of_the_next_round_are_those_that_a_longer_run_trains(traine
 def test_every_measure_keeps_the_contract(trained, name):
     subject = subject_of_run(trained)
     before = subject.state.clone()
-    few = {"images": 16, "batch": 8, "steps": 2, "probes": 2, "eigenvalues": 2}
+    few = {"images": 16, "batch": 8, "steps": 4, "probes": 2, "eigenvalues": 2}
     few |= {"points": 3, "directions": 2, "draws": 2}
     first, second = take(subject, name, few), take(subject, name, few)
     assert first == second == json.loads(json.dumps(first))
     assert all(isinstance(value, int | float) for value in first["scalars"].values())
+    for by_scalar in first.get("errors", {}).values():
+        assert set(by_scalar) <= set(first["scalars"])
+        assert all(error >= 0 for error in by_scalar.values())
+    if "images" in options_of(name):  # 16 of many: all that is of the images has their error
+        of_images = first["errors"]["images"]
+        assert len(of_images) >= len(first["scalars"]) / 2
+        assert any(error > 0 for error in of_images.values())
     if "images" in options_of(name):
         assert first["settings"]["images"] in (16, {"train": 16, "test": 16})
     assert torch.equal(subject.state, before)

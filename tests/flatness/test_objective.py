@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian
 
+from fedsam.base.errors import UsageError
 from fedsam.data.images import Images
 from fedsam.flatness.objective import Objective
+from fedsam.flatness.subject import subject_of_network
 from fedsam.tasks.classification import Classification
 from fedsam.training.flat_module import FlatModule
 
@@ -82,3 +84,10 @@ def test_metrics_are_of_the_rows_that_count(objective):
     assert some.metrics(some.w)["accuracy"] == expected
     assert some.metrics(some.w)["loss"] == pytest.approx(some.loss(some.w).item(), rel=1e-12)
     assert len(some) == 4
+
+
+def test_a_client_without_images_is_refused():
+    pixels, labels = torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    clients = [torch.arange(4), torch.arange(0)]
+    with pytest.raises(UsageError, match="clients: client 1 holds no images"):
+        subject_of_network(Net(), (pixels, labels), mean=(0.4,), std=(0.3,), clients=clients)

@@ -65,7 +65,7 @@ def test_only_the_weights_of_layers_change_and_the_accuracy_is_theirs():
                 layer.weight.data = quantised(layer.weight.data, bits, by_channel=by_channel)
             expected = little.naive_accuracy(module, subject.test)
             assert found["scalars"][f"accuracy_int{bits}_{scales}"] == expected
-    errors = found["errors"]
+    errors = found["rounding"]
     assert errors["int3_channel"] < errors["int3_tensor"] < errors["int2_tensor"]
 
 

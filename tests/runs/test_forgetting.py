@@ -2,7 +2,16 @@
 
 import pytest
 
-from fedsam.runs.metrics import average_accuracy, forgetting, lifelong_summary, matrix, summary_of
+from fedsam.runs.metrics import (
+    OF_LIFELONG,
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    lifelong_summary,
+    matrix,
+    summary_of,
+)
 
 A = [[0.9], [0.5, 0.8], [0.6, 0.9, 0.7]]
 
@@ -12,6 +21,20 @@ def test_by_hand():
     # task 1 was best at first, task 2 is better than ever: it has forgotten less than nothing
     assert forgetting(A) == pytest.approx((0.9 - 0.6 + 0.8 - 0.9) / 2)
     assert forgetting([[0.5], [0.6, 1.0], [0.4, 1.0, 1.0]]) == pytest.approx(0.1)
+
+
+def test_transfer_by_hand():
+    assert backward_transfer(A) == pytest.approx((0.6 - 0.9 + 0.9 - 0.8) / 2)
+    lines = [
+        {"round": 0, "unseen_accuracy": [0.1, 0.2]},
+        {"round": 1, "unseen_accuracy": [0.9, 0.9]},  # in the middle of the first task
+        {"round": 2, "unseen_accuracy": [0.4, 0.3]},
+        {"round": 4, "unseen_accuracy": [0.25]},
+        {"round": 6, "unseen_accuracy": []},
+    ]
+    # the second task was met at 0.4, the third at 0.25
+    assert forward_transfer(lines, (2, 4, 6)) == pytest.approx((0.4 - 0.1 + 0.25 - 0.2) / 2)
+    assert forward_transfer(lines[1:], (2, 4, 6)) is None  # a run of before
 
 
 def test_the_matrix_is_read_at_the_ends_of_the_tasks():
@@ -24,7 +47,7 @@ def test_the_matrix_is_read_at_the_ends_of_the_tasks():
     ]
     assert matrix(lines, (2, 4, 6)) == A[:2]
     summary = lifelong_summary(lines, (2, 4, 6))
-    assert summary == {"accuracy_matrix": A[:2], "average_accuracy": None, "forgetting": None}
+    assert summary == {"accuracy_matrix": A[:2]} | dict.fromkeys(OF_LIFELONG)
     lines.append({"round": 6, "task_accuracy": A[2]})
     assert lifelong_summary(lines, (2, 4, 6))["forgetting"] == pytest.approx(0.1)
 

@@ -88,6 +88,12 @@ def test_the_files_hold_accuracy_by_task(quick):
     assert found["average_accuracy"] == pytest.approx(sum(a[4]) / 5)
     best = [max(a[k][j] for k in range(j, 4)) for j in range(4)]
     assert found["forgetting"] == pytest.approx(sum(b - a[4][j] for j, b in enumerate(best)) / 4)
+    back = sum(a[4][j] - a[j][j] for j in range(4)) / 4
+    assert found["backward_transfer"] == pytest.approx(back)
+    unseen = {number: line.get("unseen_accuracy") for number, line in lines.items()}
+    assert [len(unseen[number]) for number in (0, 2, 4, 6, 8, 10)] == [4, 4, 3, 2, 1, 0]
+    forth = sum(unseen[end][0] - unseen[0][j] for j, end in enumerate((2, 4, 6, 8))) / 4
+    assert found["forward_transfer"] == pytest.approx(forth)
     trainer, _ = new_trainer(resolve({}, outcome.folder / "config.yaml"))
     sizes = [len(rows) for rows in trainer.lifelong.rows_by_task(trainer.test.targets)]
     whole = sum(n * accuracy for n, accuracy in zip(sizes, a[4], strict=True)) / sum(sizes)

@@ -58,11 +58,9 @@ def draw_sharpness(result: Result) -> Any:
     """Return the loss's rise over the steps of the ascent, the mean over the batches."""
     figure, axes = _axes()
     rises = [0.0, *result["by_step"]]
-    axes.plot(range(len(rises)), rises, color="C0", marker="o", label="ascent")
-    axes.axhline(
-        result["scalars"]["worst"], color="C3", linestyle=":", label="best step of each batch"
-    )
-    axes.set(xlabel="step", ylabel="rise of the loss (nats)", title=_title(result))
+    axes.plot(range(len(rises)), rises, color="C0", marker="o", label="ascent, best so far")
+    axes.axhline(result["scalars"]["one_step"], color="C3", linestyle=":", label="SAM's one step")
+    axes.set(xlabel="step", ylabel="highest rise of the loss (nats)", title=_title(result))
     axes.legend(frameon=False)
     return figure
 
@@ -72,10 +70,12 @@ def draw_along(results: Mapping[str, Mapping[str, Result]], name: str) -> Any:
     from matplotlib.figure import Figure
 
     by_round = {round_of(model): measures[name] for model, measures in results.items()}
-    keys = [key for key in next(iter(by_round.values()))["scalars"] if not key.endswith("_error")]
+    keys = list(next(iter(by_round.values()))["scalars"])
     figure = Figure(figsize=(4 * len(keys), 3.3), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        axes.plot(list(by_round), [r["scalars"][key] for r in by_round.values()], marker="o", ms=3)
+        values = _numbers([result["scalars"][key] for result in by_round.values()])
+        errors = _numbers([_error(result, key) for result in by_round.values()])
+        axes.errorbar(list(by_round), values, errors, marker="o", ms=3, capsize=2)
         axes.set(xlabel="round", title=f"{name}: {key}")
         _plain(axes)
     return figure
@@ -124,6 +124,16 @@ def draw_all(
             figure.savefig(path, dpi=130)
         written.append(picture)
     return written
+
+
+def _error(result: Result, scalar: str) -> float:
+    """Return the root of the sum of the squares of a scalar's errors, where they are known."""
+    by_cause = (errors.get(scalar) for errors in result.get("errors", {}).values())
+    return math.hypot(*(error for error in by_cause if error is not None and error >= 0))
+
+
+def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array(values, dtype=np.float64)  # None, where JSON had no number, is NaN
 
 
 def _axes() -> tuple[Any, Any]:

@@ -1,17 +1,20 @@
 """What the measures of robustness found, as matplotlib figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
+
+from fedsam.runs.metrics import ACCURACY, LOSS
 
 Result = Mapping[str, Any]
 
 
 def draw_corruptions(result: Result) -> Any:
     """Return the accuracy on each corruption at each severity, as a table of colours."""
-    found = result["accuracies"]
-    figure, (axes,) = _figure((5.4, 1.4 + 0.29 * len(found)))
-    values = [[100 * value for value in row] for row in found.values()]
+    by_corruption = result["accuracies"]
+    figure, (axes,) = _figure((5.4, 1.4 + 0.29 * len(by_corruption)))
+    values = [[100 * value for value in row] for row in by_corruption.values()]
     picture = axes.imshow(values, cmap="viridis", aspect="auto")
     middle = (picture.norm.vmin + picture.norm.vmax) / 2
     for row, line in enumerate(values):
@@ -20,13 +23,14 @@ def draw_corruptions(result: Result) -> Any:
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color)
     severities = [str(severity) for severity in range(1, len(values[0]) + 1)]
     axes.set_xticks(range(len(severities)), severities)
-    axes.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
+    axes.set_yticks(range(len(by_corruption)), [name.replace("_", " ") for name in by_corruption])
     axes.set(xlabel="severity")
     scalars = result["scalars"]
-    (average,) = [value for name, value in scalars.items() if name.endswith("corruption_accuracy")]
+    means = [name for name in scalars if name.endswith("corruption_accuracy")]
+    words = [f"{name.replace('_', ' ')} {_percent(scalars[name])}" for name in means]
     axes.set_title(
         f"Accuracy (%), {result['settings']['source']}\n"
-        f"mean {100 * average:.1f}, clean {100 * scalars['accuracy']:.1f}",
+        f"{', '.join(words)}; clean {_percent(scalars[ACCURACY])}",
         fontsize="medium",
     )
     figure.colorbar(picture, label="accuracy (%)")
@@ -35,11 +39,11 @@ def draw_corruptions(result: Result) -> Any:
 
 def draw_weight_noise(result: Result) -> Any:
     """Return the accuracy against the noise on the weights, a deviation over draws around it."""
-    found = result["accuracies"]
-    sigmas = [0.0, *map(float, found)]
-    clean = 100 * result["scalars"]["accuracy"]
-    middles = [clean, *(100 * mean(values) for values in found.values())]
-    spreads = [0.0, *(100 * stdev(values) for values in found.values())]
+    by_sigma = result["accuracies"]
+    sigmas = [0.0, *map(float, by_sigma)]
+    clean = 100 * result["scalars"][ACCURACY]
+    middles = [clean, *(100 * mean(values) for values in by_sigma.values())]
+    spreads = [0.0, *(100 * stdev(values) for values in by_sigma.values())]
     figure, (axes,) = _figure()
     axes.errorbar(sigmas, middles, spreads, marker="o", capsize=3)
     draws = result["settings"]["draws"]
@@ -57,11 +61,11 @@ def draw_quantisation(result: Result) -> Any:
     scalars, bits = result["scalars"], result["settings"]["bits"]
     figure, (axes,) = _figure()
     for place, scales in enumerate(("tensor", "channel")):
-        heights = [100 * scalars[f"accuracy_int{number}_{scales}"] for number in bits]
+        heights = [100 * scalars[f"{ACCURACY}_int{number}_{scales}"] for number in bits]
         places = [at + 0.4 * (place - 0.5) for at in range(len(bits))]
         bars = axes.bar(places, heights, 0.38, label=f"a scale for each {scales}")
         axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
-    clean = 100 * scalars["accuracy"]
+    clean = 100 * scalars[ACCURACY]
     axes.axhline(clean, color="black", linewidth=1, linestyle="--", label="as trained")
     axes.set_xticks(range(len(bits)), [f"int{number}" for number in bits])
     axes.set(ylabel="accuracy (%)", title="Quantised weights")
@@ -71,15 +75,15 @@ def draw_quantisation(result: Result) -> Any:
 
 def draw_adversarial(result: Result) -> Any:
     """Return the accuracy against the radius of the attack: a panel for each norm."""
-    found, clean = result["accuracies"], 100 * result["scalars"]["accuracy"]
+    by_attack, clean = result["accuracies"], 100 * result["scalars"][ACCURACY]
     panels = {"l_inf": ("fgsm", "pgd_linf"), "l_2": ("pgd_l2",)}
     figure, places = _figure((8.4, 3.5), columns=len(panels))
     steps = result["settings"]["steps"]
     labels = {"fgsm": "FGSM", "pgd_linf": f"PGD-{steps}", "pgd_l2": f"PGD-{steps}"}
     for axes, (norm, attacks) in zip(places, panels.items(), strict=True):
         for attack in attacks:
-            radii = [0.0, *map(float, found[attack])]
-            values = [clean, *(100 * value for value in found[attack].values())]
+            radii = [0.0, *map(float, by_attack[attack])]
+            values = [clean, *(100 * value for value in by_attack[attack].values())]
             axes.plot(radii, values, marker="o", label=labels[attack])
         axes.set(xlabel="radius (255ths of the pixel range)", title=norm)
         axes.set_ylim(0, 1.1 * max(clean, 1))
@@ -93,7 +97,7 @@ def draw_clients(result: Result) -> Any:
     quantiles, scalars = result["quantiles"], result["scalars"]
     figure, places = _figure((8.4, 3.6), columns=2)
     share = range(101)
-    units = {"accuracy": ("accuracy (%)", 100), "loss": ("loss (nats)", 1)}
+    units = {ACCURACY: ("accuracy (%)", 100), LOSS: ("loss (nats)", 1)}
     for axes, (metric, (label, factor)) in zip(places, units.items(), strict=True):
         for number, (name, title) in enumerate(
             {"train": "own training images", "local_test": "local test set"}.items()
@@ -109,6 +113,11 @@ def draw_clients(result: Result) -> Any:
     count = result["settings"]["clients"]
     figure.suptitle(f"{count:,} clients; dotted: mean of the worst 10 %", fontsize="medium")
     return figure
+
+
+def _percent(value: float | None) -> str:
+    """Return a share as a percentage; null in the file is what is not known."""
+    return "unknown" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _figure(size: tuple[float, float] = (5.2, 3.7), columns: int = 1) -> tuple[Any, Sequence[Any]]:

@@ -10,8 +10,10 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Batch
-from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.measures.evaluation import Accuracies, Sample
+from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
+from fedsam.runs.metrics import ACCURACY
 from fedsam.training.attack import Attack, drawn_in_ball
 from fedsam.training.evaluation import statistics
 
@@ -58,40 +60,44 @@ def adversarial(
         "pgd_linf": (lambda eps: Attack(eps, STEP * eps / steps, steps), linf),
         "pgd_l2": (lambda eps: Attack(eps, STEP * eps / steps, steps, "l2"), l2),
     }
-    rows = subject.sample("test", images)
-    clean = accuracy_in(subject.objective("test", rows).metrics(subject.w))
-    accuracies = {
+    test = Sample.of(subject, images)
+    by_attack = {
         name: {
-            f"{eps:g}": accuracy_under(subject, attack(eps), rows, random_start=name != "fgsm")
+            f"{eps:g}": accuracies_under(subject, attack(eps), test, random_start=name != "fgsm")
             for eps in radii
         }
         for name, (attack, radii) in attacks.items()
     }
-    flat = {
-        f"accuracy_{name}_{eps}": value
-        for name, by_eps in accuracies.items()
-        for eps, value in by_eps.items()
+    named = {
+        f"{ACCURACY}_{name}_{eps}": values
+        for name, by_eps in by_attack.items()
+        for eps, values in by_eps.items()
     }
-    settings = {
-        "eps": "radius in 255ths of the pixel range, after which pixels are clipped to [0, 255]",
-        "steps": steps,
-        "step": f"{STEP:g} eps / steps",
-        "start": "fgsm: the image; pgd: uniform in the ball",
-        "images": len(rows),
-        "seed": subject.seed,
+    result = test.result(
+        {ACCURACY: test.accuracies_at(subject.w), **named},
+        eps="radius in 255ths of the pixel range, after which pixels are clipped to [0, 255]",
+        steps=steps,
+        step=f"{STEP:g} eps / steps",
+        start="fgsm: the image; pgd: uniform in the ball",
+    )
+    accuracies = {
+        name: {eps: float(values[0]) for eps, values in by_eps.items()}
+        for name, by_eps in by_attack.items()
     }
-    return {"scalars": {"accuracy": clean, **flat}, "settings": settings, "accuracies": accuracies}
+    return {**result, "accuracies": accuracies}
 
 
-def accuracy_under(subject: Subject, attack: Attack, rows: Tensor, *, random_start: bool) -> float:
-    """Return the accuracy over some test images, each attacked first."""
-    network, task, test = subject.network, subject.task, subject.test
+def accuracies_under(
+    subject: Subject, attack: Attack, test: Sample, *, random_start: bool
+) -> Accuracies:
+    """Return the accuracy on test images, each attacked first, of all and of each part."""
+    network, task, images = subject.network, subject.task, subject.test
     network.load(subject.state)
     network.module.eval()
     generator = torch_generator(subject.seed, "attack")
 
     def attacked(chunk: Tensor) -> Batch:
-        batch = test.rows(chunk)
+        batch = images.rows(chunk)
         begin = torch.zeros_like(batch.images)
         if random_start:
             shape = tuple(batch.images.shape)
@@ -102,5 +108,9 @@ def accuracy_under(subject: Subject, attack: Attack, rows: Tensor, *, random_sta
 
         return replace(batch, images=attack.worst(batch.images, loss, begin, batch.pixels))
 
-    batches = map(attacked, rows.to(test.targets.device).split(CHUNK))
-    return accuracy_in(task.metrics(statistics(network, task, batches)))
+    def statistics_on(rows: Tensor) -> Tensor:
+        batches = map(attacked, rows.to(images.targets.device).split(CHUNK))
+        with full_precision(network.layout.device):
+            return statistics(network, task, batches)
+
+    return test.accuracies(statistics_on)

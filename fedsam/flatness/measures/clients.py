@@ -12,7 +12,9 @@ from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
 from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
+from fedsam.runs.metrics import ACCURACY, LOSS
 
 CHUNK = 500  # images at a time
 WORST = 0.1  # share of the clients
@@ -47,13 +49,13 @@ def clients(subject: Subject) -> dict[str, Any]:
     scalars: dict[str, float] = {}
     quantiles, values = {}, {}
     for name, images, split in (("train", subject.train, own), ("local_test", subject.test, local)):
-        for metric, found in by_client(subject, images, split).items():
+        for metric, of_clients in by_client(subject, images, split).items():
             scalars |= {
                 f"{name}_{metric}_{key}": value
-                for key, value in spread(found, split.sizes.numpy(), metric == "loss").items()
+                for key, value in spread(of_clients, split.sizes.numpy(), metric == LOSS).items()
             }
-            quantiles[f"{name}_{metric}"] = np.quantile(found, np.linspace(0, 1, 101)).tolist()
-            values[f"{name}_{metric}"] = found.tolist() if len(own) <= LISTED else []
+            quantiles[f"{name}_{metric}"] = np.quantile(of_clients, np.linspace(0, 1, 101)).tolist()
+            values[f"{name}_{metric}"] = of_clients.tolist() if len(own) <= LISTED else []
     settings = {
         "clients": len(own),
         "worst": f"{WORST:.0%} of the clients, rounded up",
@@ -72,7 +74,7 @@ def by_client(subject: Subject, images: Images, split: Partition) -> dict[str, N
     totals = each.new_zeros(len(split), each.shape[1]).index_add_(0, owner, each[split.indices])
     rows = [subject.task.metrics(total) for total in totals]
     accuracy = np.array([accuracy_in(row) for row in rows])
-    return {"accuracy": accuracy, "loss": np.array([row["loss"] for row in rows])}
+    return {ACCURACY: accuracy, LOSS: np.array([row[LOSS] for row in rows])}
 
 
 @torch.no_grad()
@@ -85,11 +87,12 @@ def statistics_of_each(subject: Subject, images: Images, needed: Tensor) -> Tens
     subject.network.module.eval()
     once = needed.unique()
     parts = []
-    for rows in once.to(images.targets.device).split(CHUNK):
-        batch = images.rows(rows)
-        output = subject.network.forward(batch.images)
-        each = torch.vmap(subject.task.statistics)(output[:, None], batch.targets[:, None])
-        parts.append(each.double().cpu())
+    with full_precision(subject.network.layout.device):
+        for rows in once.to(images.targets.device).split(CHUNK):
+            batch = images.rows(rows)
+            output = subject.network.forward(batch.images)
+            each = torch.vmap(subject.task.statistics)(output[:, None], batch.targets[:, None])
+            parts.append(each.double().cpu())
     known = torch.cat(parts)
     return known.new_zeros(len(images), known.shape[1]).index_copy_(0, once, known)
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +17,11 @@ from fedsam.flatness.measures.landscape import (
     cosine,
     distance,
     evaluate,
+    folded,
     samples,
     settings_of,
 )
+from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import (
     Subject,
     Tick,
@@ -92,16 +96,22 @@ def train_cohort(
     """
     network = trainer.new_network()
     ended = []
-    for done, client in enumerate(clients, 1):
-        ended.append(trainer.train_client(network, ClientJob(client, state, round, lr)))
-        tick(done, len(clients))
+    with full_precision(network.layout.device):
+        for done, client in enumerate(clients, 1):
+            ended.append(trainer.train_client(network, ClientJob(client, state, round, lr)))
+            tick(done, len(clients))
     states = [done.state for done in ended]
     average = weighted_mean(states, [done.examples for done in ended])
     return TrainedCohort(Subject.of(trainer, state), list(clients), states, average)
 
 
 def cohort_spread(
-    cohort: TrainedCohort, *, points: int = 11, images: int = 1000, tick: Tick = silent
+    cohort: TrainedCohort,
+    *,
+    points: int = 11,
+    images: int = 1000,
+    update_bn: int = 0,
+    tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return how far a round's clients walk apart, and what lies between them and their average.
 
@@ -113,6 +123,9 @@ def cohort_spread(
         Of each line from a client's model to the average, with its ends.
     images : int
         Of each set, at most; 0: all.
+    update_bn : int
+        Training images on which BatchNorm's statistics are computed anew at each point of the
+        lines; 0: they lie on the line.
     tick : callable
         Is told how many models have been evaluated.
 
@@ -145,33 +158,36 @@ def cohort_spread(
             for s in t:
                 yield combined((state, cohort.average), (1 - s, s), trainable)
 
-    found = evaluate(subject, between(), total, rows, tick)
+    curves = evaluate(subject, between(), total, rows, tick, update_bn=update_bn)
     own = []
     for number, (state, images_of) in enumerate(zip(states, owned, strict=True)):
         for which, model in enumerate((subject.state, state)):
             objective = subject.with_state(model).objective("train", images_of)
             own.append(float(objective.loss(objective.w)))
             tick(lines + 2 * number + which + 1, total)
+    of_clients = {name: folded(values, points) for name, values in curves.whole.items()}
     table: list[dict[str, Any]] = []
     for number, client in enumerate(clients):
-        mine = slice(number * points, (number + 1) * points)
         row: dict[str, Any] = {"client": client, "images": len(owned[number])}
         row |= {"own_loss_before": own[2 * number], "own_loss_after": own[2 * number + 1]}
-        for name, values in found.items():
-            row |= {name: values[mine][0], f"{name}_barrier": barrier(t, values[mine])}
+        for name, each in of_clients.items():
+            row |= {name: each[number][0], f"{name}_barrier": barrier(t, each[number])}
         table.append(row)
     ends = [state[:trainable] for state in states]
     distances = [[distance(a, b) for b in ends] for a in ends]
     updates = [end - subject.w for end in ends]
     cosines = [[cosine(a, b) for b in updates] for a in updates]
+    summary = curves.summarised(partial(worth, t))
+    summary["scalars"] = {
+        **drift(subject.w, ends, cohort.average[:trainable]),
+        **summed_up(distances, cosines),
+        "own_loss_before": mean(own[::2]),
+        "own_loss_after": mean(own[1::2]),
+        **summary["scalars"],
+    }
     return {
-        "scalars": {
-            **drift(subject.w, ends, cohort.average[:trainable]),
-            **summed_up(distances, cosines),
-            **{name: mean_of(table, name) for name in ("own_loss_before", "own_loss_after")},
-            **worth(found, table, points),
-        },
-        "settings": settings_of(subject, rows, points=points),
+        **summary,
+        "settings": settings_of(subject, rows, points=points, update_bn=update_bn),
         "clients": table,
         "distances": distances,
         "cosines": cosines,
@@ -192,24 +208,21 @@ def summed_up(distances: list[list[float]], cosines: list[list[float]]) -> dict[
     }
 
 
-def worth(
-    found: dict[str, list[float]], table: list[dict[str, Any]], points: int
-) -> dict[str, float]:
-    """Return for each metric the average's, its own less the clients' mean, and the barrier."""
+def worth(t: Sequence[float], values_by_name: dict[str, list[float]]) -> dict[str, float]:
+    """Return for each metric the average's, its own less the clients' mean, and the barrier.
+
+    The values are those of a line a client, from its model to the average.
+    """
     scalars: dict[str, float] = {}
-    for name, values in found.items():
-        of_average = values[points - 1]  # every line ends there
+    for name, values in values_by_name.items():
+        lines = folded(values, len(t))
+        of_average = lines[0][-1]
         scalars |= {
             name: of_average,
-            f"{name}_gap": of_average - mean_of(table, name),
-            f"{name}_barrier": mean_of(table, f"{name}_barrier"),
+            f"{name}_gap": of_average - mean(line[0] for line in lines),
+            f"{name}_barrier": mean(barrier(t, line) for line in lines),
         }
     return scalars
-
-
-def mean_of(table: list[dict[str, Any]], name: str) -> float:
-    """Return the mean of a column."""
-    return sum(row[name] for row in table) / len(table)
 
 
 def cohort_of_run(

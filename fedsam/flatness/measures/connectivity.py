@@ -6,10 +6,11 @@ The barrier is that of Entezari et al. (ICLR 2022),
 
 which is >= 0, as the ends count. Frankle et al. (ICML 2020) subtract the mean of L(w_0) and L(w_1):
 the same where the two models are equally good. Units are not permuted: the models should come from
-one initialisation. BatchNorm statistics lie on the line, too.
+one initialisation. BatchNorm statistics lie on the line, too, unless they are computed anew there.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedsam.flatness.measures.landscape import (
     combined,
     distance,
     evaluate,
+    folded,
     samples,
     settings_of,
 )
@@ -44,6 +46,7 @@ def connectivity(
     *,
     points: int = 11,
     images: int = 1000,
+    update_bn: int = 0,
     tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error between every two of some models.
@@ -56,6 +59,9 @@ def connectivity(
         Of each line, with its ends.
     images : int
         Of each set, at most; 0: all.
+    update_bn : int
+        Training images on which BatchNorm's statistics are computed anew at each point; 0: they lie
+        on the line.
     tick : callable
         Is told how many points are done.
 
@@ -80,16 +86,24 @@ def connectivity(
         for (_, one), (_, two) in couples
         for s in t
     )
-    found = evaluate(subject, states, len(couples) * points, rows, tick)
+    total = len(couples) * points
+    curves = evaluate(subject, states, total, rows, tick, update_bn=update_bn)
+    lines = {name: folded(values, points) for name, values in curves.whole.items()}
     pairs: list[dict[str, Any]] = []
     for number, ((a, one), (b, two)) in enumerate(couples):
-        mine = slice(number * points, (number + 1) * points)
-        lines = {name: values[mine] for name, values in found.items()}
-        heights = {f"{name}_barrier": barrier(t, values) for name, values in lines.items()}
-        pairs.append({"models": [a, b], "distance": distance(one.w, two.w), **heights, **lines})
+        of_pair = {name: each[number] for name, each in lines.items()}
+        heights = {f"{name}_barrier": barrier(t, values) for name, values in of_pair.items()}
+        pairs.append({"models": [a, b], "distance": distance(one.w, two.w), **heights, **of_pair})
+    settings = settings_of(subject, rows, points=points, update_bn=update_bn)
+    summary = curves.summarised(partial(barriers, t))
+    return {**summary, "settings": settings, "t": t, "pairs": pairs}
+
+
+def barriers(t: Sequence[float], values_by_name: dict[str, list[float]]) -> dict[str, float]:
+    """Return the mean and the largest of the barriers of some lines, one after the other."""
     scalars: dict[str, float] = {}
-    for name in found:
-        over = [pair[f"{name}_barrier"] for pair in pairs]
-        scalars |= {f"{name}_barrier": sum(over) / len(over), f"{name}_barrier_max": max(over)}
-    settings = settings_of(subject, rows, points=points)
-    return {"scalars": scalars, "settings": settings, "t": t, "pairs": pairs}
+    for name, values in values_by_name.items():
+        heights = [barrier(t, line) for line in folded(values, len(t))]
+        scalars[f"{name}_barrier"] = sum(heights) / len(heights)
+        scalars[f"{name}_barrier_max"] = max(heights)
+    return scalars

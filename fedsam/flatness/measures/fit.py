@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from fedsam.flatness.subject import Subject
+from fedsam.runs.metrics import ACCURACY, LOSS
 
 SETS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
@@ -18,5 +19,5 @@ def fit(subject: Subject) -> dict[str, Any]:
         objective = subject.objective(name)
         images[name] = len(objective)
         metrics = objective.metrics(objective.w)
-        scalars |= {f"{name} {metric}": metrics[metric] for metric in ("accuracy", "loss")}
+        scalars |= {f"{name} {metric}": metrics[metric] for metric in (ACCURACY, LOSS)}
     return {"scalars": scalars, "settings": {"images": images, "mode": "eval, no augmentation"}}

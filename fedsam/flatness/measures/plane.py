@@ -23,11 +23,11 @@ from fedsam.flatness.measures.landscape import (
     combined,
     distance,
     evaluate,
+    folded,
     inner,
     samples,
     settings_of,
 )
-from fedsam.flatness.measures.surface import folded
 from fedsam.flatness.subject import Tick, silent
 
 FLAT = 1e-3  # a triangle this much lower than long is a line
@@ -99,6 +99,7 @@ def plane(
     points: int = 15,
     margin: float = 0.3,
     images: int = 500,
+    update_bn: int = 0,
     tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error in the plane of three models, at each of them and at their mean.
@@ -113,6 +114,9 @@ def plane(
         Around the models, as a part of their span.
     images : int
         Of each set, at most; 0: all.
+    update_bn : int
+        Training images on which BatchNorm's statistics are computed anew at each point; 0: they are
+        combined as the weights are.
     tick : callable
         Is told how many points are done.
 
@@ -138,28 +142,28 @@ def plane(
     xs, ys = flat.axes(points, margin)
     total = points**2 + 4
     mean = tuple(sum(values) / 3 for values in zip(*flat.corners, strict=True))
-    places = [*flat.corners, mean]
-    marked = evaluate(subject, (flat.at(*place) for place in places), total, rows, tick)
-    grid = evaluate(
-        subject,
-        (flat.at(x, y) for y in ys for x in xs),
-        total,
-        rows,
-        lambda done, total: tick(done + 4, total),
-    )
+    marks = [*flat.corners, mean]
+    points_of_grid = [(x, y) for y in ys for x in xs]
+    states = (flat.at(*point) for point in (*marks, *points_of_grid))
+    curves = evaluate(subject, states, total, rows, tick, update_bn=update_bn)
     names = [*(name for name, _ in subjects), "mean"]
     models = [
-        {"name": name, "x": x, "y": y} | {what: values[i] for what, values in marked.items()}
-        for i, (name, (x, y)) in enumerate(zip(names, places, strict=True))
+        {"name": name, "x": x, "y": y} | {what: values[i] for what, values in curves.whole.items()}
+        for i, (name, (x, y)) in enumerate(zip(names, marks, strict=True))
     ]
-    scalars: dict[str, float] = {}
-    for name, values in marked.items():
-        scalars |= {name: values[3], f"{name}_gap": values[3] - sum(values[:3]) / 3}
     return {
-        "scalars": scalars,
-        "settings": settings_of(subject, rows, points=points, margin=margin),
+        **curves.summarised(gaps),
+        "settings": settings_of(subject, rows, points=points, margin=margin, update_bn=update_bn),
         "x": xs,
         "y": ys,
         "models": models,
-        **{name: folded(values, points) for name, values in grid.items()},
+        **{name: folded(values[len(marks) :], points) for name, values in curves.whole.items()},
     }
+
+
+def gaps(values_by_name: dict[str, list[float]]) -> dict[str, float]:
+    """Return the mean model's values, the fourth, and those less the mean of the first three."""
+    scalars: dict[str, float] = {}
+    for name, values in values_by_name.items():
+        scalars |= {name: values[3], f"{name}_gap": values[3] - sum(values[:3]) / 3}
+    return scalars

@@ -46,11 +46,14 @@ class Published:
     labels : Tensor
         int64 (n,), of the images at each severity.
     files : dict
-        The file of each corruption, in the published order, others by name behind them.
+        The file of each of the 19 corruptions that is there, in the published order.
+    unknown : list of str
+        Other .npy files in the folder, which are no part of the benchmark and are left alone.
     """
 
     labels: Tensor
     files: dict[str, Path]
+    unknown: list[str]
 
     def images(self, corruption: str, severity: int) -> Tensor:
         """Return the images of a severity from 1 to 5, uint8 (n, H, W, C)."""
@@ -79,29 +82,31 @@ def read_published(folder: Path, shape: tuple[int, ...], labels: Tensor) -> Publ
     path = folder / "labels.npy"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; --folder takes an unpacked CIFAR-10-C.tar")
-    found = _array(path)
-    if found.ndim != 1 or not len(found) or len(found) % SEVERITIES or found.dtype.kind not in "iu":
+    array_of_labels = _array(path)
+    count, kind = array_of_labels.size, array_of_labels.dtype.kind
+    if array_of_labels.ndim != 1 or not count or count % SEVERITIES or kind not in "iu":
         raise UsageError(
-            f"{path}: must hold {SEVERITIES} n integers, not {found.dtype} {found.shape}"
+            f"{path}: must hold {SEVERITIES} n integers, not {array_of_labels.dtype} "
+            f"{array_of_labels.shape}"
         )
-    blocks = found.reshape(SEVERITIES, -1).astype(np.int64)
+    blocks = array_of_labels.reshape(SEVERITIES, -1).astype(np.int64)
     if not (blocks == blocks[0]).all():
         raise UsageError(f"{path}: the labels of the {SEVERITIES} severities differ")
-    mine = torch.from_numpy(blocks[0])
-    if len(mine) == len(labels) and not torch.equal(mine, labels):
+    of_images = torch.from_numpy(blocks[0])
+    if len(of_images) == len(labels) and not torch.equal(of_images, labels):
         raise UsageError(f"{path}: these are not the labels of the run's test set")
-    if int(mine.min()) < 0 or int(mine.max()) > int(labels.max()):
+    if int(of_images.min()) < 0 or int(of_images.max()) > int(labels.max()):
         raise UsageError(f"{path}: labels must lie in 0..{int(labels.max())}, as in the test set")
-    files = {file.stem: file for file in sorted(folder.glob("*.npy")) if file != path}
+    there = {file.stem: file for file in sorted(folder.glob("*.npy")) if file != path}
+    files = {name: there[name] for name in (*BENCHMARK, *EXTRA) if name in there}
     if not files:
         raise UsageError(f"{folder}: no corruption beside labels.npy, e.g. gaussian_noise.npy")
-    wanted = (len(found), *shape)
+    wanted = (len(array_of_labels), *shape)
     for file in files.values():
         array = _array(file)
         if array.shape != wanted or array.dtype != np.uint8:
             raise UsageError(f"{file}: must be uint8 {wanted}, not {array.dtype} {array.shape}")
-    known = [name for name in (*BENCHMARK, *EXTRA) if name in files]
-    return Published(mine, {name: files[name] for name in dict.fromkeys([*known, *files])})
+    return Published(of_images, files, [name for name in there if name not in files])
 
 
 def _array(path: Path) -> NDArray[np.generic]:

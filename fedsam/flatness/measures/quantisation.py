@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
-from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.measures.evaluation import Sample
 from fedsam.flatness.subject import Subject
+from fedsam.runs.metrics import ACCURACY
 
 
 def quantised(weight: Tensor, bits: int, *, by_channel: bool) -> Tensor:
@@ -72,27 +73,23 @@ def quantisation(
     -------
     dict
         ``scalars``: ``accuracy`` as trained, ``accuracy_intB_tensor`` with one scale a tensor and
-        ``accuracy_intB_channel`` with one an output channel. ``errors``: |w_quantised - w| / |w|
+        ``accuracy_intB_channel`` with one an output channel. ``rounding``: |w_quantised - w| / |w|
         under the same names. ``settings``.
     """
     if not all(2 <= number <= 16 for number in bits):
         raise UsageError("quantisation: bits must lie in 2..16")
-    rows = subject.sample("test", images)
-    objective = subject.objective("test", rows)
-    scalars = {"accuracy": accuracy_in(objective.metrics(objective.w))}
+    test, layout, w = Sample.of(subject, images), subject.network.layout, subject.w
+    accuracies = {ACCURACY: test.accuracies_at(w)}
     errors = {}
     for number in bits:
         for scales in ("tensor", "channel"):
-            rounded = quantised_weights(
-                objective.layout, objective.w, number, by_channel=scales == "channel"
-            )
+            rounded = quantised_weights(layout, w, number, by_channel=scales == "channel")
             name = f"int{number}_{scales}"
-            scalars[f"accuracy_{name}"] = accuracy_in(objective.metrics(rounded))
-            errors[name] = float((rounded - objective.w).norm() / objective.w.norm())
-    settings = {
-        "bits": list(bits),
-        "scheme": "symmetric, round to nearest, weights only; biases and norm layers kept",
-        "images": len(rows),
-        "seed": subject.seed,
-    }
-    return {"scalars": scalars, "settings": settings, "errors": errors}
+            accuracies[f"{ACCURACY}_{name}"] = test.accuracies_at(rounded)
+            errors[name] = float((rounded - w).norm() / w.norm())
+    result = test.result(
+        accuracies,
+        bits=list(bits),
+        scheme="symmetric, round to nearest, weights only; biases and norm layers kept",
+    )
+    return {**result, "rounding": errors}

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from fedsam.flatness.subject import IMAGES, Subject, look, settings
+import torch
+
+from fedsam.flatness.sampling import errors_of_images
+from fedsam.flatness.subject import IMAGES, Subject, objective_on, objective_settings
 
 
 def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[str, Any]:
@@ -17,7 +20,24 @@ def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[
     on, images : str, int
         Where, and on how many images at most (0: all).
     """
-    objective = look(subject, on, images)
-    metrics = objective.metrics(objective.w)
-    length = objective.gradient(objective.w).double().norm().item()
-    return {"scalars": metrics | {"gradient_norm": length}, "settings": settings(objective, on)}
+    objective = objective_on(subject, on, images)
+    parts, w = objective.parts(subject.seed), objective.w
+    gradient, of_parts, totals = torch.zeros_like(w), [], []
+    for part in parts:
+        g, total = part.gradient(w), part.statistics(w)
+        gradient += len(part) / len(objective) * g
+        totals.append(total)
+        of_parts.append(objective.task.metrics(total) | {"gradient_norm": length(g)})
+    metrics = objective.task.metrics(torch.stack(totals).sum(0))
+    scalars = metrics | {"gradient_norm": length(gradient)}
+    sizes = [len(part) for part in parts]
+    return {
+        "scalars": scalars,
+        "errors": {"images": errors_of_images(scalars, of_parts, sizes, objective.population)},
+        "settings": objective_settings(objective, on),
+    }
+
+
+def length(g: torch.Tensor) -> float:
+    """Return the l2 norm of a vector, summed in float64."""
+    return g.double().norm().item()

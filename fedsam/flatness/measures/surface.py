@@ -6,7 +6,8 @@ Each filter of a Gaussian direction gets the length of the model's filter, so th
 models whose weights differ in scale can be compared. BatchNorm statistics stay those of the model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.base.vector import along
-from fedsam.flatness.measures.landscape import evaluate, samples, settings_of
+from fedsam.flatness.measures.landscape import evaluate, folded, samples, settings_of
 from fedsam.flatness.subject import Subject, Tick, silent
 
 NORMALISED = "each filter as long as the model's; biases and norm layers' parameters zero"
@@ -48,6 +49,7 @@ def surface_line(
     points: int = 21,
     reach: float = 1.0,
     images: int = 1000,
+    update_bn: int = 0,
     tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error at w + t d for some random directions d.
@@ -64,6 +66,8 @@ def surface_line(
         t goes from -reach to reach; at 1 a filter is moved by its own length.
     images : int
         Of each set, at most; 0: all.
+    update_bn : int
+        Training images on which BatchNorm's statistics are computed anew at each point; 0: kept.
     tick : callable
         Is told how many points are done.
 
@@ -88,12 +92,18 @@ def surface_line(
             d = direction(subject, number)
             yield from (moved(subject, along(subject.w, step, d)) for step in t)
 
-    found = evaluate(subject, states(), directions * points, rows, tick)
+    curves = evaluate(subject, states(), directions * points, rows, tick, update_bn=update_bn)
     settings = settings_of(
-        subject, rows, directions=directions, points=points, reach=reach, direction=NORMALISED
+        subject,
+        rows,
+        directions=directions,
+        points=points,
+        reach=reach,
+        direction=NORMALISED,
+        update_bn=update_bn,
     )
-    lines = {name: folded(values, points) for name, values in found.items()}
-    return {"scalars": rises(lines), "settings": settings, "t": t, **lines}
+    lines = {name: folded(values, points) for name, values in curves.whole.items()}
+    return {**curves.summarised(partial(rises, points)), "settings": settings, "t": t, **lines}
 
 
 def surface(
@@ -102,6 +112,7 @@ def surface(
     points: int = 15,
     reach: float = 1.0,
     images: int = 500,
+    update_bn: int = 0,
     tick: Tick = silent,
 ) -> dict[str, Any]:
     """Return loss and error at w + x d_0 + y d_1 for two random directions.
@@ -116,6 +127,8 @@ def surface(
         x and y go from -reach to reach.
     images : int
         Of each set, at most; 0: all.
+    update_bn : int
+        Training images on which BatchNorm's statistics are computed anew at each point; 0: kept.
     tick : callable
         Is told how many points are done.
 
@@ -133,10 +146,13 @@ def surface(
     t, rows = offsets(points, reach), samples(subject, images)
     d, e = direction(subject, 0), direction(subject, 1)
     states = (moved(subject, along(along(subject.w, x, d), y, e)) for y in t for x in t)
-    found = evaluate(subject, states, points**2, rows, tick)
-    settings = settings_of(subject, rows, points=points, reach=reach, direction=NORMALISED)
-    grid = {name: folded(values, points) for name, values in found.items()}
-    return {"scalars": rises(grid), "settings": settings, "x": t, "y": t, **grid}
+    curves = evaluate(subject, states, points**2, rows, tick, update_bn=update_bn)
+    settings = settings_of(
+        subject, rows, points=points, reach=reach, direction=NORMALISED, update_bn=update_bn
+    )
+    grid = {name: folded(values, points) for name, values in curves.whole.items()}
+    summary = curves.summarised(partial(rises, points))
+    return {**summary, "settings": settings, "x": t, "y": t, **grid}
 
 
 def moved(subject: Subject, w: Tensor) -> Tensor:
@@ -144,17 +160,11 @@ def moved(subject: Subject, w: Tensor) -> Tensor:
     return torch.cat([w, subject.state[len(w) :]])
 
 
-def folded(values: Sequence[float], length: int) -> list[list[float]]:
-    """Return values in lists of this length."""
-    return [list(values[i : i + length]) for i in range(0, len(values), length)]
-
-
-def rises(lines: dict[str, list[list[float]]]) -> dict[str, float]:
-    """Return the value in the middle of all, and the mean less that."""
+def rises(points: int, values_by_name: dict[str, list[float]]) -> dict[str, float]:
+    """Return the value in the middle of the middle line, and the mean of all less that."""
     scalars: dict[str, float] = {}
-    for name, values in lines.items():
-        middle = values[len(values) // 2]
-        own = middle[len(middle) // 2]
-        every = [value for line in values for value in line]
-        scalars |= {name: own, f"{name}_rise": sum(every) / len(every) - own}
+    for name, values in values_by_name.items():
+        lines = len(values) // points
+        own = values[lines // 2 * points + points // 2]
+        scalars |= {name: own, f"{name}_rise": sum(values) / len(values) - own}
     return scalars

@@ -6,7 +6,7 @@ paper's levels nor its number of copies could be verified, so those here are thi
 """
 
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
-from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.measures.evaluation import Accuracies, Sample, mean_of
+from fedsam.flatness.sampling import standard_error
 from fedsam.flatness.subject import Subject
+from fedsam.runs.metrics import ACCURACY
 
 
 def weight_noise(
@@ -49,28 +51,28 @@ def weight_noise(
     """
     if draws < 2 or min(sigmas, default=-1) < 0:
         raise UsageError("weight noise: draws must be 2 at least, and sigmas not negative")
-    rows = subject.sample("test", images)
-    objective = subject.objective("test", rows)
-    found: dict[str, list[float]] = {f"{sigma:g}": [] for sigma in sigmas}
+    test = Sample.of(subject, images)
+    by_sigma: dict[str, list[Accuracies]] = {f"{sigma:g}": [] for sigma in sigmas}
     for draw in range(draws):
         z = standard_normal(subject, draw)
         for sigma in sigmas:
-            noisy = objective.w * (1 + sigma * z)
-            found[f"{sigma:g}"].append(accuracy_in(objective.metrics(noisy)))
-    scalars = {"accuracy": accuracy_in(objective.metrics(objective.w))}
-    for sigma_text, values in found.items():
-        scalars[f"accuracy_sigma_{sigma_text}"] = mean(values)
-        scalars[f"deviation_sigma_{sigma_text}"] = stdev(values)
-    settings = {
-        "noise": "w * (1 + sigma z), z ~ N(0, 1), on every trainable parameter",
-        "sigmas": list(sigmas),
-        "levels": "fedsam's own; the paper's are unverified",
-        "draws": draws,
-        "images": len(rows),
-        "batch_norm": "statistics kept",
-        "seed": subject.seed,
+            by_sigma[f"{sigma:g}"].append(test.accuracies_at(subject.w * (1 + sigma * z)))
+    means = {f"accuracy_sigma_{sigma}": mean_of(each) for sigma, each in by_sigma.items()}
+    result = test.result(
+        {ACCURACY: test.accuracies_at(subject.w), **means},
+        noise="w * (1 + sigma z), z ~ N(0, 1), on every trainable parameter",
+        sigmas=list(sigmas),
+        levels="fedsam's own; the paper's are unverified",
+        draws=draws,
+        batch_norm="statistics kept",
+    )
+    by_draw = {sigma: [float(one[0]) for one in each] for sigma, each in by_sigma.items()}
+    for name, values in by_draw.items():
+        result["scalars"][f"deviation_sigma_{name}"] = stdev(values)
+    result["errors"]["draws"] = {
+        f"accuracy_sigma_{sigma}": standard_error(values) for sigma, values in by_draw.items()
     }
-    return {"scalars": scalars, "settings": settings, "accuracies": found}
+    return {**result, "accuracies": by_draw}
 
 
 def standard_normal(subject: Subject, draw: int) -> Tensor:
