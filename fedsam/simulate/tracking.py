@@ -149,9 +149,10 @@ def finals(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """Return every key of a config as a scalar, mappings as JSON."""
+    """Return every key of a config as a scalar: mappings as JSON, what is not given as ""."""
     items = config.model_dump().items()
-    return {key: json.dumps(v) if isinstance(v, dict) else v for key, v in items}
+    scalars = {key: json.dumps(v) if isinstance(v, dict) else v for key, v in items}
+    return {key: "" if v is None else v for key, v in scalars.items()}
 
 
 def pictures(folder: Path) -> dict[str, Path]:
