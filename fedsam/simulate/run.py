@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from flwr.serverapp import Grid
 
-from fedsam.base.errors import StorageError, TrainingError, UsageError, storing
+from fedsam.base.errors import StorageError, TrainingError, UsageError, one_line, storing
 from fedsam.base.randomness import numpy_generator, sample_clients, torch_generator
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
@@ -290,6 +290,12 @@ class RunLoop:
             self._finish(kept, "interrupted", finished=False)
             folder = self.folder.path if due.ever else None
             raise Interrupted(self.stop.signal or SIGINT, folder, kept.round) from error
+        except Exception as error:  # a plug-in's own: its traceback is shown, the run is kept
+            if self.folder.length:
+                self._finish(kept, f"{type(error).__name__}: {one_line(error)}", finished=False)
+            else:
+                self.folder.remove()
+            raise
         return self._finish(kept, reason, finished=True)
 
     def _take(self, turn: Round) -> str:
