@@ -7,6 +7,7 @@ name of its own; where K clients train as one program, their draws come as (K, B
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,29 @@ from fedsam.base.randomness import normal
 from fedsam.data.images import CORNER, Batch
 
 Choices = Mapping[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """The images that a client sees in a round, as mini-batches.
+
+    Attributes
+    ----------
+    sizes : sequence of int
+        Images in each of the S mini-batches.
+    width : int
+        B, the largest of them.
+    shape : tuple of int
+        Height and width of an image, in pixels.
+    """
+
+    sizes: Sequence[int]
+    width: int
+    shape: tuple[int, int]
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """(S, B)."""
+        return len(self.sizes), self.width
 
 
 class Augmentation(ABC):
@@ -34,23 +58,13 @@ class Augmentation(ABC):
         return self
 
     @abstractmethod
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw for all images of a round.
 
         Parameters
         ----------
-        sizes : sequence of int
-            Images in each of the S mini-batches.
-        width : int
-            B, the largest of them.
-        shape : tuple of int
-            Height and width of an image, in pixels.
+        seen : Seen
+            The images that are drawn for.
         generator : torch.Generator
             The only source of what is drawn.
 
@@ -85,15 +99,9 @@ class Crop(Augmentation):
 
     padding: int
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the upper left corners (row, column) in the padded images."""
-        size = (len(sizes), width, 2)
+        size = (*seen.places, 2)
         return {CORNER: torch.randint(0, 2 * self.padding + 1, size, generator=generator)}
 
 
@@ -123,16 +131,10 @@ class Rotation(Augmentation):
         """Return it with the client's angle."""
         return replace(self, client=client)
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the client's angle for each image; nothing is random."""
         angle = self.angles[self.client % len(self.angles)]
-        return {"angle": torch.full((len(sizes), width), angle, dtype=torch.float32)}
+        return {"angle": torch.full(seen.places, angle, dtype=torch.float32)}
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch with its images turned."""
@@ -164,15 +166,9 @@ def _rotated(images: Tensor, degrees: Tensor) -> Tensor:
 class Flip(Augmentation):
     """Mirror each image with probability one half."""
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw which images are mirrored."""
-        return {"flip": torch.rand(len(sizes), width, generator=generator) < 0.5}
+        return {"flip": torch.rand(seen.places, generator=generator) < 0.5}
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch, some images mirrored."""
@@ -211,19 +207,12 @@ class Noise(Augmentation):
         """Return it with the client's share of the noise."""
         return replace(self, client=client)
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a key in [0, 2**31) for each image, beside the client's standard deviation."""
-        size = (len(sizes), width)
         deviation = self.deviation * self.client / max(self.clients - 1, 1)
         return {
-            "noise": torch.randint(0, 2**31, size, generator=generator),
-            "deviation": torch.full(size, deviation, dtype=torch.float32),
+            "noise": torch.randint(0, 2**31, seen.places, generator=generator),
+            "deviation": torch.full(seen.places, deviation, dtype=torch.float32),
         }
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
@@ -249,16 +238,10 @@ class Cutout(Augmentation):
 
     side: int
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the centres (row, column)."""
-        uniform = torch.rand(len(sizes), width, 2, generator=generator)
-        return {"centre": (uniform * torch.tensor(shape)).long()}
+        uniform = torch.rand(*seen.places, 2, generator=generator)
+        return {"centre": (uniform * torch.tensor(seen.shape)).long()}
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch with a hole in each image."""
@@ -286,19 +269,13 @@ class Mixup(Augmentation):
 
     a: float
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a permutation of each mini-batch, and the weight of the image itself."""
-        partners = torch.zeros(len(sizes), width, dtype=torch.int64)
-        for step, size in enumerate(sizes):
+        partners = torch.zeros(seen.places, dtype=torch.int64)
+        for step, size in enumerate(seen.sizes):
             partners[step, :size] = torch.randperm(size, generator=generator)
-        lambdas = beta(self.a, len(sizes), generator)
-        return {"partner": partners, "lambda": lambdas[:, None].expand(-1, width)}
+        lambdas = beta(self.a, len(seen.sizes), generator)
+        return {"partner": partners, "lambda": lambdas[:, None].expand(seen.places)}
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch mixed, with both targets of each image."""
@@ -317,15 +294,9 @@ class Mixup(Augmentation):
 class Keys(Augmentation):
     """A key of each image's own, for a loss that is random; the images stay as they are."""
 
-    def draw(
-        self,
-        sizes: Sequence[int],
-        width: int,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw keys in [0, 2**31)."""
-        return {"key": torch.randint(0, 2**31, (len(sizes), width), generator=generator)}
+        return {"key": torch.randint(0, 2**31, seen.places, generator=generator)}
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch with its keys."""

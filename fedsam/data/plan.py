@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsam.data.augment import Augmentation
+from fedsam.data.augment import Augmentation, Seen
 from fedsam.data.images import INDEX
 
 
@@ -133,8 +133,9 @@ def make_plan(
     """
     sizes, rows = _mini_batches(images, work, generator)
     choices = {INDEX: rows}
+    seen = Seen(sizes, rows.shape[1], shape)
     for augmentation in work.augmentations:
-        choices |= augmentation.draw(sizes, rows.shape[1], shape, generator)
+        choices |= augmentation.draw(seen, generator)
     return Plan(sizes, choices, work.augmentations)
 
 

@@ -141,8 +141,8 @@ def test_a_packed_cohort_takes_what_its_clients_take_one_by_one():
 
 def test_an_augmentation_of_ones_own_needs_no_other_file():
     class Invert(Augmentation):
-        def draw(self, sizes, width, shape, generator):
-            return {"sign": 1 - 2 * torch.randint(0, 2, (len(sizes), width), generator=generator)}
+        def draw(self, seen, generator):
+            return {"sign": 1 - 2 * torch.randint(0, 2, seen.places, generator=generator)}
 
         def apply(self, batch, choices):
             signs = choices["sign"][..., None, None, None]
