@@ -15,7 +15,7 @@ from fedsam.report import __main__ as report
 from fedsam.runs.run import finished
 from fedsam.sweep.grid import SweepPoint, cells_of, read
 from fedsam.sweep.live import LiveTable
-from fedsam.sweep.queue import Processes, RayTasks, Words, jobs_of
+from fedsam.sweep.queue import Failures, ProcessPool, RayTasks, jobs_of
 
 Job = Sequence[SweepPoint]
 LOOK = 1.0  # seconds between looks at the running cells
@@ -82,7 +82,7 @@ def sweep(arguments: Sequence[str] | None) -> int:
     print(f"{len(cells)} cells, {len(cells) - sum(map(len, jobs))} done before", flush=True)
     failed = {}
     if jobs:
-        place = RayTasks(jobs[0][0].config) if ray else Processes(parallel)
+        place = RayTasks(jobs[0][0].config) if ray else ProcessPool(parallel)
         with closing(place):
             failed = run_all(jobs, place.submit)
     if len(failed) < len(cells):
@@ -90,7 +90,7 @@ def sweep(arguments: Sequence[str] | None) -> int:
     return 1 if failed else 0
 
 
-def run_all(jobs: Sequence[Job], submit: Callable[[Job], Future[Words]]) -> Words:
+def run_all(jobs: Sequence[Job], submit: Callable[[Job], Future[Failures]]) -> Failures:
     """Run jobs, with a live table; return why which cells failed."""
     with LiveTable([cell for job in jobs for cell in job]) as board:
         futures = {submit(job): job for job in jobs}
@@ -98,12 +98,12 @@ def run_all(jobs: Sequence[Job], submit: Callable[[Job], Future[Words]]) -> Word
             ended, _ = wait(futures, timeout=LOOK, return_when=FIRST_COMPLETED)
             for future in ended:
                 cells = futures.pop(future)
-                board.end(cells, words_of(cells, future))
+                board.end(cells, failures_of(cells, future))
             board.look()
     return board.failed
 
 
-def words_of(cells: Job, future: Future[Words]) -> Words:
+def failures_of(cells: Job, future: Future[Failures]) -> Failures:
     """Return why which cells of a job that has ended failed."""
     if error := future.exception():  # its process died, or fedsam has a bug
         return dict.fromkeys((cell.name for cell in cells), str(error).strip().splitlines()[-1])

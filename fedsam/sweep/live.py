@@ -71,16 +71,16 @@ class LiveTable:
         said = ", ".join(f"{number} {what}" for what, number in numbers.items())
         self.bar.update(self.whole, completed=self.rounds + under_way, description=said)
 
-    def end(self, cells: Sequence[SweepPoint], words: Mapping[str, str]) -> None:
+    def end(self, cells: Sequence[SweepPoint], failures: Mapping[str, str]) -> None:
         """Say that cells have ended, and why those failed that did."""
         for cell in cells:
             del self.open[cell.name]
             self.rounds += cell.config.rounds
             if cell.name in self.running:
                 self.bar.remove_task(self.running.pop(cell.name))
-            if cell.name in words:
-                self.failed[cell.name] = words[cell.name]
-                said = f"failed: {cell.name}: {words[cell.name]}"
+            if cell.name in failures:
+                self.failed[cell.name] = failures[cell.name]
+                said = f"failed: {cell.name}: {failures[cell.name]}"
                 self.errors.print(said, highlight=False, markup=False)
                 continue
             self.done += 1

@@ -11,7 +11,7 @@ from fedsam.config.schema import Config, dump, keys
 from fedsam.runs.run import ending
 from fedsam.sweep.grid import SweepPoint
 
-Words = dict[str, str]  # by the names of cells that failed: why
+Failures = dict[str, str]  # by the names of cells that failed: why
 
 
 def jobs_of(cells: Sequence[SweepPoint], together: int) -> list[list[SweepPoint]]:
@@ -37,7 +37,7 @@ def _shared(config: Config) -> str:
     return repr([*(getattr(config, key) for key in keys("shared")), kinds])
 
 
-def run_here(cells: Sequence[SweepPoint]) -> Words:
+def run_here(cells: Sequence[SweepPoint]) -> Failures:
     """Run cells in this process."""
     from fedsam.simulate.joint import run_together
     from fedsam.simulate.resume import went_on
@@ -51,11 +51,11 @@ def run_here(cells: Sequence[SweepPoint]) -> Words:
         else:
             run_together(configs, snapshots=snapshots)
     except (UsageError, TrainingError) as error:
-        return _words(cells, str(error))
+        return _failures(cells, str(error))
     return {}
 
 
-class Processes:
+class ProcessPool:
     """Runs jobs in processes of this machine.
 
     Parameters
@@ -68,7 +68,7 @@ class Processes:
         self._pool = ThreadPoolExecutor(number, "fedsam-job")
         self._running: set[subprocess.Popen[str]] = set()
 
-    def submit(self, cells: Sequence[SweepPoint]) -> Future[Words]:
+    def submit(self, cells: Sequence[SweepPoint]) -> Future[Failures]:
         """Run a job in a process of its own, when there is room."""
         return self._pool.submit(self._run, cells)
 
@@ -79,7 +79,7 @@ class Processes:
             process.terminate()
         self._pool.shutdown()
 
-    def _run(self, cells: Sequence[SweepPoint]) -> Words:
+    def _run(self, cells: Sequence[SweepPoint]) -> Failures:
         files = [cell.folder.parent / f"{cell.name}.yaml" for cell in cells]  # beside the folder
         for file, cell in zip(files, cells, strict=True):
             file.write_text(dump(cell.prepare()))
@@ -94,10 +94,10 @@ class Processes:
         if process.returncode == 0:
             return {}
         last = (errors.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
-        words = _words(cells, last)
-        for name in words:
+        failed = _failures(cells, last)
+        for name in failed:
             (cells[0].folder.parent / f"{name}.log").write_text(said + errors)
-        return words
+        return failed
 
 
 class RayTasks:
@@ -123,7 +123,7 @@ class RayTasks:
             raise UsageError("--ray: Ray is not installed; pip install 'fedsam[ray]'") from error
         self._tasks = TaskPool(config.threads, config.gpus_per_worker, config.ray_address)
 
-    def submit(self, cells: Sequence[SweepPoint]) -> Future[Words]:
+    def submit(self, cells: Sequence[SweepPoint]) -> Future[Failures]:
         """Run a job as a task, when there is room."""
         return self._tasks.submit(partial(run_here, cells))
 
@@ -132,7 +132,7 @@ class RayTasks:
         self._tasks.close()
 
 
-def _words(cells: Sequence[SweepPoint], default: str) -> Words:
+def _failures(cells: Sequence[SweepPoint], default: str) -> Failures:
     """Return why the cells of a job failed that did: what their own run said, else the job."""
     endings = {cell.name: ending(cell.folder) for cell in cells}
     return {name: reason or default for name, (finished, reason) in endings.items() if not finished}
