@@ -142,5 +142,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, quick, g
 
 def test_it_goes_on_with_its_own_rounds_only(quick):
     folder = quick(**SPLIT).folder
-    with pytest.raises(UsageError, match=r"--rounds 20: the tasks of the run in .* divide its 10"):
+    with pytest.raises(
+        UsageError, match=r"--rounds 20: --lifelong of the run in .* goes by its 10"
+    ):
         resumed(folder, {"rounds": 20})

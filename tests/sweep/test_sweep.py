@@ -117,10 +117,13 @@ def test_a_dot_reaches_into_a_mapping(tmp_path):
     assert len(jobs_of([first, second], 2)) == 2  # a program has one switch
 
 
-def test_the_comparison_has_every_federated_preset_once_with_one_budget(tmp_path):
+def test_the_comparison_has_every_federated_preset_thrice_with_one_budget(tmp_path):
     cells = [cell.config for cell in cells_of(read("comparison"), tmp_path, {})]
     presets = sorted(path.stem for path in CONFIGS.glob("algorithms/*.yaml"))
-    assert sorted(c.algorithm for c in cells) == [p for p in presets if "central" not in p]
+    wanted = [(seed, p) for seed in range(3) for p in presets if "central" not in p]
+    assert sorted((c.seed, c.algorithm) for c in cells) == wanted
+    seeds = [c.seed for c in cells]
+    assert seeds == sorted(seeds)  # a seed of every method before the next of any
     budget = {(c.alpha, c.rounds, c.clients_per_round, c.local_steps, c.batch_size) for c in cells}
     assert budget == {(0, 150, 10, 4, 16)}
 
