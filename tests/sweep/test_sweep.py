@@ -15,7 +15,7 @@ import yaml
 
 from fedsam.base.errors import UsageError
 from fedsam.config.presets import CONFIGS
-from fedsam.sweep.__main__ import main, words_of
+from fedsam.sweep.__main__ import failures_of, main
 from fedsam.sweep.grid import Sweep, cells_of, read
 from fedsam.sweep.live import LiveTable, last_line
 from fedsam.sweep.queue import jobs_of
@@ -236,8 +236,8 @@ def test_a_job_whose_process_died_or_whose_result_is_elsewhere_is_reported(tmp_p
     died, elsewhere = Future(), Future()
     died.set_exception(RuntimeError("first\nthe worker died"))
     elsewhere.set_result({})
-    assert words_of(cells, died) == {"seed=0": "the worker died"}
-    assert "all nodes must share --out's file system" in words_of(cells, elsewhere)["seed=0"]
+    assert failures_of(cells, died) == {"seed=0": "the worker died"}
+    assert "all nodes must share --out's file system" in failures_of(cells, elsewhere)["seed=0"]
 
 
 def test_the_board_counts_and_reads_only_whole_lines(tmp_path, capsys):
