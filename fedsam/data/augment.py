@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsam.base.randomness import normal
-from fedsam.data.images import CORNER, Batch
+from fedsam.data.images import CORNER, IGNORE, Batch
 
 Choices = Mapping[str, Tensor]
 
@@ -138,18 +138,28 @@ class Rotation(Augmentation):
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch with its images turned."""
-        images, angle = batch.images, choices["angle"]
+        images, targets, angle = batch.images, batch.targets, choices["angle"]
+        turned = self._turned(images, angle, batch.pixels.low, "bilinear")
+        if batch.aligned:
+            planes = targets[..., None, :, :].to(images.dtype)
+            targets = self._turned(planes, angle, IGNORE, "nearest").squeeze(-3).to(targets.dtype)
+        return replace(batch, images=torch.empty_like(images).copy_(turned), targets=targets)
+
+    def _turned(
+        self, images: Tensor, angle: Tensor, outside: float | Tensor, between: str
+    ) -> Tensor:
+        """Return images (..., C, H, W) turned, with a value outside, and how between pixels."""
         turns = (angle / 90).round()
         quarters = turns.long().remainder(4)[..., None, None, None]
         turned = torch.where(quarters >= 2, images.flip(-2, -1), images)
         if any(round(degrees / 90) % 2 for degrees in self.angles):
             turned = torch.where(quarters % 2 == 1, turned.transpose(-2, -1).flip(-2), turned)
         if any(degrees % 90 for degrees in self.angles):
-            turned = _rotated(turned - batch.pixels.low, angle - 90 * turns) + batch.pixels.low
-        return replace(batch, images=torch.empty_like(images).copy_(turned))
+            turned = _rotated(turned - outside, angle - 90 * turns, between) + outside
+        return turned
 
 
-def _rotated(images: Tensor, degrees: Tensor) -> Tensor:
+def _rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
     """Return images (..., C, H, W) turned counter-clockwise by an angle (...), zero outside."""
     flat = images.reshape(-1, *images.shape[-3:])
     height, width = images.shape[-2:]
@@ -158,7 +168,7 @@ def _rotated(images: Tensor, degrees: Tensor) -> Tensor:
     rows = [phi.cos(), -phi.sin() * height / width, zero, phi.sin() * width / height]
     affine = torch.stack([*rows, phi.cos(), zero], 1).unflatten(1, (2, 3))
     places = F.affine_grid(affine, list(flat.shape), align_corners=False)
-    sampled = F.grid_sample(flat, places, padding_mode="zeros", align_corners=False)
+    sampled = F.grid_sample(flat, places, between, padding_mode="zeros", align_corners=False)
     return sampled.reshape(images.shape)
 
 
@@ -172,9 +182,11 @@ class Flip(Augmentation):
 
     def apply(self, batch: Batch, choices: Choices) -> Batch:
         """Return the mini-batch, some images mirrored."""
-        images = batch.images
-        mirrored = torch.where(choices["flip"][..., None, None, None], images.flip(-1), images)
-        return replace(batch, images=mirrored)
+        images, targets, flip = batch.images, batch.targets, choices["flip"][..., None, None]
+        if batch.aligned:
+            targets = torch.where(flip, targets.flip(-1), targets)
+        mirrored = torch.where(flip[..., None], images.flip(-1), images)
+        return replace(batch, images=mirrored, targets=targets)
 
 
 @dataclass(frozen=True)

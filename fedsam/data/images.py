@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # both are made of what is here
     from fedsam.data.augment import Augmentation
     from fedsam.data.plan import Plan
 
+IGNORE = 255  # of targets that follow the pixels: a place that no loss and no metric reads
 # names of what is chosen for each image, beside what augmentations choose
 INDEX = "index"  # its row of the data set
 CORNER = "corner"  # of its window in the padded image: row and column
@@ -70,6 +71,11 @@ class Batch:
     keys: Tensor | None = None
     pixels: Pixels = Pixels()
 
+    @property
+    def aligned(self) -> bool:
+        """Whether targets (B, H, W) say something of each pixel, and go where it goes."""
+        return self.targets.dim() == self.images.dim() - 1
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the mini-batch with each of its tensors changed."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -114,7 +120,7 @@ class Images:
     images : Tensor
         uint8 (N, C, H, W).
     targets : Tensor
-        (N, ...), int64 labels or whatever the task reads.
+        (N, ...), whatever the task reads; those of shape (N, H, W) follow the pixels.
     mean, std : tuple of float
         Of each channel, for pixel values in [0, 1].
     padding : int
@@ -123,6 +129,8 @@ class Images:
         Of the mini-batches.
     device : torch.device
         Where everything lives.
+    classes : Tensor, optional
+        int64 (N,), what the images are sorted by; the targets, if None.
     """
 
     def __init__(
@@ -135,12 +143,13 @@ class Images:
         padding: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        classes: Tensor | None = None,
     ) -> None:
-        _, channels, self.height, self.width = images.shape
-        self.padding = padding
-        self.targets = targets.to(device)
+        channels = images.shape[1]
         # rows of pixels: (N, H + 2p, W + 2p, C), so that what is gathered is channels-last
-        self.padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        rows = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        self._hold(rows, targets.to(device), padding)
+        self.classes = self.targets if classes is None else classes.to(device)
         shape = (1, channels, 1, 1)
         self.offset = torch.tensor(mean, dtype=dtype).mul(255).view(shape).to(device)
         self.factor = torch.tensor(std, dtype=dtype).mul(255).reciprocal().view(shape).to(device)
@@ -149,6 +158,14 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def _hold(self, padded: Tensor, targets: Tensor, padding: int) -> None:
+        """Take images (N, H + 2p, W + 2p, C), and targets, with a margin if they follow pixels."""
+        self.padded, self.padding, self.targets = padded, padding, targets
+        self.height, self.width = (side - 2 * padding for side in padded.shape[1:3])
+        self._aligned = None
+        if targets.shape[1:] == (self.height, self.width):
+            self._aligned = F.pad(targets, [padding] * 4, value=IGNORE)
 
     @property
     def raw(self) -> Tensor:
@@ -159,10 +176,8 @@ class Images:
     def with_raw(self, raw: Tensor, targets: Tensor) -> "Images":
         """Return other images, uint8 (M, H, W, C), that are normalised as these are."""
         other = copy(self)
-        other.padding = 0
-        other.height, other.width = raw.shape[1:3]
-        other.padded = raw.contiguous().to(self.padded.device)
-        other.targets = targets.to(self.targets.device)
+        device = self.padded.device
+        other._hold(raw.contiguous().to(device), targets.to(device), 0)
         return other
 
     def rows(self, indices: Tensor) -> Batch:
@@ -203,13 +218,17 @@ class Images:
         """Return windows (B, C, H, W) at ``corners`` (B, 2), by default the centres, normalised."""
         if corners is None:
             corners = torch.full((len(indices), 2), self.padding, device=indices.device)
-        images = self._normalised(self._crop(indices, corners))
-        return Batch(images, self.targets[indices], pixels=self.pixels)
+        images = self._normalised(self._crop(self.padded, indices, corners))
+        if self._aligned is None:
+            targets = self.targets[indices]
+        else:
+            targets = self._crop(self._aligned, indices, corners)
+        return Batch(images, targets, pixels=self.pixels)
 
-    def _crop(self, indices: Tensor, corners: Tensor) -> Tensor:
-        """Gather windows of the padded images: every window is a view, so this is one copy."""
-        windows = self.padded.unfold(1, self.height, 1).unfold(2, self.width, 1)
-        return windows[indices, corners[:, 0], corners[:, 1]]  # (B, C, H, W)
+    def _crop(self, padded: Tensor, indices: Tensor, corners: Tensor) -> Tensor:
+        """Gather windows (B, ..., H, W): every one is a view, so this is one copy."""
+        windows = padded.unfold(1, self.height, 1).unfold(2, self.width, 1)
+        return windows[indices, corners[:, 0], corners[:, 1]]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.offset.dtype, memory_format=torch.channels_last)
