@@ -94,8 +94,8 @@ class Data(_Group):
     """What is learnt."""
 
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
-    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, or the import path of a
-    function that returns one."""
+    """Data set: digits, digit-scenes (segmentation), mnist, fashion-mnist, cifar10, cifar100, svhn,
+    or the import path of a function that returns one."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""
@@ -103,13 +103,16 @@ class Data(_Group):
     """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: Annotated[str, Key(shared=True)] = "auto"
-    """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, else cnn), cnn,
-    digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, vit, wrn16-4, or an import path such as
-    torchvision.models:resnet18."""
+    """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, scenes-cnn for
+    segmentation, else cnn), cnn, digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn,
+    vit, wrn16-4, or an import path such as torchvision.models:resnet18."""
     model_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
-    task: Annotated[str, Key(shared=True)] = "classification"
-    """What the model's output means: classification, or an import path."""
+    task: Annotated[str, Key(shared=True)] = "auto"
+    """What the model's output means: auto (what the data set is made for), classification,
+    segmentation (each pixel's class), or an import path."""
+    task_options: Annotated[Options, Key(shared=True)] = {}
+    """Further arguments of the task: '{hard: 0.25}'."""
 
 
 class Federation(_Group):

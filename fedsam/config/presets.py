@@ -13,6 +13,7 @@ from fedsam.base.system import expanded
 from fedsam.config import text
 
 OPTIONS = "_options"
+OF_TASK = {"segmentation": "digit-scenes"}  # data sets that go with a task, where none is named
 CONFIGS = next(p for folder in fedsam.__path__ if (p := Path(folder) / "configs").is_dir())
 
 
@@ -33,6 +34,12 @@ def preset(algorithm: str, dataset: str) -> dict[str, Any]:
     values = read(CONFIGS / "algorithms" / f"{algorithm}.yaml")
     published = {path.parent.name: path for path in CONFIGS.glob(f"algorithms/*/{algorithm}.yaml")}
     return over(values, read(published[dataset])) if dataset in published else values
+
+
+def usual(dataset: str) -> dict[str, Any]:
+    """Return the values that a data set is trained with, where those of all others do not fit."""
+    path = CONFIGS / "datasets" / f"{dataset}.yaml"
+    return read(path) if path.stem == dataset and path.is_file() else {}
 
 
 def over(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.config import text
 from fedsam.config.keys import Client, Data, Federation, Key, Run, Server
-from fedsam.config.presets import located, over, preset, read
+from fedsam.config.presets import OF_TASK, located, over, preset, read, usual
 
 GROUPS = (Data, Federation, Client, Server, Run)
 # what the whole config of a run holds, and no method's file: all of a method, and how it was run
@@ -138,7 +138,8 @@ def groups() -> dict[str, tuple[str, ...]]:
 def resolve(given: Mapping[str, Any], file: str | PathLike[str] = "") -> Config:
     """Return the config of these values over a file's, over its algorithm's preset, over defaults.
 
-    Options are merged key by key (``presets.over``). A preset is no layer below what is the whole
+    Below them all is what the data set is trained with (``configs/datasets``), which a task may
+    choose. Options are merged key by key (``presets.over``). A preset is no layer below what is the whole
     config of a run, its config.yaml: nothing comes back that the run did not have. Of a preset
     that is among these values, ``clients``, ``clients_per_round`` and ``partition`` stand over the
     file's, too: a central run of a federated file's setting.
@@ -159,10 +160,11 @@ def resolve(given: Mapping[str, Any], file: str | PathLike[str] = "") -> Config:
     of_file = read(located(file)) if file else {}
     values = {key: _plain(key, value) for key, value in given.items() if value is not None}
     algorithm = values.get("algorithm", of_file.get("algorithm"))
-    dataset = values.get("dataset", of_file.get("dataset"))
+    task = values.get("task", of_file.get("task"))
+    dataset = values.get("dataset", of_file.get("dataset", OF_TASK.get(str(task))))
     method = preset(algorithm or Config.model_fields["algorithm"].default, str(dataset))
     chosen = {key: method[key] for key in keys("who") if key in method and "algorithm" in values}
-    layers = [method, of_file, chosen, values]
+    layers = [usual(str(dataset)), method, of_file, chosen, values]
     begin = max((i for i, layer in enumerate(layers) if set(layer) >= WHOLE), default=0)
     merged = over(*layers[begin:])
     unknown = [key for key in merged if key not in Config.model_fields]

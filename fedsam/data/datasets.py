@@ -1,4 +1,4 @@
-"""Benchmark data sets as tensors in memory: digits, MNIST, Fashion-MNIST, CIFAR-10/100, SVHN."""
+"""Benchmark data sets as tensors in memory: digits, MNIST, CIFAR, SVHN, digit scenes, ...."""
 
 import gzip
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsam.base.errors import UsageError, nearest
+from fedsam.base.randomness import torch_generator
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
 IDX = (  # the files of MNIST and those in its format, with their dimensions
@@ -26,7 +27,7 @@ IDX = (  # the files of MNIST and those in its format, with their dimensions
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, for training and for testing.
+    """Images and what is to be learnt of them, for training and for testing.
 
     Attributes
     ----------
@@ -35,11 +36,16 @@ class Dataset:
     train_images, test_images : Tensor
         uint8 (N, C, H, W).
     train_labels, test_labels : Tensor
-        int64 (N,), from 0 to ``classes - 1``.
+        What the task reads: of classification int64 (N,), from 0 to ``classes - 1``; of
+        segmentation masks, uint8 (N, H, W), where 255 says nothing.
     classes : int
         Number of classes.
     mean, std : tuple of float
         Of each channel over the training images, for pixel values in [0, 1].
+    task : str
+        What reads the labels, unless --task says something else.
+    train_classes, test_classes : Tensor, optional
+        int64 (N,), from 0: what splits and pictures sort images by. None: the labels.
     """
 
     name: str
@@ -50,6 +56,19 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: str = "classification"
+    train_classes: Tensor | None = None
+    test_classes: Tensor | None = None
+
+    @property
+    def classes_of_train(self) -> Tensor:
+        """What splits sort the training images by."""
+        return self.train_labels if self.train_classes is None else self.train_classes
+
+    @property
+    def classes_of_test(self) -> Tensor:
+        """What splits sort the test images by."""
+        return self.test_labels if self.test_classes is None else self.test_classes
 
 
 def load(name: str, root: Path) -> Dataset:
@@ -99,15 +118,22 @@ def check(dataset: Dataset) -> None:
             _is(images, torch.uint8, 4),
             f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
         )
+        classes = getattr(dataset, f"{part}_classes")
+        where = f"{part}_labels" if classes is None else f"{part}_classes"
+        classes = labels if classes is None else classes
         require(
-            _is(labels, torch.int64, 1),
-            f"{part}_labels must be an int64 tensor (N,), got {_told(labels)}",
+            _is(classes, torch.int64, 1),
+            f"{where} must be an int64 tensor (N,), got {_told(classes)}",
         )
+        require(isinstance(labels, Tensor), f"{part}_labels must be a tensor, got {_told(labels)}")
         require(
             len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
         )
-        inside = int(labels.min()) >= 0 and int(labels.max()) < dataset.classes
-        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}")
+        require(
+            len(classes) == len(images), f"{part} has {len(images)} images, {len(classes)} classes"
+        )
+        inside = int(classes.min()) >= 0 and int(classes.max()) < dataset.classes
+        require(inside, f"{where} must lie in 0..{dataset.classes - 1}")
     shape, other = dataset.train_images.shape[1:], dataset.test_images.shape[1:]
     require(shape == other, f"images of {tuple(shape)} for training and {tuple(other)} for testing")
     for name in ("mean", "std"):
@@ -147,6 +173,45 @@ def digits(root: Path) -> Dataset:
     return Dataset("digits", *parts, 10, (0.3052,), (0.3760,))
 
 
+def digit_scenes(root: Path) -> Dataset:
+    """Two of scikit-learn's digits on a canvas of 16 x 16 pixels, and a mask of what lies where.
+
+    2,000 canvases of the digits for training and 500 of those for testing, so that no digit is in
+    both; the same whatever the run's seed. A mask says digit + 1 where there is ink (a pixel of 96
+    or more), 255, which is nothing, at its rim (32 to 95), and 0 for the background. Splits sort
+    canvases by their first digit. In small what M2NIST is.
+    """
+    single = digits(root)
+    parts: list[Tensor] = []
+    classes: list[Tensor] = []
+    for part, canvases in (("train", 2000), ("test", 500)):
+        ink, labels = getattr(single, f"{part}_images")[:, 0], getattr(single, f"{part}_labels")
+        generator = torch_generator(canvases, "digit scenes")
+        chosen = torch.cat(
+            [torch.randperm(len(ink), generator=generator) for _ in range(2 * canvases // len(ink))]
+            + [torch.randperm(len(ink), generator=generator)]
+        )[: 2 * canvases].view(2, canvases)
+        # one digit in either half, each shifted along the cut, which lies across or upright
+        shifts = torch.randint(0, 9, (2, canvases), generator=generator)
+        upright = torch.rand(canvases, generator=generator) < 0.5
+        images = torch.zeros(canvases, 16, 16, dtype=torch.uint8)
+        masks = torch.zeros_like(images)
+        for half in (0, 1):
+            pixels, digit = ink[chosen[half]], (labels[chosen[half]] + 1)[:, None, None]
+            mask = torch.where(pixels >= 96, digit, torch.where(pixels >= 32, 255, 0))
+            along = (shifts[half][:, None, None] + torch.arange(8)).expand(-1, 8, -1)
+            across = torch.arange(8 * half, 8 * half + 8)[:, None].expand(canvases, 8, 8)
+            standing = upright[:, None, None]
+            rows = torch.where(standing, along.mT, across)
+            columns = torch.where(standing, across.mT, along)
+            canvas = torch.arange(canvases)[:, None, None]
+            images[canvas, rows, columns] = pixels
+            masks[canvas, rows, columns] = mask.to(torch.uint8)
+        parts += [images[:, None], masks]
+        classes.append(labels[chosen[0]])
+    return Dataset("digit-scenes", *parts, 11, (0.1526,), (0.3065,), "segmentation", *classes)
+
+
 def mnist(root: Path) -> Dataset:
     """LeCun's handwritten digits: 60,000 + 10,000 images of 28 x 28 pixels."""
     return _idx("mnist", "MNIST", root, (0.1307,), (0.3081,))
@@ -184,6 +249,7 @@ def svhn(root: Path) -> Dataset:
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
+    "digit-scenes": digit_scenes,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,

@@ -36,6 +36,7 @@ from fedsam.messages import LOSS, VectorRecord
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
+from fedsam.tasks import Task
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
@@ -89,7 +90,7 @@ def load_dataset(config: Config) -> Dataset:
 
 def split(config: Config, dataset: Dataset) -> Partition:
     """Return which training images are whose."""
-    options, labels, clients = config.partition_options, dataset.train_labels, config.clients
+    options, labels, clients = config.partition_options, dataset.classes_of_train, config.clients
     method: Any
     if config.partition in METHODS:
         method = METHODS[config.partition]
@@ -153,7 +154,10 @@ def choose_device(config: Config) -> torch.device:
 
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
-    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
+    name = config.model
+    if name == "auto":
+        usual = "scenes-cnn" if new_task_name(config, dataset) == "segmentation" else "cnn"
+        name = MODELS.get(config.dataset, usual)
     make = plugins.find("model", name, "fedsam.models")
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
@@ -194,6 +198,19 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
 def new_network(config: Config) -> nn.Module:
     """Return the network of a run, whose data set says its shape, on the CPU."""
     return new_model(config, load_dataset(config))
+
+
+def new_task(config: Config, dataset: Dataset) -> Task:
+    """Return what the model's output means, checked against the data set."""
+    cls = plugins.find("task", new_task_name(config, dataset), "fedsam.tasks")
+    task: Task = plugins.build("task", cls, config.task_options, {"classes": dataset.classes})
+    if hasattr(task, "check"):
+        task.check(dataset)
+    return task
+
+
+def new_task_name(config: Config, dataset: Dataset) -> str:
+    return dataset.task if config.task == "auto" else config.task
 
 
 def new_method(config: Config) -> Method:
@@ -353,11 +370,11 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     work = _work(config, dataset, keys=method.loss.draws)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
-    task = plugins.build("task", plugins.find("task", config.task, "fedsam.tasks"), {})
+    task = new_task(config, dataset)
     if sequence and sequence.heads == "multi":
         task = lifelong.Heads(task, sequence.task_of.to(device))
 
-    def images(pixels: Tensor, labels: Tensor, padding: int = 0) -> Images:
+    def images(pixels: Tensor, labels: Tensor, classes: Tensor, padding: int = 0) -> Images:
         return Images(
             pixels,
             labels,
@@ -366,21 +383,24 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
             padding=padding,
             dtype=layout.dtype,
             device=device,
+            classes=classes,
         )
 
     train, test = (
         (like.train, like.test)
         if like
         else (
-            images(dataset.train_images, dataset.train_labels, work.padding),
-            images(dataset.test_images, dataset.test_labels),
+            images(
+                dataset.train_images, dataset.train_labels, dataset.classes_of_train, work.padding
+            ),
+            images(dataset.test_images, dataset.test_labels, dataset.classes_of_test),
         )
     )
     needs = dry_pass(
         FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
         task,
         train.rows(torch.arange(2, device=device) % len(train)),
-        dataset.classes if config.task == "classification" else 0,
+        dataset.classes if new_task_name(config, dataset) == "classification" else 0,
         config.model,
     )
     _check_mini_batches(config, partition, needs.least)

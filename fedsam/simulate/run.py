@@ -166,7 +166,7 @@ def play_out(
     early = EarlyStop(config.target_accuracy, config.patience)
     state = RunState(new_strategy(config), side_vectors, memories, early)
     trackers = new_trackers(config.track)
-    labels = trainer.train.targets.cpu()
+    labels = trainer.train.classes.cpu()
     if snapshot is None:
         first, arrays = 0, initial
         folder = RunDir.create(config, trainer.partition, labels)
@@ -259,8 +259,8 @@ class RunLoop:
         trainer = self.threads.trainer
         return shares_of_test(
             trainer.partition,
-            trainer.train.targets.cpu(),
-            trainer.test.targets.cpu(),
+            trainer.train.classes.cpu(),
+            trainer.test.classes.cpu(),
             numpy_generator(self.config.seed, "client tests"),
         )
 

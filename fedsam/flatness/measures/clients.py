@@ -45,7 +45,7 @@ def clients(subject: Subject) -> dict[str, Any]:
         by client if there are at most 1,000. ``settings``.
     """
     own = subject.partition
-    local = local_tests(own, subject.train.targets.cpu(), subject.test.targets.cpu(), subject.seed)
+    local = local_tests(own, subject.train.classes.cpu(), subject.test.classes.cpu(), subject.seed)
     scalars: dict[str, float] = {}
     quantiles, values = {}, {}
     for name, images, split in (("train", subject.train, own), ("local_test", subject.test, local)):

@@ -1,0 +1,147 @@
+"""Targets that follow the pixels: an image whose red channel is its own mask says where it went."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsam.base.randomness import torch_generator
+from fedsam.data.augment import Crop, Cutout, Flip, Mixup, Rotation
+from fedsam.data.datasets import load
+from fedsam.data.images import IGNORE, Images
+from fedsam.data.packed import Packing
+from fedsam.data.plan import Work, make_plan
+
+HEIGHT, WIDTH, MANY = 6, 8, 7
+GENERATOR = torch.Generator().manual_seed(5)
+MASKS = torch.randint(1, 201, (MANY, HEIGHT, WIDTH), generator=GENERATOR).to(torch.uint8)
+OTHERS = torch.randint(0, 256, (MANY, 2, HEIGHT, WIDTH), generator=GENERATOR).to(torch.uint8)
+PIXELS = torch.cat([MASKS[:, None], OTHERS], 1)
+
+
+def images_of(padding=0, pixels=PIXELS, masks=MASKS):
+    """Images whose normalised numbers are the pixels' own."""
+    scale = (1 / 255,) * pixels.shape[1]
+    zero = (0.0,) * pixels.shape[1]
+    return Images(pixels, masks, zero, scale, padding=padding, dtype=torch.float64)
+
+
+def red(batch):
+    return batch.images[..., 0, :, :].round().long()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 3), st.booleans(), st.sampled_from([(), (180.0, 0.0)]))
+def test_a_mask_goes_wherever_its_image_goes(seed, padding, flip, angles):
+    augmentations = (
+        ([Crop(padding)] if padding else [])
+        + ([Rotation(angles)] if angles else [])
+        + ([Flip()] if flip else [])
+    )
+    work = Work(3, 2.0, augmentations=tuple(augmentations)).of(0)
+    plan = make_plan(torch.arange(MANY), work, (HEIGHT, WIDTH), torch_generator(seed, "plan"))
+    images = images_of(work.padding)
+    for step, size in enumerate(plan.sizes):
+        batch = images.batch(plan, step)
+        assert batch.aligned and batch.targets.shape == (size, HEIGHT, WIDTH)
+        inside = batch.targets != IGNORE
+        assert (red(batch)[inside] == batch.targets[inside].long()).all()
+        # outside of the image there is nothing to see, and nothing said
+        assert (red(batch)[~inside] == 0).all()
+        if not padding:
+            assert inside.all()
+
+
+def test_a_turn_between_pixels_takes_the_nearest_and_says_nothing_outside():
+    square = torch.arange(1, 26, dtype=torch.uint8).view(1, 5, 5)
+    images = images_of(pixels=square[:, None], masks=square)
+    work = Work(1, 1.0, augmentations=(Rotation((45.0,)),))
+    plan = make_plan(torch.arange(1), work, (5, 5), torch_generator(0, "plan"))
+    targets = images.batch(plan, 0).targets[0]
+    assert targets.dtype == torch.uint8
+    assert int(targets[2, 2]) == 13  # the centre stays
+    # counter-clockwise: what comes to lie above the centre was up and to the right of it
+    assert int(targets[1, 2]) in (8, 9, 14)
+    assert {int(targets[0, 0]), int(targets[0, 4]), int(targets[4, 0])} == {IGNORE}
+    assert set(targets.flatten().tolist()) <= {*range(1, 26), IGNORE}
+
+
+def test_cutout_and_mixup_leave_masks_as_they_are():
+    work = Work(MANY, 1.0, augmentations=(Cutout(4), Mixup(1.0)))
+    plan = make_plan(torch.arange(MANY), work, (HEIGHT, WIDTH), torch_generator(1, "plan"))
+    batch = images_of().batch(plan, 0)
+    assert torch.equal(batch.targets, MASKS[plan.indices[0]])
+    partners = plan.choices["partner"][0]
+    assert torch.equal(batch.mixed_targets, MASKS[plan.indices[0]][partners])
+
+
+def test_a_cohort_sees_what_each_client_sees():
+    work = Work(3, 1.0, augmentations=(Crop(2), Flip()))
+    shape, images = (HEIGHT, WIDTH), images_of(2)
+    plans = [
+        make_plan(rows, work, shape, torch_generator(2, "plan", k))
+        for k, rows in enumerate((torch.arange(5), torch.arange(5, 7)))
+    ]
+    packing = Packing(work)
+    packed = torch.empty(packing.planes, 2, 2, 3, dtype=torch.int32)
+    packing.pack(plans, packed)
+    together = images.take(packing.choices(packed[:, :, 0]), work.augmentations)
+    assert together.aligned and together.targets.shape == (2, 3, HEIGHT, WIDTH)
+    for k, plan in enumerate(plans):
+        alone = images.batch(plan, 0)
+        assert torch.equal(together.targets[k, : plan.sizes[0]], alone.targets)
+
+
+def test_other_images_of_the_same_kind_bring_their_own_masks():
+    turned = images_of(3).with_raw(PIXELS.permute(0, 2, 3, 1).flip(1), MASKS.flip(1))
+    batch = turned.rows(torch.tensor([4, 2]))
+    assert torch.equal(red(batch), MASKS.flip(1)[[4, 2]].long())
+    assert torch.equal(batch.targets, MASKS.flip(1)[[4, 2]])
+
+
+def halves_of(plane):
+    """The two ways to cut a canvas into two halves, each with the nine windows of a half."""
+    for rows, columns in ((8, 16), (16, 8)):
+        places = [(r, c) for r in range(0, 17 - rows, 8) for c in range(0, 17 - columns, 8)]
+        halves = [plane[r : r + rows, c : c + columns] for r, c in places]
+        shifts = [(r, c) for r in range(rows - 7) for c in range(columns - 7)]
+        yield [[half[r : r + 8, c : c + 8] for r, c in shifts] for half in halves]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_scene_holds_two_digits_of_its_part_and_a_mask_that_the_ink_explains(part):
+    scenes, digits = load("digit-scenes", Path()), load("digits", Path())
+    images, masks, first = (
+        getattr(scenes, f"{part}_{what}") for what in ("images", "labels", "classes")
+    )
+    assert images.shape == ({"train": 2000, "test": 500}[part], 1, 16, 16)
+    assert torch.equal(masks == 0, images[:, 0] < 32)
+    assert torch.equal(masks == IGNORE, (images[:, 0] >= 32) & (images[:, 0] < 96))
+    ink, labels = (getattr(digits, f"{part}_{what}") for what in ("images", "labels"))
+    known = {bytes(i.flatten().tolist()): int(c) for i, c in zip(ink[:, 0], labels, strict=True)}
+    for image, mask, cls in zip(images[:80, 0], masks[:80], first[:80], strict=True):
+        whole = int(image.sum())
+        readings = set()
+        for pixels, said in zip(halves_of(image), halves_of(mask), strict=True):
+            for one, mask_of_one in zip(pixels[0], said[0], strict=True):
+                for two, mask_of_two in zip(pixels[1], said[1], strict=True):
+                    keys = [bytes(window.flatten().tolist()) for window in (one, two)]
+                    if int(one.sum()) + int(two.sum()) == whole and all(k in known for k in keys):
+                        readings.add(tuple(known[k] for k in keys))
+                        for key, held in zip(keys, (mask_of_one, mask_of_two), strict=True):
+                            assert set(held.unique().tolist()) - {0, IGNORE} == {known[key] + 1}
+        # digits that lie across from each other may be read either way
+        assert len({tuple(sorted(classes)) for classes in readings}) == 1
+        assert int(cls) in {classes[0] for classes in readings}
+
+
+def test_no_digit_is_in_both_parts_and_the_statistics_are_the_scenes():
+    scenes = load("digit-scenes", Path())
+    pixels = scenes.train_images.double() / 255
+    assert float(pixels.mean()) == pytest.approx(scenes.mean[0], abs=5e-5)
+    assert float(pixels.std(correction=0)) == pytest.approx(scenes.std[0], abs=5e-5)
+    # each training digit stands in two or three scenes
+    assert 160 <= int(scenes.train_classes.bincount().min())
+    assert scenes.task == "segmentation" and scenes.classes == 11
