@@ -103,8 +103,8 @@ class Data(_Group):
     """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: Annotated[str, Key(shared=True)] = "auto"
-    """Network: auto (digits-cnn for digits, mlp for MNIST and Fashion-MNIST, scenes-cnn for
-    segmentation, else cnn), cnn, digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn,
+    """Network: auto (digits-cnn for digits, scenes-cnn for digit-scenes, mlp for MNIST and
+    Fashion-MNIST, else cnn), cnn, digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn,
     vit, wrn16-4, or an import path such as torchvision.models:resnet18."""
     model_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""

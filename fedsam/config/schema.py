@@ -139,10 +139,10 @@ def resolve(given: Mapping[str, Any], file: str | PathLike[str] = "") -> Config:
     """Return the config of these values over a file's, over its algorithm's preset, over defaults.
 
     Below them all is what the data set is trained with (``configs/datasets``), which a task may
-    choose. Options are merged key by key (``presets.over``). A preset is no layer below what is the whole
-    config of a run, its config.yaml: nothing comes back that the run did not have. Of a preset
-    that is among these values, ``clients``, ``clients_per_round`` and ``partition`` stand over the
-    file's, too: a central run of a federated file's setting.
+    choose. Options are merged key by key (``presets.over``). A preset is no layer below what is the
+    whole config of a run, its config.yaml: nothing comes back that the run did not have. Of a
+    preset that is among these values, ``clients``, ``clients_per_round`` and ``partition`` stand
+    over the file's, too: a central run of a federated file's setting.
 
     Parameters
     ----------

@@ -181,35 +181,42 @@ def digit_scenes(root: Path) -> Dataset:
     or more), 255, which is nothing, at its rim (32 to 95), and 0 for the background. Splits sort
     canvases by their first digit. In small what M2NIST is.
     """
-    single = digits(root)
-    parts: list[Tensor] = []
-    classes: list[Tensor] = []
-    for part, canvases in (("train", 2000), ("test", 500)):
-        ink, labels = getattr(single, f"{part}_images")[:, 0], getattr(single, f"{part}_labels")
-        generator = torch_generator(canvases, "digit scenes")
-        chosen = torch.cat(
-            [torch.randperm(len(ink), generator=generator) for _ in range(2 * canvases // len(ink))]
-            + [torch.randperm(len(ink), generator=generator)]
-        )[: 2 * canvases].view(2, canvases)
-        # one digit in either half, each shifted along the cut, which lies across or upright
-        shifts = torch.randint(0, 9, (2, canvases), generator=generator)
-        upright = torch.rand(canvases, generator=generator) < 0.5
-        images = torch.zeros(canvases, 16, 16, dtype=torch.uint8)
-        masks = torch.zeros_like(images)
-        for half in (0, 1):
-            pixels, digit = ink[chosen[half]], (labels[chosen[half]] + 1)[:, None, None]
-            mask = torch.where(pixels >= 96, digit, torch.where(pixels >= 32, 255, 0))
-            along = (shifts[half][:, None, None] + torch.arange(8)).expand(-1, 8, -1)
-            across = torch.arange(8 * half, 8 * half + 8)[:, None].expand(canvases, 8, 8)
-            standing = upright[:, None, None]
-            rows = torch.where(standing, along.mT, across)
-            columns = torch.where(standing, across.mT, along)
-            canvas = torch.arange(canvases)[:, None, None]
-            images[canvas, rows, columns] = pixels
-            masks[canvas, rows, columns] = mask.to(torch.uint8)
-        parts += [images[:, None], masks]
-        classes.append(labels[chosen[0]])
-    return Dataset("digit-scenes", *parts, 11, (0.1526,), (0.3065,), "segmentation", *classes)
+    whole = digits(root)
+    train = _scenes(whole.train_images, whole.train_labels, 2000)
+    test = _scenes(whole.test_images, whole.test_labels, 500)
+    return Dataset(
+        "digit-scenes",
+        *train[:2],
+        *test[:2],
+        11,
+        (0.1526,),
+        (0.3065,),
+        "segmentation",
+        train[2],
+        test[2],
+    )
+
+
+def _scenes(ink: Tensor, labels: Tensor, many: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return canvases (M, 1, 16, 16), their masks, and the labels of their first digits."""
+    generator = torch_generator(many, "digit scenes")
+    decks = [torch.randperm(len(ink), generator=generator) for _ in range(2 * many // len(ink) + 1)]
+    chosen = torch.cat(decks)[: 2 * many].view(2, many)
+    # a digit in each half, shifted along the cut, which is upright or level
+    shifts = torch.randint(0, 9, (2, many, 1, 1), generator=generator)
+    upright = torch.rand(many, 1, 1, generator=generator) < 0.5
+    images = torch.zeros(many, 16, 16, dtype=torch.uint8)
+    masks = torch.zeros_like(images)
+    canvas, pixel = torch.arange(many)[:, None, None], torch.arange(8)
+    for half in (0, 1):
+        pixels, cls = ink[chosen[half], 0], labels[chosen[half], None, None] + 1
+        along, across = shifts[half] + pixel, 8 * half + pixel[:, None]
+        rows = torch.where(upright, along.mT, across)
+        columns = torch.where(upright, across.mT, along)
+        images[canvas, rows, columns] = pixels
+        said = torch.where(pixels >= 96, cls, torch.where(pixels >= 32, 255, 0))
+        masks[canvas, rows, columns] = said.to(torch.uint8)
+    return images[:, None], masks, labels[chosen[0]]
 
 
 def mnist(root: Path) -> Dataset:

@@ -47,7 +47,12 @@ from fedsam.training.method import Correction, Loss, Method, Minimizer
 if TYPE_CHECKING:
     from fedsam.engines.ray import RayExecutor
 
-MODELS = {"digits": "digits-cnn", "mnist": "mlp", "fashion-mnist": "mlp"}  # else the paper's cnn
+MODELS = {  # else the paper's cnn
+    "digits": "digits-cnn",
+    "digit-scenes": "scenes-cnn",
+    "mnist": "mlp",
+    "fashion-mnist": "mlp",
+}
 AUGMENTATIONS = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}  # else none
 MINIMIZERS = "fedsam.clients.minimizers"
 # those of Flower that choose or trim clients' values, or add noise to what they send: a mean beside
@@ -154,10 +159,7 @@ def choose_device(config: Config) -> torch.device:
 
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
-    name = config.model
-    if name == "auto":
-        usual = "scenes-cnn" if new_task_name(config, dataset) == "segmentation" else "cnn"
-        name = MODELS.get(config.dataset, usual)
+    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
     make = plugins.find("model", name, "fedsam.models")
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
@@ -202,14 +204,15 @@ def new_network(config: Config) -> nn.Module:
 
 def new_task(config: Config, dataset: Dataset) -> Task:
     """Return what the model's output means, checked against the data set."""
-    cls = plugins.find("task", new_task_name(config, dataset), "fedsam.tasks")
+    cls = plugins.find("task", task_of(config, dataset), "fedsam.tasks")
     task: Task = plugins.build("task", cls, config.task_options, {"classes": dataset.classes})
     if hasattr(task, "check"):
         task.check(dataset)
     return task
 
 
-def new_task_name(config: Config, dataset: Dataset) -> str:
+def task_of(config: Config, dataset: Dataset) -> str:
+    """Return the name of the task, the data set's own unless the config names one."""
     return dataset.task if config.task == "auto" else config.task
 
 
@@ -400,7 +403,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
         task,
         train.rows(torch.arange(2, device=device) % len(train)),
-        dataset.classes if new_task_name(config, dataset) == "classification" else 0,
+        dataset.classes if task_of(config, dataset) == "classification" else 0,
         config.model,
     )
     _check_mini_batches(config, partition, needs.least)

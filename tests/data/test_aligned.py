@@ -45,7 +45,8 @@ def test_a_mask_goes_wherever_its_image_goes(seed, padding, flip, angles):
     images = images_of(work.padding)
     for step, size in enumerate(plan.sizes):
         batch = images.batch(plan, step)
-        assert batch.aligned and batch.targets.shape == (size, HEIGHT, WIDTH)
+        assert batch.aligned
+        assert batch.targets.shape == (size, HEIGHT, WIDTH)
         inside = batch.targets != IGNORE
         assert (red(batch)[inside] == batch.targets[inside].long()).all()
         # outside of the image there is nothing to see, and nothing said
@@ -88,7 +89,8 @@ def test_a_cohort_sees_what_each_client_sees():
     packed = torch.empty(packing.planes, 2, 2, 3, dtype=torch.int32)
     packing.pack(plans, packed)
     together = images.take(packing.choices(packed[:, :, 0]), work.augmentations)
-    assert together.aligned and together.targets.shape == (2, 3, HEIGHT, WIDTH)
+    assert together.aligned
+    assert together.targets.shape == (2, 3, HEIGHT, WIDTH)
     for k, plan in enumerate(plans):
         alone = images.batch(plan, 0)
         assert torch.equal(together.targets[k, : plan.sizes[0]], alone.targets)
@@ -143,5 +145,5 @@ def test_no_digit_is_in_both_parts_and_the_statistics_are_the_scenes():
     assert float(pixels.mean()) == pytest.approx(scenes.mean[0], abs=5e-5)
     assert float(pixels.std(correction=0)) == pytest.approx(scenes.std[0], abs=5e-5)
     # each training digit stands in two or three scenes
-    assert 160 <= int(scenes.train_classes.bincount().min())
-    assert scenes.task == "segmentation" and scenes.classes == 11
+    assert int(scenes.train_classes.bincount().min()) >= 160
+    assert (scenes.task, scenes.classes) == ("segmentation", 11)
