@@ -1,6 +1,7 @@
 """Every key of a run, in five groups, with its default, its bounds, and what is done with it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -75,6 +76,58 @@ def _angles(value: Any) -> str:
     return ",".join(f"{angle:.10g}" for angle in angles)
 
 
+def augmentations(text: str) -> dict[str, tuple[float, ...]]:
+    """Return the augmentations of a text such as "crop+jitter(0.4)", each with its numbers.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown, comes twice, or has other numbers than it takes.
+    """
+    made: dict[str, tuple[float, ...]] = {}
+    for part in text.replace(" ", "").split("+"):
+        name, bracket, inside = part.partition("(")
+        try:
+            if bool(bracket) != inside.endswith(")"):
+                raise ValueError
+            numbers = tuple(float(n) for n in inside[:-1].split(",")) if bracket else ()
+        except ValueError:
+            raise ValueError(f"{part!r} is no name with numbers, such as jitter(0.4)") from None
+        if name not in NUMBERS or name in made:
+            raise ValueError(f"{name!r} must be one of {', '.join(NUMBERS)}, and come once")
+        wanted, fits = NUMBERS[name]
+        if not fits(*numbers):
+            raise ValueError(f"{part}: must be {wanted}")
+        made[name] = numbers
+    return made
+
+
+def _scales(low: float = 0, high: float = 0, *size: float) -> bool:
+    whole = len(size) in (0, 2) and all(side >= 1 and side == int(side) for side in size)
+    return 0 < low <= high < math.inf and whole
+
+
+NUMBERS: dict[str, tuple[str, Callable[..., bool]]] = {
+    "crop": ("crop, without numbers", lambda *numbers: not numbers),
+    "flip": ("flip, without numbers", lambda *numbers: not numbers),
+    "scale": ("scale(low,high) or scale(low,high,height,width)", _scales),
+    "jitter": (
+        "jitter(strength), in [0, 1]",
+        lambda strength=-1, *more: 0 <= strength <= 1 > len(more),
+    ),
+}
+
+
+def _augment(value: Any) -> Any:
+    """Accept augmentations also as a list; return them between plus signs."""
+    text = "+".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if not isinstance(text, str) or text in ("auto", "none"):
+        return text
+    parts = augmentations(text).items()
+    said = [(name, ",".join(f"{number:.10g}" for number in numbers)) for name, numbers in parts]
+    return "+".join(f"{name}({numbers})" if numbers else name for name, numbers in said)
+
+
 def _path(value: Any) -> Any:
     return expanded(value) if isinstance(value, str) else value
 
@@ -94,8 +147,8 @@ class Data(_Group):
     """What is learnt."""
 
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
-    """Data set: digits, digit-scenes (segmentation), mnist, fashion-mnist, cifar10, cifar100, svhn,
-    or the import path of a function that returns one."""
+    """Data set: digits, digit-scenes (segmentation), mnist, fashion-mnist, camvid (segmentation),
+    cifar10, cifar100, svhn, or the import path of a function that returns one."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""
@@ -104,8 +157,9 @@ class Data(_Group):
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: Annotated[str, Key(shared=True)] = "auto"
     """Network: auto (digits-cnn for digits, scenes-cnn for digit-scenes, mlp for MNIST and
-    Fashion-MNIST, else cnn), cnn, digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn,
-    vit, wrn16-4, or an import path such as torchvision.models:resnet18."""
+    Fashion-MNIST, lraspp for CamVid, else cnn), bisenet-v2 and lraspp (segmentation), cnn,
+    digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn, vit, wrn16-4, or an import path
+    such as torchvision.models:resnet18."""
     model_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
     task: Annotated[str, Key(shared=True)] = "auto"
@@ -125,8 +179,8 @@ class Federation(_Group):
     partition: Annotated[str, Key(who=True)] = "dirichlet"
     """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
     concentration of priors around the classes' shares), iid, dirichlet-per-class, shards, quantity,
-    csv, an import path, or a split that is there: a run's folder, its partition.npz, or a JSON file
-    of each client's rows."""
+    csv, natural (by the data's own owners), an import path, or a split that is there: a run's
+    folder, its partition.npz, or a JSON file of each client's rows."""
     alpha: Annotated[float, Key(column=2)] = Field(0.05, ge=0)
     """Concentration of the split: 0 is one class a client, large is IID."""
     partition_options: Options = {}
@@ -210,11 +264,11 @@ class Client(_Group):
     cohort's images together) or local (SiloBN: each client keeps its own; needs --update-bn)."""
     batch_size: Annotated[int, Key(shared=True)] = Field(64, ge=1)
     """Images a mini-batch; a smaller last one is kept."""
-    augment: Annotated[Literal["auto", "none", "crop", "flip", "crop+flip"], Key(shared=True)] = (
-        "auto"
-    )
-    """Random crop after padding by 4 and mirroring (auto: crop+flip for CIFAR, crop for SVHN, else
-    none)."""
+    augment: Annotated[str, BeforeValidator(_augment), Key(shared=True)] = "auto"
+    """What happens to training images, between plus signs: crop (at random, after padding by 4),
+    flip (mirror one in two), scale(0.5,1.5) (by a random factor, and a window at random of the
+    image's size, or of that of scale(0.5,1.5,512,1024)), jitter(0.4) (brightness, contrast and
+    saturation); auto (crop+flip for CIFAR, crop for SVHN, else none) or none."""
     cutout: Annotated[int, Key(shared=True)] = Field(0, ge=0)
     """Side of the square cut out of each image, in pixels (0: off)."""
     mixup: Annotated[float, Key(shared=True)] = Field(0.0, ge=0)

@@ -57,6 +57,10 @@ class Augmentation(ABC):
         """Return it as a client draws it; what is done with what was drawn is the same for all."""
         return self
 
+    def shape(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the images that it makes of those of a shape."""
+        return before
+
     @abstractmethod
     def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw for all images of a round.
@@ -161,15 +165,121 @@ class Rotation(Augmentation):
 
 def _rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
     """Return images (..., C, H, W) turned counter-clockwise by an angle (...), zero outside."""
-    flat = images.reshape(-1, *images.shape[-3:])
     height, width = images.shape[-2:]
     phi = torch.deg2rad(degrees.reshape(-1)).to(images.dtype)
     zero = torch.zeros_like(phi)
     rows = [phi.cos(), -phi.sin() * height / width, zero, phi.sin() * width / height]
     affine = torch.stack([*rows, phi.cos(), zero], 1).unflatten(1, (2, 3))
-    places = F.affine_grid(affine, list(flat.shape), align_corners=False)
+    return _sampled(images, affine, (height, width), between)
+
+
+def _sampled(images: Tensor, affine: Tensor, size: tuple[int, int], between: str) -> Tensor:
+    """Return images (..., C, *size) read where affine maps (n, 2, 3) lead, zero outside.
+
+    ``between`` pixels: bilinear or nearest.
+    """
+    flat = images.reshape(-1, *images.shape[-3:])
+    places = F.affine_grid(affine, [*flat.shape[:2], *size], align_corners=False)
     sampled = F.grid_sample(flat, places, between, padding_mode="zeros", align_corners=False)
-    return sampled.reshape(images.shape)
+    return sampled.reshape(*images.shape[:-2], *size)
+
+
+@dataclass(frozen=True)
+class Scale(Augmentation):
+    """Scale each image by a random factor and take a random window of it.
+
+    Bilinear, masks nearest, without smoothing before. Of an image that is smaller than the window
+    all is seen, at a random place; what lies around it is black, and says nothing in masks.
+
+    Attributes
+    ----------
+    low, high : float
+        The factor is uniform between them.
+    size : tuple of int, optional
+        Height and width of the window, in pixels; None: the image's own.
+
+    References
+    ----------
+    Fantauzzo et al., "FedDrive", IROS 2022: (0.5, 1.5) and 512 x 1024 of Cityscapes.
+    """
+
+    low: float
+    high: float
+    size: tuple[int, int] | None = None
+
+    def shape(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Return the window's height and width."""
+        return self.size or before
+
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the factors, and where the windows lie: 0 at one end to 1 at the other."""
+        factor = torch.rand(seen.places, generator=generator)
+        return {
+            "factor": self.low + (self.high - self.low) * factor,
+            "place": torch.rand(*seen.places, 2, generator=generator),
+        }
+
+    def apply(self, batch: Batch, choices: Choices) -> Batch:
+        """Return the mini-batch with windows in place of its images."""
+        images, targets = batch.images, batch.targets
+        height, width = images.shape[-2:]
+        size = self.shape((height, width))
+        factor = choices["factor"].reshape(-1, 1).to(images.dtype)
+        place = choices["place"].reshape(-1, 2).flip(1).to(images.dtype)  # (x, y)
+        # in halves of the image's sides: a window's, and how far its middle may be from the image's
+        window = torch.tensor([size[1] / width, size[0] / height], device=images.device)
+        shift = (2 * place - 1) * (factor - window).abs()
+        affine = torch.diag_embed(window / factor)
+        affine = torch.cat([affine, (shift / factor)[..., None]], -1).to(images.dtype)
+        low = batch.pixels.low
+        seen = _sampled(images - low, affine, size, "bilinear") + low
+        if batch.aligned:
+            planes = targets[..., None, :, :].to(images.dtype) - IGNORE
+            targets = (_sampled(planes, affine, size, "nearest") + IGNORE).squeeze(-3)
+            targets = targets.round().to(batch.targets.dtype)
+        return replace(batch, images=seen, targets=targets)
+
+
+@dataclass(frozen=True)
+class Jitter(Augmentation):
+    """Change each image's brightness, then its contrast, then its saturation.
+
+    Each by a factor of its own, uniform in [1 - strength, 1 + strength]; torchvision's
+    ``ColorJitter`` takes them in a random order. Grey images have no saturation.
+
+    Attributes
+    ----------
+    strength : float
+        In [0, 1].
+    """
+
+    strength: float
+
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw the three factors."""
+        factors = torch.rand(*seen.places, 3, generator=generator)
+        return {"jitter": 1 + self.strength * (2 * factors - 1)}
+
+    def apply(self, batch: Batch, choices: Choices) -> Batch:
+        """Return the mini-batch in other colours."""
+        low, unit = batch.pixels.low, 255 * batch.pixels.unit
+        pixels = (batch.images - low) / unit
+        factors = choices["jitter"].to(pixels.dtype)[..., None, None, None]
+        brightness, contrast, saturation = factors.unbind(-4)
+        pixels = (brightness * pixels).clamp(0, 1)
+        mean = _grey(pixels).mean((-2, -1), keepdim=True)
+        pixels = (mean + contrast * (pixels - mean)).clamp(0, 1)
+        grey = _grey(pixels)
+        pixels = (grey + saturation * (pixels - grey)).clamp(0, 1)
+        return replace(batch, images=torch.empty_like(batch.images).copy_(pixels * unit + low))
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Return the luma (..., 1, H, W) of images (..., C, H, W), ITU-R BT.601."""
+    if pixels.shape[-3] != 3:
+        return pixels.mean(-3, keepdim=True)
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device)
+    return (pixels * weights[:, None, None]).sum(-3, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,9 @@ def make_plan(
     """
     sizes, rows = _mini_batches(images, work, generator)
     choices = {INDEX: rows}
-    seen = Seen(sizes, rows.shape[1], shape)
     for augmentation in work.augmentations:
-        choices |= augmentation.draw(seen, generator)
+        choices |= augmentation.draw(Seen(sizes, rows.shape[1], shape), generator)
+        shape = augmentation.shape(shape)
     return Plan(sizes, choices, work.augmentations)
 
 

@@ -21,10 +21,21 @@ from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.strategy import ServerMethod
 from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
-from fedsam.config import plugins
+from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
 from fedsam.data import datasets, lifelong
-from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup, Noise, Rotation
+from fedsam.data.augment import (
+    Augmentation,
+    Crop,
+    Cutout,
+    Flip,
+    Jitter,
+    Keys,
+    Mixup,
+    Noise,
+    Rotation,
+    Scale,
+)
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
 from fedsam.data.images import Images
@@ -50,6 +61,7 @@ if TYPE_CHECKING:
 MODELS = {  # else the paper's cnn
     "digits": "digits-cnn",
     "digit-scenes": "scenes-cnn",
+    "camvid": "lraspp",
     "mnist": "mlp",
     "fashion-mnist": "mlp",
 }
@@ -119,7 +131,12 @@ def split(config: Config, dataset: Dataset) -> Partition:
             "partition",
             method,
             options,
-            {"labels": labels, "clients": clients, "generator": generator},
+            {
+                "labels": labels,
+                "clients": clients,
+                "generator": generator,
+                "owners": dataset.owners,
+            },
             alpha=config.alpha,
         )
     if ":" in config.partition:
@@ -370,7 +387,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     template = module.to(device)
     layout = Layout.of(template)
     method = new_method(config)
-    work = _work(config, dataset, keys=method.loss.draws)
+    work = _work(config, dataset, draws=method.loss.draws)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
     task = new_task(config, dataset)
@@ -469,22 +486,27 @@ def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...],
     return (0.0,) * channels, (1.0,) * channels
 
 
-def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
+def _work(config: Config, dataset: Dataset, *, draws: bool) -> Work:
     augment: str = config.augment
     if augment == "auto":
         augment = AUGMENTATIONS.get(config.dataset, "none")
     side = min(dataset.train_images.shape[-2:])
     if config.cutout > side:
         raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
+    of_text = {} if augment == "none" else keys.augmentations(augment)
     augmentations: list[Augmentation] = []
-    augmentations += [Crop(CROP_PADDING)] if "crop" in augment else []
+    augmentations += [Crop(CROP_PADDING)] if "crop" in of_text else []
+    if "scale" in of_text:
+        low, high, *size = of_text["scale"]
+        augmentations += [Scale(low, high, (int(size[0]), int(size[1])) if size else None)]
     augmentations += [_rotation(config, dataset)] if config.client_rotations else []
-    augmentations += [Flip()] if "flip" in augment else []
+    augmentations += [Flip()] if "flip" in of_text else []
+    augmentations += [Jitter(*of_text["jitter"])] if "jitter" in of_text else []
     noise = config.client_noise
     augmentations += [Noise(noise, config.clients)] if noise else []
     augmentations += [Cutout(config.cutout)] if config.cutout else []
     augmentations += [Mixup(config.mixup)] if config.mixup else []
-    augmentations += [Keys()] if keys else []  # last: the rest of a plan is the same without them
+    augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
     return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
 
 

@@ -78,7 +78,7 @@ WRONG = [
     ({"swa": True, "average": "ema"}, "--swa", "ema"),
     ({"precision": "fp16"}, "--precision fp16", "'fp32', 'tf32' or 'bf16'"),
     ({"engine": "spark"}, "--engine spark", "'local' or 'ray'"),
-    ({"augment": "rotate"}, "--augment rotate", "'crop+flip'"),
+    ({"augment": "rotate"}, "--augment rotate", "crop, flip"),
     ({"algorithm": "fedsamm"}, "--algorithm", "did you mean 'fedsam'?"),
     ({"alhpa": 1}, "--alhpa", "did you mean 'alpha'?"),
     ({"minimizer_options": "[1"}, "--minimizer-options [1", "mapping"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsam.base.randomness import torch_generator
-from fedsam.data.augment import Crop, Cutout, Flip, Mixup, Rotation
+from fedsam.data.augment import Crop, Cutout, Flip, Jitter, Mixup, Rotation, Scale
 from fedsam.data.datasets import load
 from fedsam.data.images import IGNORE, Images
 from fedsam.data.packed import Packing
@@ -67,6 +67,79 @@ def test_a_turn_between_pixels_takes_the_nearest_and_says_nothing_outside():
     assert int(targets[1, 2]) in (8, 9, 14)
     assert {int(targets[0, 0]), int(targets[0, 4]), int(targets[4, 0])} == {IGNORE}
     assert set(targets.flatten().tolist()) <= {*range(1, 26), IGNORE}
+
+
+@pytest.mark.parametrize("size", [None, (4, 12)])
+@pytest.mark.parametrize("between", [(0.5, 1.0), (1.0, 1.0), (1.5, 2.5)])
+def test_a_scaled_window_is_read_where_the_formula_says(between, size):
+    # what lies in an image is its own place: red its column, green its row, the mask its number
+    rows, columns = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    pixels = torch.stack([columns + 1, rows + 1]).to(torch.uint8)[None]
+    masks = (rows * WIDTH + columns).to(torch.uint8)[None]
+    work = Work(1, 40.0, augmentations=(Scale(*between, size),))
+    plan = make_plan(torch.arange(1), work, (HEIGHT, WIDTH), torch_generator(3, "plan"))
+    height, width = size or (HEIGHT, WIDTH)
+    images, some = images_of(pixels=pixels, masks=masks), set()
+    for step in range(len(plan)):
+        batch, s = images.batch(plan, step), float(plan.choices["factor"][step, 0])
+        assert batch.images.shape == (1, 2, height, width)
+        assert between[0] <= s <= between[1]
+        where = []
+        for axis, (side, window) in enumerate(((HEIGHT, height), (WIDTH, width))):
+            shift = (
+                (2 * float(plan.choices["place"][step, 0, axis]) - 1) * abs(s * side - window) / 2
+            )
+            out = torch.arange(window).double() + 0.5 - window / 2
+            where.append((out + shift) / s + side / 2 - 0.5)  # in pixels of the image
+        row, column = torch.meshgrid(*where, indexing="ij")
+        inside = (row > 0) & (row < HEIGHT - 1) & (column > 0) & (column < WIDTH - 1)
+        red, green = batch.images[0] - 1
+        torch.testing.assert_close(red[inside], column[inside], rtol=0, atol=1e-5)
+        torch.testing.assert_close(green[inside], row[inside], rtol=0, atol=1e-5)
+        said = batch.targets[0].long()
+        outside = (row < -0.51) | (row > HEIGHT - 0.49) | (column < -0.51) | (column > WIDTH - 0.49)
+        assert (said[outside] == IGNORE).all()
+        assert ((said // WIDTH)[inside] - row[inside]).abs().max() <= 0.501
+        assert ((said % WIDTH)[inside] - column[inside]).abs().max() <= 0.501
+        some.add(round(s, 6))
+    assert len(some) == (1 if between[0] == between[1] else 40)
+
+
+def test_jitter_is_torchvisions_three_changes_in_a_row():
+    from torchvision.transforms import functional
+
+    pixels = OTHERS[:, :1].repeat(1, 3, 1, 1) // 2 + PIXELS // 2
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    images = Images(pixels, torch.arange(MANY), mean, std, dtype=torch.float64)
+    work = Work(4, 2.0, augmentations=(Jitter(0.4),))
+    plan = make_plan(torch.arange(MANY), work, (HEIGHT, WIDTH), torch_generator(4, "plan"))
+    for step, size in enumerate(plan.sizes):
+        batch = images.batch(plan, step)
+        for i in range(size):
+            factors = plan.choices["jitter"][step, i].tolist()
+            assert all(0.6 <= factor <= 1.4 for factor in factors)
+            expected = pixels[plan.indices[step, i]].double() / 255
+            for change, factor in zip(
+                ("brightness", "contrast", "saturation"), factors, strict=True
+            ):
+                expected = getattr(functional, f"adjust_{change}")(expected, factor)
+            expected = functional.normalize(expected, mean, std)
+            # torchvision's grey is 0.2989, 0.587, 0.114
+            torch.testing.assert_close(batch.images[i], expected, rtol=0, atol=2e-3)
+
+
+def test_grey_images_have_brightness_and_contrast_and_their_format_is_kept():
+    pixels = OTHERS[:, :1]
+    images = Images(pixels, torch.arange(MANY), (0.3,), (0.2,))
+    work = Work(MANY, 1.0, augmentations=(Jitter(1.0), Scale(0.5, 2.0)))
+    plan = make_plan(torch.arange(MANY), work, (HEIGHT, WIDTH), torch_generator(5, "plan"))
+    plain, changed = images.rows(plan.indices[0]), images.batch(plan, 0)
+    assert changed.images.shape == plain.images.shape
+    assert not torch.equal(changed.images, plain.images)
+    assert torch.equal(changed.targets, plain.targets)
+    low, high = plain.pixels.low, plain.pixels.high
+    assert (changed.images >= low - 1e-5).all()
+    assert (changed.images <= high + 1e-5).all()
 
 
 def test_cutout_and_mixup_leave_masks_as_they_are():
