@@ -46,6 +46,8 @@ class Dataset:
         What reads the labels, unless --task says something else.
     train_classes, test_classes : Tensor, optional
         int64 (N,), from 0: what splits and pictures sort images by. None: the labels.
+    owners : Tensor, optional
+        int64 (N,), from 0: whose a training image is, where the data say so (--partition natural).
     """
 
     name: str
@@ -59,6 +61,7 @@ class Dataset:
     task: str = "classification"
     train_classes: Tensor | None = None
     test_classes: Tensor | None = None
+    owners: Tensor | None = None
 
     @property
     def classes_of_train(self) -> Tensor:
@@ -134,6 +137,14 @@ def check(dataset: Dataset) -> None:
         )
         inside = int(classes.min()) >= 0 and int(classes.max()) < dataset.classes
         require(inside, f"{where} must lie in 0..{dataset.classes - 1}")
+    if (owners := dataset.owners) is not None:
+        one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
+        require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
+        held = owners.unique()
+        require(
+            torch.equal(held, torch.arange(len(held))),
+            "owners must be numbers from 0, each of an image at least",
+        )
     shape, other = dataset.train_images.shape[1:], dataset.test_images.shape[1:]
     require(shape == other, f"images of {tuple(shape)} for training and {tuple(other)} for testing")
     for name in ("mean", "std"):
@@ -254,11 +265,87 @@ def svhn(root: Path) -> Dataset:
     return Dataset("svhn", *train, *test, 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 
 
+def camvid(root: Path) -> Dataset:
+    """CamVid, the split of SegNet's authors: 367 + 233 frames of a drive, masks of 11 classes.
+
+    Folders ``camvid/train`` and ``camvid/test`` of frames, and ``camvid/trainannot`` and
+    ``camvid/testannot`` of masks, in which 11 is void; the name up to the first underscore is the
+    sequence, by which splits sort frames. An owner is 15 to 17 frames in a row of one sequence, 22
+    in all, as many as FedSeg (CVPR 2023) has clients. Not downloaded.
+
+    References
+    ----------
+    Brostow et al., "Semantic object classes in video", Pattern Recognition Letters 2009;
+    Badrinarayanan et al., "SegNet", TPAMI 2017.
+    """
+    parts = [_frames(root / "camvid", part) for part in ("train", "test")]
+    (train, masks, sequences), (test, test_masks, test_sequences) = parts
+    names = sorted({*sequences, *test_sequences})
+    classes, test_classes = (
+        torch.tensor([names.index(name) for name in of_part])
+        for of_part in (sequences, test_sequences)
+    )
+    owners = torch.empty_like(classes)
+    begun = 0
+    for sequence in classes.unique():
+        rows = (classes == sequence).nonzero()[:, 0]
+        pieces = rows.tensor_split(round(len(rows) / 17) or 1)
+        for number, piece in enumerate(pieces, begun):
+            owners[piece] = number
+        begun += len(pieces)
+    pixels = train.float() / 255
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
+    return Dataset(
+        "camvid",
+        train,
+        masks,
+        test,
+        test_masks,
+        11,
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        "segmentation",
+        classes,
+        test_classes,
+        owners,
+    )
+
+
+def _frames(folder: Path, part: str) -> tuple[Tensor, Tensor, list[str]]:
+    """Return frames (N, 3, H, W), masks (N, H, W) with 255 for void, and each one's sequence."""
+    from PIL import Image, UnidentifiedImageError
+
+    frames, masks = (
+        {path.stem: path for path in sorted((folder / name).glob("*.*"))}
+        for name in (part, f"{part}annot")
+    )
+    if not frames or set(frames) != set(masks):
+        odd = next(iter(sorted(set(frames) ^ set(masks))), None)
+        raise UsageError(
+            f"--data-root: {folder / part} and {part}annot must hold a frame and a mask each"
+            + (f"; {odd} is in one of them only" if odd else ", and hold none")
+        )
+    read: list[list[np.ndarray]] = [[], []]
+    for paths, mode, into in zip((frames, masks), ("RGB", "L"), read, strict=True):
+        for path in paths.values():
+            try:
+                with Image.open(path) as image:
+                    into.append(np.asarray(image.convert(mode)))
+            except (OSError, UnidentifiedImageError) as error:
+                raise UsageError(f"--data-root: {path} cannot be read ({error})") from error
+            if into[-1].shape[:2] != read[0][0].shape[:2]:
+                raise UsageError(f"--data-root: {path} has another size than the first frame")
+    pixels = torch.from_numpy(np.stack(read[0])).permute(0, 3, 1, 2).contiguous()
+    said = torch.from_numpy(np.stack(read[1]))
+    return pixels, said.where(said != 11, 255), [name.partition("_")[0] for name in frames]
+
+
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
     "digit-scenes": digit_scenes,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
+    "camvid": camvid,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "svhn": svhn,

@@ -188,6 +188,32 @@ def quantity(
     return cut(generator.permutation(len(labels)), sizes)
 
 
+def natural(
+    labels: Tensor, clients: int, generator: np.random.Generator, *, owners: Tensor | None
+) -> Partition:
+    """Let each image be its owner's, where the data set says whose it is.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,).
+    clients : int
+        As many as there are owners.
+    generator : numpy.random.Generator
+        Not used.
+    owners : Tensor or None
+        int64 (n,), from 0.
+    """
+    if owners is None:
+        raise UsageError("--partition natural: this data set does not say whose an image is")
+    sizes = owners.bincount()
+    if len(sizes) != clients:
+        raise UsageError(
+            f"--clients {clients}: the data have {len(sizes)} owners; give --clients {len(sizes)}"
+        )
+    return cut(owners.argsort(stable=True).numpy(), sizes.numpy())
+
+
 METHODS: dict[str, Callable[..., Partition]] = {
     "dirichlet": dirichlet,
     "iid": iid,
@@ -195,6 +221,7 @@ METHODS: dict[str, Callable[..., Partition]] = {
     "shards": shards,
     "quantity": quantity,
     "csv": csv,
+    "natural": natural,
 }
 
 

@@ -1,0 +1,74 @@
+"""Networks that say what each pixel is: sizes that were published, shapes, norms, heads."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedsam.models.bisenet_v2 import BisenetV2
+from fedsam.models.lraspp import Lraspp
+from fedsam.models.scenes_cnn import ScenesCnn
+from fedsam.tasks.segmentation import Segmentation
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_sizes_of_bisenet_v2_are_those_of_feddrives_with_and_without_its_other_heads():
+    network = BisenetV2((3, 512, 1024), 19)
+    assert parameters(network) == 8_196_416
+    assert parameters(network) - parameters(network.auxiliary) == 4_585_552
+    assert parameters(BisenetV2((3, 64, 64), 19, heads=0)) == 4_585_552
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == 58
+
+
+def test_sizes_of_the_small_ones():
+    assert parameters(ScenesCnn((1, 16, 16), 11)) == 58_828
+    assert parameters(Lraspp((3, 64, 64), 19)) == 3_221_198
+
+
+@pytest.mark.parametrize("sides", [(64, 96), (45, 70)])
+def test_logits_have_the_images_size_and_every_head_learns(sides):
+    network = BisenetV2((3, *sides), 5, dropout=0.0)
+    images, masks = torch.randn(6, 3, *sides), torch.randint(0, 5, (6, *sides))
+    heads = network(images)
+    assert heads.shape == (6, 5, 5, *sides)
+    Segmentation(5).loss(heads, masks).mean().backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in network.parameters())
+    network.eval()
+    assert network(images).shape == (6, 5, *sides)
+
+
+def test_bisenet_v2_sees_no_padding_where_there_is_none():
+    torch.manual_seed(0)
+    network = BisenetV2((3, 64, 64), 3, heads=0).eval()
+    images = torch.randn(1, 3, 64, 64)
+    wider = torch.cat([images, torch.zeros(1, 3, 64, 20)], -1)
+    # 20 more columns are padded to 32, black like those themselves
+    whole = network(torch.cat([images, torch.zeros(1, 3, 64, 32)], -1))
+    torch.testing.assert_close(network(wider), whole[..., :84])
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_lraspp_is_torchvisions_with_a_norm_of_choice(norm):
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    network = Lraspp((3, 40, 56), 4, norm=norm).eval()
+    kinds = {type(m) for m in network.modules()}
+    assert (nn.BatchNorm2d in kinds) == (norm == "batch")
+    assert (nn.GroupNorm in kinds) == (norm == "group")
+    images = torch.randn(2, 3, 40, 56)
+    assert network(images).shape == (2, 4, 40, 56)
+    if norm == "batch":
+        theirs = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+        theirs.load_state_dict(network.network.state_dict())
+        assert torch.equal(theirs.eval()(images)["out"], network(images))
+
+
+def test_what_the_networks_cannot_take_is_said():
+    with pytest.raises(ValueError, match="3 channels, got 1"):
+        Lraspp((1, 40, 40), 4)
+    with pytest.raises(ValueError, match="sides must be even"):
+        ScenesCnn((1, 7, 8), 4)
+    with pytest.raises(ValueError, match="heads must be 4 or 0"):
+        BisenetV2((3, 64, 64), 4, heads=2)
