@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fedsam.base.errors import UsageError, nearest
+from fedsam.data import groups
+from fedsam.data.groups import Groups
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
 IDX = (  # the files of MNIST and those in its format, with their dimensions
@@ -26,7 +28,7 @@ IDX = (  # the files of MNIST and those in its format, with their dimensions
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, for training and for testing.
+    """Images and their targets, for training and for testing.
 
     Attributes
     ----------
@@ -35,11 +37,15 @@ class Dataset:
     train_images, test_images : Tensor
         uint8 (N, C, H, W).
     train_labels, test_labels : Tensor
-        int64 (N,), from 0 to ``classes - 1``.
+        int64 (N,), from 0 to ``classes - 1``; or uint8 (N, H, W), that of each pixel.
     classes : int
         Number of classes.
     mean, std : tuple of float
         Of each channel over the training images, for pixel values in [0, 1].
+    ignore : int, optional
+        The target of pixels that are of no class.
+    test_groups : mapping, optional
+        Rows of the test set, int64 (n,), that are also told of by this name; they may overlap.
     """
 
     name: str
@@ -50,6 +56,8 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    ignore: int | None = None
+    test_groups: Groups | None = None
 
 
 def load(name: str, root: Path) -> Dataset:
@@ -99,15 +107,23 @@ def check(dataset: Dataset) -> None:
             _is(images, torch.uint8, 4),
             f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
         )
+        masks = _is(labels, torch.uint8, 3)
         require(
-            _is(labels, torch.int64, 1),
-            f"{part}_labels must be an int64 tensor (N,), got {_told(labels)}",
+            masks or _is(labels, torch.int64, 1),
+            f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
         )
         require(
             len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
         )
-        inside = int(labels.min()) >= 0 and int(labels.max()) < dataset.classes
-        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}")
+        if masks:
+            same = images.shape[2:] == labels.shape[1:]
+            sizes = f"{tuple(labels.shape[1:])} for images of {tuple(images.shape[2:])}"
+            require(same, f"{part}_labels are of {sizes}")
+        valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
+        require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
+        inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
+        but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
+        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
     shape, other = dataset.train_images.shape[1:], dataset.test_images.shape[1:]
     require(shape == other, f"images of {tuple(shape)} for training and {tuple(other)} for testing")
     for name in ("mean", "std"):
@@ -116,6 +132,9 @@ def check(dataset: Dataset) -> None:
         require(long, f"{name} must have {shape[0]} entries, one a channel")
         require(all(map(math.isfinite, values)), f"{name} must be finite")
     require(min(dataset.std) > 0, "std must be positive")
+    if dataset.test_groups is not None:
+        where = f"--dataset {dataset.name}: test_groups"
+        groups.check(dataset.test_groups, len(dataset.test_labels), where)
 
 
 def _is(value: object, dtype: torch.dtype, dimensions: int) -> bool:

@@ -16,6 +16,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
+from fedsam import tasks
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.strategy import ServerMethod
@@ -23,10 +24,11 @@ from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import plugins
 from fedsam.config.schema import Config
-from fedsam.data import datasets, lifelong
+from fedsam.data import datasets, groups, lifelong
 from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup, Noise, Rotation
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
+from fedsam.data.groups import Groups
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
@@ -36,6 +38,7 @@ from fedsam.messages import LOSS, VectorRecord
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
+from fedsam.tasks import Task
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
@@ -90,6 +93,11 @@ def load_dataset(config: Config) -> Dataset:
 def split(config: Config, dataset: Dataset) -> Partition:
     """Return which training images are whose."""
     options, labels, clients = config.partition_options, dataset.train_labels, config.clients
+    if labels.dim() != 1:
+        raise UsageError(
+            f"--partition {config.partition}: goes by one class an image; {dataset.name} has "
+            f"targets {tuple(labels.shape)}"
+        )
     method: Any
     if config.partition in METHODS:
         method = METHODS[config.partition]
@@ -332,6 +340,23 @@ def _check_strategy(config: Config, strategy: Strategy) -> None:
             )
 
 
+def new_task(config: Config, dataset: Dataset) -> Task:
+    """Return what the model's output means, for a data set whose targets fit."""
+    facts = {"classes": dataset.classes}
+    facts |= {} if dataset.ignore is None else {"ignore": dataset.ignore}
+    make = plugins.find("task", config.task, "fedsam.tasks")
+    task: Task = plugins.build("task", make, config.task_options, facts)
+    tasks.check(task, dataset)
+    return task
+
+
+def _groups(config: Config, dataset: Dataset) -> Groups:
+    """Return the groups of test images that have names."""
+    if config.test_groups == "classes":
+        return groups.by_class(dataset.test_labels, dataset.classes)
+    return dataset.test_groups or {}
+
+
 def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
     """Return all that the clients need, and the model that training starts from.
 
@@ -343,6 +368,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         One with the same images, which are shared then.
     """
     dataset = load_dataset(config)
+    task = new_task(config, dataset)
     partition = split(config, dataset)
     device = choose_device(config)
     module = new_model(config, dataset)
@@ -353,7 +379,6 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     work = _work(config, dataset, keys=method.loss.draws)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
-    task = plugins.build("task", plugins.find("task", config.task, "fedsam.tasks"), {})
     if sequence and sequence.heads == "multi":
         task = lifelong.Heads(task, sequence.task_of.to(device))
 
@@ -399,6 +424,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         changes=needs.changes,
         stragglers=config.stragglers,
         lifelong=sequence,
+        groups=_groups(config, dataset),
         local_statistics=config.bn == "local",
     )
     first = layout.write(initial)
