@@ -69,6 +69,8 @@ class Places:
     def within(self, start: int, end: int) -> dict[int, Tensor]:
         """Return the groups with rows in [start, end), each with those rows less ``start``."""
         first, last = torch.searchsorted(self._rows, torch.tensor([start, end])).tolist()
+        if first == last:
+            return {}
         groups, order = self._groups[first:last].sort(stable=True)
         places = (self._rows[first:last] - start)[order]
         numbers, counts = groups.unique_consecutive(return_counts=True)

@@ -139,18 +139,13 @@ def _check(output: object, images: int, classes: int, where: str) -> None:
 
 
 def _check_metrics(task: Task, metrics: Mapping[str, float]) -> None:
-    """Raise UsageError if a task's metrics lack the loss or the headline, or that has no scale."""
-    headline = headline_of(task)
-    for name in ("loss", headline):
+    """Raise UsageError if a task's metrics lack the loss or the headline."""
+    for name in ("loss", headline_of(task)):
         if name not in metrics:
             raise UsageError(
                 f"--task: metrics returns {', '.join(metrics) or 'nothing'}, and no {name!r}; "
                 "headline = '...' in the class names another headline"
             )
-    if metrics[headline] < 0 or metrics[headline] > 1:
-        raise UsageError(
-            f"--task: its headline {headline!r} is {metrics[headline]:g}; it must lie in [0, 1]"
-        )
 
 
 def _mode(module: nn.Module) -> str:
