@@ -7,6 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.config.schema import from_run_config
+from fedsam.runs.metrics import finals, headline_of, words_of
 from fedsam.simulate.run import run
 
 log = logging.getLogger("fedsam")
@@ -21,4 +22,6 @@ def main(grid: Grid, context: Context) -> None:
     except (UsageError, TrainingError) as error:
         log.error("fedsam: error: %s", error)  # Flower prints a traceback after it
         raise error.with_traceback(None) from None
-    print(f"final accuracy {outcome.summary['final_accuracy']:.4f}, results in {outcome.folder}")
+    headline = headline_of(outcome.summary)
+    final = outcome.summary[finals(headline)[0]]
+    print(f"final {words_of(headline)} {final:.4f}, results in {outcome.folder}")

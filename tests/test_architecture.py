@@ -5,6 +5,7 @@ many imports lead from one room to another.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -132,6 +133,45 @@ def test_flowers_inner_modules_are_touched_in_one_file():
     for path in MODULES:
         if path.name != "compat.py":
             assert not any(f"from {module}" in path.read_text() for module in inner), path
+
+
+def test_engines_rounds_and_the_loop_know_nothing_of_what_is_learnt():
+    words = re.compile(r"\b(labels?|masks?|m?iou|domains?|accurac\w*)\b", re.IGNORECASE)
+    for folder in ("engines", "server", "training"):
+        for path in (ROOT / "fedsam" / folder).rglob("*.py"):
+            found = words.findall(path.read_text())
+            assert not found, f"{path}: {found}"
+
+
+def test_only_a_task_names_its_headline():
+    # the flag and the library's property keep their names: they stand in users' scripts
+    allowed = re.compile(r"(--)?target[_-]accuracy")
+    for folder in ("sweep", "report", "flatness", "simulate", "runs"):
+        for path in (ROOT / "fedsam" / folder).rglob("*.py"):
+            if path.name == "__main__.py":  # its help says what the headline usually is
+                continue
+            said = {allowed.sub("", word) for word in words_in_code(path)}
+            literal = {word for word in said if "accuracy" in word or "miou" in word}
+            assert literal <= ({"accuracy"} if path.match("runs/run.py") else set()), path
+
+
+def words_in_code(path: Path) -> set[str]:
+    """Return the names and texts of a module, without its docstrings and comments."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        id(n.body[0].value)
+        for n in ast.walk(tree)
+        if isinstance(n, documented) and isinstance(n.body[0], ast.Expr)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= set() if id(node) in docstrings else {node.value}
+        for field in ("id", "attr", "name", "arg"):
+            if isinstance(value := getattr(node, field, None), str):
+                found.add(value)
+    return found
 
 
 def test_nothing_is_unpickled():

@@ -211,9 +211,10 @@ class Federation(_Group):
     """Chance that a client does only a part of its work in a round, one to all of its mini-batches
     with the same chance (0: off)."""
     target_accuracy: Annotated[float, Key(free=True)] = Field(0.0, ge=0, le=1)
-    """Stop once an evaluation reaches this accuracy, in [0, 1] (0: off)."""
+    """Stop once an evaluation reaches this accuracy, in [0, 1] (0: off); of a task with another
+    headline, such as mIoU, that one."""
     patience: Annotated[int, Key(free=True)] = Field(0, ge=0)
-    """Stop after so many evaluations without a better accuracy (0: off)."""
+    """Stop after so many evaluations without a better accuracy, or headline (0: off)."""
 
 
 class Client(_Group):
@@ -346,6 +347,9 @@ class Run(_Group):
     client_tests: bool = False
     """Also evaluate the global model on each client's own share of the test set, which has the
     classes that the client trains on: mean, standard deviation and the mean of the worst tenth."""
+    test_groups: Literal["auto", "classes"] = "auto"
+    """Groups of test images that are also told of one by one, with the worst group and the gap to
+    the best: auto (those that the data set names, if any) or classes."""
     out: Annotated[PathText, Key(how=True)] = ""
     """Folder for the results, which must not exist (empty: a new one under runs/)."""
     checkpoint_every: Annotated[

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsam.base.randomness import normal
-from fedsam.data.images import CORNER, IGNORE, Batch
+from fedsam.data.images import CORNER, Batch
 
 Choices = Mapping[str, Tensor]
 
@@ -146,7 +146,11 @@ class Rotation(Augmentation):
         turned = self._turned(images, angle, batch.pixels.low, "bilinear")
         if batch.aligned:
             planes = targets[..., None, :, :].to(images.dtype)
-            targets = self._turned(planes, angle, IGNORE, "nearest").squeeze(-3).to(targets.dtype)
+            targets = (
+                self._turned(planes, angle, batch.pixels.outside, "nearest")
+                .squeeze(-3)
+                .to(targets.dtype)
+            )
         return replace(batch, images=torch.empty_like(images).copy_(turned), targets=targets)
 
     def _turned(
@@ -234,8 +238,9 @@ class Scale(Augmentation):
         low = batch.pixels.low
         seen = _sampled(images - low, affine, size, "bilinear") + low
         if batch.aligned:
-            planes = targets[..., None, :, :].to(images.dtype) - IGNORE
-            targets = (_sampled(planes, affine, size, "nearest") + IGNORE).squeeze(-3)
+            outside = batch.pixels.outside
+            planes = targets[..., None, :, :].to(images.dtype) - outside
+            targets = (_sampled(planes, affine, size, "nearest") + outside).squeeze(-3)
             targets = targets.round().to(batch.targets.dtype)
         return replace(batch, images=seen, targets=targets)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import torch_generator
+from fedsam.data import groups
+from fedsam.data.groups import Groups
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's package dataset-fashion-mnist puts its files
 IDX = (  # the files of MNIST and those in its format, with their dimensions
@@ -27,7 +29,7 @@ IDX = (  # the files of MNIST and those in its format, with their dimensions
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and what is to be learnt of them, for training and for testing.
+    """Images and their targets, for training and for testing.
 
     Attributes
     ----------
@@ -36,8 +38,7 @@ class Dataset:
     train_images, test_images : Tensor
         uint8 (N, C, H, W).
     train_labels, test_labels : Tensor
-        What the task reads: of classification int64 (N,), from 0 to ``classes - 1``; of
-        segmentation masks, uint8 (N, H, W), where 255 says nothing.
+        int64 (N,), from 0 to ``classes - 1``; or masks, uint8 (N, H, W), that of each pixel.
     classes : int
         Number of classes.
     mean, std : tuple of float
@@ -48,6 +49,10 @@ class Dataset:
         int64 (N,), from 0: what splits and pictures sort images by. None: the labels.
     owners : Tensor, optional
         int64 (N,), from 0: whose a training image is, where the data say so (--partition natural).
+    ignore : int, optional
+        The target of pixels that are of no class, and of what lies outside of an image.
+    test_groups : mapping, optional
+        Rows of the test set, int64 (n,), that are also told of by this name; they may overlap.
     """
 
     name: str
@@ -62,6 +67,8 @@ class Dataset:
     train_classes: Tensor | None = None
     test_classes: Tensor | None = None
     owners: Tensor | None = None
+    ignore: int | None = None
+    test_groups: Groups | None = None
 
     @property
     def classes_of_train(self) -> Tensor:
@@ -121,22 +128,27 @@ def check(dataset: Dataset) -> None:
             _is(images, torch.uint8, 4),
             f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
         )
-        classes = getattr(dataset, f"{part}_classes")
-        where = f"{part}_labels" if classes is None else f"{part}_classes"
-        classes = labels if classes is None else classes
+        masks = _is(labels, torch.uint8, 3)
         require(
-            _is(classes, torch.int64, 1),
-            f"{where} must be an int64 tensor (N,), got {_told(classes)}",
+            masks or _is(labels, torch.int64, 1),
+            f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
         )
-        require(isinstance(labels, Tensor), f"{part}_labels must be a tensor, got {_told(labels)}")
         require(
             len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
         )
-        require(
-            len(classes) == len(images), f"{part} has {len(images)} images, {len(classes)} classes"
-        )
-        inside = int(classes.min()) >= 0 and int(classes.max()) < dataset.classes
-        require(inside, f"{where} must lie in 0..{dataset.classes - 1}")
+        if masks:
+            same = images.shape[2:] == labels.shape[1:]
+            sizes = f"{tuple(labels.shape[1:])} for images of {tuple(images.shape[2:])}"
+            require(same, f"{part}_labels are of {sizes}")
+        valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
+        require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
+        inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
+        but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
+        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
+        if (classes := getattr(dataset, f"{part}_classes")) is not None:
+            one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
+            require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
+            require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
     if (owners := dataset.owners) is not None:
         one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
         require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
@@ -153,6 +165,9 @@ def check(dataset: Dataset) -> None:
         require(long, f"{name} must have {shape[0]} entries, one a channel")
         require(all(map(math.isfinite, values)), f"{name} must be finite")
     require(min(dataset.std) > 0, "std must be positive")
+    if dataset.test_groups is not None:
+        where = f"--dataset {dataset.name}: test_groups"
+        groups.check(dataset.test_groups, len(dataset.test_labels), where)
 
 
 def _is(value: object, dtype: torch.dtype, dimensions: int) -> bool:
@@ -205,6 +220,7 @@ def digit_scenes(root: Path) -> Dataset:
         "segmentation",
         train[2],
         test[2],
+        ignore=255,
     )
 
 
@@ -308,6 +324,12 @@ def camvid(root: Path) -> Dataset:
         classes,
         test_classes,
         owners,
+        ignore=255,
+        test_groups={
+            name: (test_classes == number).nonzero()[:, 0]
+            for number, name in enumerate(names)
+            if name in test_sequences
+        },
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # both are made of what is here
     from fedsam.data.augment import Augmentation
     from fedsam.data.plan import Plan
 
-IGNORE = 255  # of targets that follow the pixels: a place that no loss and no metric reads
+PIXELS_AT_A_TIME = 500 * 64 * 64  # what a network makes of them must fit the memory
 # names of what is chosen for each image, beside what augmentations choose
 INDEX = "index"  # its row of the data set
 CORNER = "corner"  # of its window in the padded image: row and column
@@ -34,11 +34,14 @@ class Pixels:
         1/255 of a pixel's range; a tensor is (1, C, 1, 1).
     low, high : float or Tensor
         Black and white, alike.
+    outside : int
+        What targets that follow the pixels say where there is no image.
     """
 
     unit: float | Tensor = 1 / 255
     low: float | Tensor = 0.0
     high: float | Tensor = 1.0
+    outside: int = 255
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class Images:
         Where everything lives.
     classes : Tensor, optional
         int64 (N,), what the images are sorted by; the targets, if None.
+    outside : int
+        What targets that follow the pixels say where there is no image.
     """
 
     def __init__(
@@ -144,17 +149,19 @@ class Images:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         classes: Tensor | None = None,
+        outside: int = 255,
     ) -> None:
         channels = images.shape[1]
         # rows of pixels: (N, H + 2p, W + 2p, C), so that what is gathered is channels-last
         rows = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        self.outside = outside
         self._hold(rows, targets.to(device), padding)
         self.classes = self.targets if classes is None else classes.to(device)
         shape = (1, channels, 1, 1)
         self.offset = torch.tensor(mean, dtype=dtype).mul(255).view(shape).to(device)
         self.factor = torch.tensor(std, dtype=dtype).mul(255).reciprocal().view(shape).to(device)
         low, high = -self.offset * self.factor, (255 - self.offset) * self.factor
-        self.pixels = Pixels(self.factor, low, high)
+        self.pixels = Pixels(self.factor, low, high, outside)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -165,7 +172,11 @@ class Images:
         self.height, self.width = (side - 2 * padding for side in padded.shape[1:3])
         self._aligned = None
         if targets.shape[1:] == (self.height, self.width):
-            self._aligned = F.pad(targets, [padding] * 4, value=IGNORE)
+            self._aligned = F.pad(targets, [padding] * 4, value=self.outside)
+
+    def at_a_time(self, most: int) -> int:
+        """Return how many images may be looked at together: ``most``, or fewer of large ones."""
+        return max(1, min(most, PIXELS_AT_A_TIME // (self.height * self.width)))
 
     @property
     def raw(self) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.data.partition import Partition
-from fedsam.tasks import Task
+from fedsam.tasks import Task, headline_of
 
 HEADS = ("single", "multi")
 
@@ -147,6 +147,7 @@ class Heads:
     def __init__(self, task: Task, task_of: Tensor) -> None:
         self.task = task
         self.task_of = task_of
+        self.headline = headline_of(task)
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each example, (B,)."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedsam.base.system import Stop
 from fedsam.base.timers import WAITING, carried, timed
+from fedsam.data.groups import Places
 from fedsam.data.images import Images
-from fedsam.data.partition import Partition
 from fedsam.training import batchnorm
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 from fedsam.training.flat_module import FlatModule
@@ -149,29 +149,35 @@ class ThreadExecutor:
         rows = torch.arange(len(images)) if rows is None else rows
 
         def work(network: FlatModule, batch: Tensor) -> Tensor:
-            return self.trainer.statistics(network, state, images, batch)
+            return self.trainer.statistics(network, state, images, batch)[0]
 
-        parts = self.map(work, rows.split(EVALUATION_BATCH))
+        parts = self.map(work, rows.split(images.at_a_time(EVALUATION_BATCH)))
         return self.trainer.task.metrics(torch.stack(parts).sum(0))
 
-    def evaluate_each(
-        self, state: Tensor, images: Images, partition: Partition
-    ) -> list[dict[str, float]]:
-        """Return the task's metrics of a model (S,) on the images of each client that has any."""
-        pieces = [
-            (client, rows)
-            for client in range(len(partition))
-            for rows in partition[client].split(EVALUATION_BATCH)
-            if len(rows)
-        ]
+    def evaluate_by_group(
+        self, state: Tensor, images: Images, places: Places
+    ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+        """Return the task's metrics of a model (S,) on all images, and on each group's, by number.
 
-        def work(network: FlatModule, piece: tuple[int, Tensor]) -> Tensor:
-            return self.trainer.statistics(network, state, images, piece[1])
+        Every image goes through the model once; groups without images have no metrics.
+        """
 
-        totals: dict[int, Tensor] = {}
-        for (client, _), part in zip(pieces, self.map(work, pieces), strict=True):
-            totals[client] = totals[client] + part if client in totals else part
-        return [self.trainer.task.metrics(total) for total in totals.values()]
+        def work(network: FlatModule, rows: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+            inside = places.within(int(rows[0]), int(rows[-1]) + 1)
+            whole, *parts = self.trainer.statistics(
+                network, state, images, rows, list(inside.values())
+            )
+            return whole, dict(zip(inside, parts, strict=True))
+
+        chunks = torch.arange(len(images)).split(images.at_a_time(EVALUATION_BATCH))
+        wholes, totals = [], dict[int, Tensor]()
+        for whole, parts in self.map(work, chunks):
+            wholes.append(whole)
+            for group, part in parts.items():
+                totals[group] = totals[group] + part if group in totals else part
+        metrics = self.trainer.task.metrics
+        by_group = {group: metrics(totals[group]) for group in sorted(totals)}
+        return metrics(torch.stack(wholes).sum(0)), by_group
 
     def update_bn(self, state: Tensor, images: Images, rows: Tensor) -> Tensor:
         """Return a model (S,) with BatchNorm statistics of some images, not augmented.
@@ -185,7 +191,7 @@ class ThreadExecutor:
             return batchnorm.of_batch(network, state, pixels)
 
         # of one size, as each counts the same
-        batches = rows.tensor_split(math.ceil(len(rows) / EVALUATION_BATCH))
+        batches = rows.tensor_split(math.ceil(len(rows) / images.at_a_time(EVALUATION_BATCH)))
         return batchnorm.updated(state, self.map(work, batches, to_the_end=True), layout)
 
     def close(self) -> None:

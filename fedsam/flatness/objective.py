@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsam.data.images import Batch, Images
 from fedsam.engines.threads import on_device
 from fedsam.flatness.sampling import parts_of
-from fedsam.tasks import Task
+from fedsam.tasks import Task, headline_of
 from fedsam.training.evaluation import statistics
 from fedsam.training.flat_module import FlatModule
 
@@ -108,7 +108,7 @@ class Objective:
         return self._means(w, product)[0]
 
     def metrics(self, w: Tensor) -> dict[str, float]:
-        """Return the task's metrics at ``w``: accuracy in [0, 1], loss in nats."""
+        """Return the task's metrics at ``w``: its headline in [0, 1], loss in nats."""
         return self.task.metrics(self.statistics(w))
 
     def statistics(self, w: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Objective:
         self.network.module.eval()
 
     def _chunks(self) -> Iterator[Batch]:
-        for rows in self.rows.split(self.chunk):
+        for rows in self.rows.split(self.images.at_a_time(self.chunk)):
             yield self.images.rows(rows)
 
 
@@ -158,6 +158,7 @@ class NormalizedLogits:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.headline = headline_of(task)
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each example, (B,)."""

@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target",
         type=float,
-        help="accuracy in [0, 1]: the report says when each run reached it first",
+        help="accuracy (or the task's headline) in [0, 1]: the report says when each run "
+        "reached it first",
     )
 
     def act() -> None:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_target(target: float | None) -> None:
-    """Raise UsageError if this is no accuracy."""
+    """Raise UsageError if this lies not in [0, 1]."""
     if target is not None and not 0 <= target <= 1:
         raise UsageError(f"--target {target:g}: must lie in [0, 1]")
 

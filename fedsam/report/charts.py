@@ -8,9 +8,11 @@ from itertools import groupby
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from fedsam.report.formats import heading
 from fedsam.report.scalars import GAPS, Tau, scalars, sharpness, taus
-from fedsam.report.table import Cell, ResultTable, short, words
+from fedsam.report.table import ResultTable, short, words
 from fedsam.runs import metrics
+from fedsam.runs.metrics import words_of
 from fedsam.runs.run import Run
 
 
@@ -119,7 +121,7 @@ def _scatter(table: ResultTable, tau: Tau) -> Panel:
 
 
 def against_options(table: ResultTable) -> list[Chart]:
-    """Return accuracy and all that was measured against each number in which like runs differ.
+    """Return the headline and all that was measured against each number in which like runs differ.
 
     A number is a config key (rho) or an entry of its options (the ``start`` of a late phase). A
     line is what the runs have in common otherwise; it needs two numbers at least.
@@ -129,15 +131,16 @@ def against_options(table: ResultTable) -> list[Chart]:
     measured = [s for s in scalars(table) if s in sharpness(table) or s.measure == metrics.LIFELONG]
     charts = []
     for key in keys:
-        if key == "alpha" and not measured:  # accuracy against alpha has a chart of its own
+        if key == "alpha" and not measured:  # the headline against alpha has a chart of its own
             continue
         lines = _lines(table, settings, key)
-        panels = [Panel("", _values(lines, _percent), key, "accuracy (%)")]
+        panels = [Panel("", _values(lines, _percent), key, f"{table.headline} (%)")]
         panels += [Panel("", _values(lines, scalar.of), key, str(scalar)) for scalar in measured]
         drawn = [panel for panel in panels if any(len(one.x) > 1 for one in panel.series)]
         if drawn:
-            heading = f"Accuracy{' and what was measured' if measured else ''} against {key}"
-            charts.append(Chart(f"option-{_slug(key)}", heading, key, "", drawn, kind="values"))
+            more = " and what was measured" if measured else ""
+            title = f"{heading(table.headline)}{more} against {key}"
+            charts.append(Chart(f"option-{_slug(key)}", title, key, "", drawn, kind="values"))
     return charts
 
 
@@ -197,16 +200,18 @@ def _values(
 
 
 def _percent(run: Run) -> float | None:
-    return None if math.isnan(run.accuracy) else 100 * run.accuracy
+    return None if math.isnan(run.final) else 100 * run.final
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+MOST_GROUPS = 10  # in a panel
 # of metrics.jsonl, with the heading and the axis that they get and the factor they are shown with
 OVER_ROUNDS = (
-    (metrics.ACCURACY, "Accuracy", "test accuracy (%)", 100),
+    (metrics.WORST, "The worst group of test images", "the worst group (%)", 100),
+    (metrics.GAP, "From the worst group to the best", "the best group - the worst (points)", 100),
     (metrics.LOSS, "Loss", "test loss (nats)", 1),
     (metrics.CLIENT_NORM, "How far clients walk in a round", "root mean square of |w_k - w|", 1),
     (
@@ -221,24 +226,76 @@ OVER_ROUNDS = (
 
 def all_charts(table: ResultTable, target: float | None) -> list[Chart]:
     """Return every chart that the runs have data for."""
-    charts = [over_rounds(table, *row) for row in OVER_ROUNDS]
+    charts = [of_headline(table, headline) for headline in table.headlines]
     if "alpha" in table.column_keys:
-        charts.insert(1, against_alpha(table))
+        charts.append(against_alpha(table))
+    charts += [of_groups(table), *(over_rounds(table, *row) for row in OVER_ROUNDS)]
     if target is not None:
         charts += to_target(table, target)
     charts += measured_charts(table)
     return [chart for chart in charts if chart.panels]
 
 
-def over_rounds(table: ResultTable, name: str, heading: str, y_label: str, factor: int) -> Chart:
-    """Return a metric over rounds: a panel a column, a line a method, bands over seeds."""
+def of_headline(table: ResultTable, headline: str) -> Chart:
+    """Return a headline over rounds, of the runs whose headline it is."""
+    words = words_of(headline)
+    return over_rounds(table, headline, heading(words), f"test {words} (%)", 100, headline)
+
+
+def of_groups(table: ResultTable) -> Chart:
+    """Return the headline of each group of test images over rounds: a panel a method and column.
+
+    Of more than ten groups, the five that end worst and the five that end best.
+    """
+    panels = []
+    for row, column in sorted(
+        table.cells, key=lambda place: (table.columns.index(place[1]), place)
+    ):
+        cell = table.cells[row, column]
+        final = {
+            g: v for g, v in cell.runs[0].summary.get(metrics.GROUPS, {}).items() if v is not None
+        }
+        if not final:
+            continue
+        ranked = sorted(final, key=lambda group: final[group])
+        ends = {*ranked[: MOST_GROUPS // 2], *ranked[-MOST_GROUPS // 2 :]}
+        names = list(final) if len(final) <= MOST_GROUPS else [g for g in final if g in ends]
+        series = []
+        for number, name in enumerate(names):
+            rounds, middle, spread = over_seeds([_of_group(run, name) for run in cell.runs])
+            if rounds:
+                shown = [[100 * value for value in values] for values in (middle, spread)]
+                series.append(Series(name, number, rounds, *shown))
+        title = ", ".join(filter(None, [row, _heading(table, column)]))
+        panels.append(Panel(title, series))
+    label = f"test {table.headline} (%)"
+    return Chart(
+        "groups", f"{heading(table.headline)} of groups of test images", "round", label, panels
+    )
+
+
+def _of_group(run: Run, name: str) -> dict[int, float]:
+    """Return the headline of a group by round, where it was measured."""
+    curve: dict[int, Any] = run.curve(metrics.GROUPS)
+    every = {r: groups.get(name, {}) for r, groups in curve.items()}
+    return {r: v for r, of in every.items() if (v := of.get(run.headline)) is not None}
+
+
+def over_rounds(
+    table: ResultTable, name: str, heading: str, y_label: str, factor: int, headline: str = ""
+) -> Chart:
+    """Return a metric over rounds: a panel a column, a line a method, bands over seeds.
+
+    With a ``headline``, of those runs whose headline it is.
+    """
     panels = []
     for column in table.columns:
         series = []
         for number, row in enumerate(table.rows):
-            if (cell := table.cells.get((row, column))) is None:
+            cell = table.cells.get((row, column))
+            if cell is None or (headline and cell.runs[0].headline != headline):
                 continue
-            rounds, middle, spread = over_seeds(cell, name)
+            rounds, middle, spread = over_seeds([run.curve(name) for run in cell.runs])
             if rounds:
                 shown = [[factor * value for value in values] for values in (middle, spread)]
                 series.append(Series(row, number, rounds, *shown))
@@ -247,16 +304,15 @@ def over_rounds(table: ResultTable, name: str, heading: str, y_label: str, facto
     return Chart(name.replace("_", "-"), heading, "round", y_label, panels)
 
 
-def over_seeds(cell: Cell, name: str) -> tuple[list[int], list[float], list[float]]:
-    """Return the rounds that all runs measured, and mean and deviation of a metric at them."""
-    curves = [run.curve(name) for run in cell.runs]
+def over_seeds(curves: Sequence[dict[int, float]]) -> tuple[list[int], list[float], list[float]]:
+    """Return the rounds that all curves have, and mean and deviation over them."""
     rounds = sorted(set.intersection(*map(set, curves)))
     values = [[curve[r] for curve in curves] for r in rounds]
     return rounds, [mean(v) for v in values], [_deviation(v) for v in values]
 
 
 def against_alpha(table: ResultTable) -> Chart:
-    """Return final accuracy against alpha: a panel for each other setting."""
+    """Return the final headline against alpha: a panel for each other setting."""
     place = table.column_keys.index("alpha")
     alphas = sorted({column[place] for column in table.columns})
     others = sorted({(*c[:place], *c[place + 1 :]) for c in table.columns})
@@ -278,9 +334,9 @@ def against_alpha(table: ResultTable) -> Chart:
         panels.append(Panel(words(keys, other), series))
     return Chart(
         "alpha",
-        "Accuracy against heterogeneity",
+        f"{heading(table.headline)} against heterogeneity",
         "alpha (0: one class a client)",
-        "accuracy (%), last 100 rounds",
+        f"{table.headline} (%), last 100 rounds",
         panels,
         [f"{alpha:g}" for alpha in alphas],
         "names",
@@ -288,7 +344,7 @@ def against_alpha(table: ResultTable) -> Chart:
 
 
 def to_target(table: ResultTable, target: float) -> list[Chart]:
-    """Return rounds, and seconds of training, to an accuracy; methods of which all seeds got there.
+    """Return rounds, and seconds of training, to a target; methods of which all seeds got there.
 
     ``target`` lies in [0, 1].
     """
@@ -309,9 +365,10 @@ def to_target(table: ResultTable, target: float) -> list[Chart]:
             if x:
                 series.append(Series(row, number, x, y, spread))
         panels = [Panel("", series)] if series else []
-        heading = f"{unit.capitalize()} to {target:.0%} accuracy"
-        label = f"{unit} to {target:.0%} accuracy"
-        charts.append(Chart(f"{unit}-to-target", heading, "", label, panels, titles, "names"))
+        label = f"{unit} to {target:.0%} {table.headline}"
+        charts.append(
+            Chart(f"{unit}-to-target", heading(label), "", label, panels, titles, "names")
+        )
     return charts
 
 

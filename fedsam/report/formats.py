@@ -12,21 +12,28 @@ from fedsam.report.scalars import scalars, tables, taus
 from fedsam.report.table import Cell, ResultTable
 from fedsam.runs import metrics
 
-NOTE = (
-    "Accuracy in percent, mean of the last 100 rounds' evaluations; mean and sample standard "
-    "deviation over seeds."
-)
-
-
 TAU_NOTE = (
     "Tau-b between a measure and the gap, over the runs; 95% interval by bootstrap over the runs, "
     "which takes them for independent, as seeds of one method are not quite."
 )
 
 
+def note(table: ResultTable) -> str:
+    """Return what the table's numbers are."""
+    return (
+        f"{heading(table.headline)} in percent, mean of the last 100 rounds' evaluations; mean and "
+        "sample standard deviation over seeds."
+    )
+
+
+def heading(text: str) -> str:
+    """Return a text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def terminal(table: ResultTable) -> Table:
     """Return a table for rich, the best of each column bold."""
-    printed = Table("method", caption=NOTE, caption_justify="left")
+    printed = Table("method", caption=note(table), caption_justify="left")
     for column in table.columns:
         printed.add_column(table.title(column), justify="right")
     for row in table.rows:
@@ -46,7 +53,7 @@ def markdown(table: ResultTable) -> str:
         [row, *(_cell(table, row, column, "**{}**") for column in table.columns)]
         for row in table.rows
     ]
-    return f"{_piped(lines)}\n\n{NOTE}\n{_measures(table)}"
+    return f"{_piped(lines)}\n\n{note(table)}\n{_measures(table)}"
 
 
 def _piped(lines: Sequence[Sequence[str]]) -> str:
@@ -54,7 +61,7 @@ def _piped(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _measures(table: ResultTable) -> str:
-    """Return what was measured beside accuracy, by column, and how it goes with the gap."""
+    """Return what was measured beside the headline, by column, and how it goes with the gap."""
     parts = []
     for title, head, rows in tables(table):
         rule = ["---", *["---:" for _ in head[1:]]]
@@ -92,7 +99,8 @@ def latex(table: ResultTable) -> str:
 def comma_separated(table: ResultTable, target: float | None = None) -> str:
     """Return one line a run: what it was, how well it did, when it reached ``target``."""
     keys = ["method", *table.row_keys, *table.column_keys, "seed"]
-    results = [*metrics.ACCURACIES, metrics.ROUNDS, metrics.SECONDS]
+    finals = [key for headline in table.headlines for key in metrics.finals(headline)]
+    results = [*finals, metrics.ROUNDS, metrics.SECONDS]
     reached = ["rounds_to_target", "seconds_to_target"] if target is not None else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -102,7 +110,9 @@ def comma_separated(table: ResultTable, target: float | None = None) -> str:
         first: list[Any] = [run.method] + [getattr(run.config, key) for key in keys[1:]]
         when: Sequence[Any] = () if target is None else run.reaches(target) or ("", "")
         more = ["" if (value := s.of(run)) is None else value for s in measured]
-        writer.writerow([*first, *(run.summary[name] for name in results), *when, *more, run.path])
+        writer.writerow(
+            [*first, *(run.summary.get(name, "") for name in results), *when, *more, run.path]
+        )
     return out.getvalue()
 
 

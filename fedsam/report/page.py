@@ -7,7 +7,7 @@ from typing import Any
 from fedsam.config.schema import Config
 from fedsam.report import scalars
 from fedsam.report.charts import Chart, Panel, Series, all_charts, partitions
-from fedsam.report.formats import NOTE, TAU_NOTE, number_of
+from fedsam.report.formats import TAU_NOTE, heading, note, number_of
 from fedsam.report.table import ResultTable, short
 from fedsam.report.template import PAGE
 from fedsam.runs import files, metrics
@@ -74,7 +74,8 @@ def html(table: ResultTable, target: float | None = None) -> str:
     return environment.from_string(PAGE).render(
         title=_title(table),
         runs=len(table.runs),
-        note=NOTE,
+        note=note(table),
+        headline=heading(table.headline),
         table=_table(table),
         sections=sections,
         splits={name: title for name, (title, _) in splits.items()},
@@ -222,16 +223,22 @@ def _configs(table: ResultTable) -> dict[str, Any]:
     keys = [key for key in Config.model_fields if key != "out"]
     differing = [key for key in keys if len({repr(values[key]) for values in dumped}) > 1]
     shared = {key: dumped[0][key] for key in keys if key not in differing}
-    names = [name.replace("_", " ") for name in metrics.ACCURACIES]
-    head = ["run", *differing, *names, metrics.ROUNDS, metrics.SECONDS]
+    finals = [key for headline in table.headlines for key in metrics.finals(headline)]
+    head = [
+        "run",
+        *differing,
+        *(name.replace("_", " ") for name in finals),
+        metrics.ROUNDS,
+        metrics.SECONDS,
+    ]
     lines = []
     for run, values in zip(table.runs, dumped, strict=True):
-        accuracies = [run.summary[name] for name in metrics.ACCURACIES]
+        numbers = [run.summary.get(name) for name in finals]
         lines.append(
             [
                 run.path.name,
                 *(short(values[key]) for key in differing),
-                *("-" if a is None else f"{100 * a:.2f}" for a in accuracies),
+                *("-" if a is None else f"{100 * a:.2f}" for a in numbers),
                 run.summary[metrics.ROUNDS],
                 f"{run.summary[metrics.SECONDS]:.1f}",
             ]

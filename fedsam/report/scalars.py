@@ -1,4 +1,4 @@
-"""What was measured of a table's runs beside their accuracy: by cell, and against the gap."""
+"""What was measured of a table's runs beside their headline: by cell, and against the gap."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from fedsam.report.correlation import FEWEST, Correlation, kendall
 from fedsam.report.table import Cell, ResultTable, words
-from fedsam.runs.metrics import LIFELONG
+from fedsam.runs.metrics import GROUPS, LIFELONG
 from fedsam.runs.run import Run
 
 FIT = "fit"
 # measures that are not of sharpness
 OTHERS = (
-    *(FIT, LIFELONG, "cohort"),
+    *(FIT, LIFELONG, GROUPS, "cohort"),
     *("corruptions", "weight-noise", "quantisation", "adversarial", "clients"),
 )
 
@@ -40,28 +40,27 @@ class Scalar(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A generalisation gap: the factor it is shown with, and the two numbers it lies between."""
+    """A generalisation gap: the factor it is shown with, and the two numbers it lies between.
+
+    They are those of the measure ``FIT``, with the run's headline in their names.
+    """
 
     label: str
     factor: float
-    more: Scalar
-    less: Scalar
+    more: str
+    less: str
 
     def of(self, run: Run) -> float | None:
         """Return a run's gap, where its model's fit was measured."""
-        more, less = self.more.of(run), self.less.of(run)
+        names = (name.format(headline=run.headline) for name in (self.more, self.less))
+        more, less = (Scalar(FIT, name).of(run) for name in names)
         return None if more is None or less is None else self.factor * (more - less)
 
 
-# the ASAM paper's is that of the error, which is the accuracy's turned around
+# the ASAM paper's is that of the error, which is the headline's turned around
 GAPS = {
-    "error": Gap(
-        "test - train error (points)",
-        100,
-        Scalar(FIT, "train accuracy"),
-        Scalar(FIT, "test accuracy"),
-    ),
-    "loss": Gap("test - train loss (nats)", 1, Scalar(FIT, "test loss"), Scalar(FIT, "train loss")),
+    "error": Gap("test - train error (points)", 100, "train {headline}", "test {headline}"),
+    "loss": Gap("test - train loss (nats)", 1, "test loss", "train loss"),
 }
 
 
@@ -109,7 +108,8 @@ def scalars(table: ResultTable) -> list[Scalar]:
         for measure, values in run.measures.items()
         for name in values
     }
-    return sorted(names, key=lambda scalar: (scalar.measure == LIFELONG, scalar.measure != FIT))
+    of_run = {LIFELONG: 1, GROUPS: 2}  # they come last
+    return sorted(names, key=lambda s: (of_run.get(s.measure, 0), s.measure != FIT))
 
 
 def sharpness(table: ResultTable) -> list[Scalar]:

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedsam.config.schema import Config, keys
+from fedsam.runs.metrics import words_of
 from fedsam.runs.run import Run
 
 COLUMNS = keys("column")  # a table's columns, where they differ
@@ -22,13 +23,13 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Mean of their accuracies, in [0, 1]."""
-        return mean(run.accuracy for run in self.runs)
+        """Mean of their headlines, in [0, 1]."""
+        return mean(run.final for run in self.runs)
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation of their accuracies; None for a single run."""
-        return stdev(run.accuracy for run in self.runs) if len(self.runs) > 1 else None
+        """Sample standard deviation of their headlines; None for a single run."""
+        return stdev(run.final for run in self.runs) if len(self.runs) > 1 else None
 
 
 class ResultTable:
@@ -42,6 +43,16 @@ class ResultTable:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
+
+    @cached_property
+    def headlines(self) -> list[str]:
+        """The names of the runs' headlines."""
+        return sorted({run.headline for run in self.runs})
+
+    @property
+    def headline(self) -> str:
+        """The same in words: "accuracy", or "accuracy or miou" if their tasks differ in it."""
+        return " or ".join(map(words_of, self.headlines))
 
     @cached_property
     def column_keys(self) -> tuple[str, ...]:
@@ -118,7 +129,7 @@ class ResultTable:
 
     def title(self, column: tuple[Any, ...]) -> str:
         """Return the heading of a column."""
-        return words(self.column_keys, column) or "accuracy"
+        return words(self.column_keys, column) or self.headline
 
 
 def words(keys: Sequence[str], values: Sequence[Any]) -> str:

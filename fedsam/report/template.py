@@ -41,8 +41,8 @@ summary { cursor: pointer; font-weight: 600 }
 <h1>{{ title }}</h1>
 <p>{{ runs }} runs. Drag over a curve to zoom, double-click to go back; a click on a name in a legend hides it.</p>
 
-<h2>Accuracy (%)</h2>
-<div class="wide"><table id="accuracies">
+<h2>{{ headline }} (%)</h2>
+<div class="wide"><table id="headlines">
 <thead><tr><th>method</th>{% for name in table.head %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row, cells in table.rows %}

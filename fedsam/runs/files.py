@@ -9,8 +9,8 @@
 ``models/000100.safetensors``     the model that was evaluated after round 100
 ``partition.npz``                 which image is whose
 ``partition.png``                 a picture of it
-``curves.png``                    accuracy and loss
-``lifelong.png``                  accuracy by task, of a lifelong run
+``curves.png``                    the headline (accuracy) and loss
+``lifelong.png``                  the headline by task, of a lifelong run
 ``checkpoints/``                  what the run needs to go on: ``runs/checkpoint.py``
 ``profile.json``                  time by phase
 ``trace.json.gz``                 a PyTorch profiler's trace

@@ -128,7 +128,7 @@ class RunDir:
     @timed("write")
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; what is not finite is written as null."""
-        clean = {k: None if _not_finite(v) else v for k, v in line.items()}
+        clean = _finite(line)
         data = (json.dumps(clean) + "\n").encode()
         if self._metrics.write(data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -204,5 +204,10 @@ def _counts(partition: Partition, labels: Tensor) -> Tensor:
     return partition.counts(labels, int(labels.max()) + 1)
 
 
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

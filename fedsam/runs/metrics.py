@@ -1,6 +1,8 @@
 """What metrics.jsonl and summary.json hold: every key once, and how its number is made.
 
-A line of metrics.jsonl is a JSON object; a number that is not finite is null.
+A line of metrics.jsonl is a JSON object; a number that is not finite is null. A task names its
+headline, the metric in [0, 1] that stands for the run; where it is another than ``accuracy``, such
+as ``miou``, each ``accuracy`` in a key below is that name.
 
 =====================  ===========================================================  ================
 key                    meaning                                                      where it stands
@@ -11,12 +13,17 @@ key                    meaning                                                  
 ``train_loss``         nats, mean over the clients' steps, weighted by the          but for round 0
                        strategy; ``train_`` and a name: whatever clients report
 ``left_out``           clients that failed, or whose update was not usable          if there are any
+``headline``           the headline's name                                          if evaluated,
+                                                                                    not ``accuracy``
 ``accuracy``           in [0, 1], on the test set; and whatever else the task       if evaluated
                        measures
 ``loss``               nats, mean over the test set                                 if evaluated
 ``client_accuracy``    in [0, 1], mean over the clients of that on their own       if evaluated and
                        shares of the test set; ``client_accuracy_std`` over them,  ``client_tests``
                        ``client_accuracy_worst`` of the worst tenth of them
+``groups``             the task's metrics of each named group of test rows          if evaluated and
+                                                                                    any are named
+``worst``, ``gap``     the headline of the worst group; the best group's minus it   the same
 ``client_norm``        sqrt(mean_k abs(w_k - w)^2), l2 lengths of the round's       if evaluated
                        updates
 ``client_drift``       sqrt(mean_k abs(w_k - mean)^2)                               if evaluated
@@ -33,10 +40,13 @@ key                    meaning
 =====================  =============================================================================
 ``finished``           whether it went to its end: all rounds, or an early stop
 ``ended``              why it ended, in words
+``headline``           the headline's name, where it is not ``accuracy``
 ``final_accuracy``     in [0, 1]: mean of the evaluations in the last 100 rounds; null without one
 ``last_accuracy``      in [0, 1]: of the last evaluation
 ``best_accuracy``      in [0, 1]: the largest of all evaluations
 ``client_accuracy``    and those beside it in metrics.jsonl, of the last evaluation
+``groups``             where there are groups: the headline of each, the mean of the evaluations in
+                       the last 100 rounds; ``worst`` and ``gap`` are those of these means
 ``evaluations``        how many, without that of round 0
 ``rounds``             how many were played
 ``seconds``            that the run took, by the wall clock
@@ -56,9 +66,11 @@ Learning", ECCV 2018, section 3; backward and forward transfer those of Lopez-Pa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
+
+from fedsam import tasks
 
 if TYPE_CHECKING:  # who reads keys needs no torch
     from torch import Tensor
@@ -69,20 +81,17 @@ CLIENTS = "clients"
 TRAIN = "train_"  # and the name of what clients report
 TRAIN_LOSS = f"{TRAIN}loss"
 LEFT_OUT = "left_out"
-ACCURACY = "accuracy"
+HEADLINE = "headline"
 LOSS = "loss"
-CLIENT_ACCURACY = "client_accuracy"  # and what is made of it over the clients
+GROUPS = "groups"
+WORST = "worst"
+GAP = "gap"
 CLIENT_NORM = "client_norm"
 CLIENT_DRIFT = "client_drift"
 UPDATE_NORM = "update_norm"
-TASK_ACCURACY = "task_accuracy"
-UNSEEN_ACCURACY = "unseen_accuracy"
 
 FINISHED = "finished"
 ENDED = "ended"
-FINAL_ACCURACY = "final_accuracy"
-LAST_ACCURACY = "last_accuracy"
-BEST_ACCURACY = "best_accuracy"
 EVALUATIONS = "evaluations"
 ROUNDS = "rounds"
 ROUNDS_PER_SECOND = "rounds_per_second"
@@ -90,18 +99,55 @@ PARAMETERS = "parameters"
 SPLIT = "split"
 VERSIONS = "versions"
 LIFELONG = "lifelong"
-ACCURACY_MATRIX = "accuracy_matrix"
-AVERAGE_ACCURACY = "average_accuracy"
 FORGETTING = "forgetting"
 BACKWARD_TRANSFER = "backward_transfer"
 FORWARD_TRANSFER = "forward_transfer"
-OF_LIFELONG = (AVERAGE_ACCURACY, FORGETTING, BACKWARD_TRANSFER, FORWARD_TRANSFER)
 
-ACCURACIES = (FINAL_ACCURACY, LAST_ACCURACY, BEST_ACCURACY)
-LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
+LAST = 100  # rounds whose evaluations make the final number, as in the paper
 
 Line = Mapping[str, Any]
 Matrix = Sequence[Sequence[float]]
+
+
+def named(headline: str) -> dict[str, str]:
+    """Return what a line or a summary says of its headline: nothing, if it is the usual one."""
+    return {} if headline == tasks.HEADLINE else {HEADLINE: headline}
+
+
+def headline_of(said: Line) -> str:
+    """Return the name of the headline of a summary, or of a line that was evaluated."""
+    headline: str = said.get(HEADLINE, tasks.HEADLINE)
+    return headline
+
+
+def headline_in(lines: Sequence[Line]) -> str:
+    """Return the name of the headline of a run's lines."""
+    return next((headline_of(line) for line in lines if HEADLINE in line), tasks.HEADLINE)
+
+
+def words_of(headline: str) -> str:
+    """Return a headline's name as one reads it."""
+    return headline.replace("_", " ")
+
+
+def finals(headline: str) -> tuple[str, str, str]:
+    """Return the keys of a summary that hold the final, the last and the best number."""
+    return f"final_{headline}", f"last_{headline}", f"best_{headline}"
+
+
+def of_clients(headline: str) -> str:
+    """Return the key of the mean over clients, with which those beside it begin."""
+    return f"client_{headline}"
+
+
+def of_tasks(headline: str) -> tuple[str, str]:
+    """Return the keys of a lifelong run's tasks: of those begun, and of those to come."""
+    return f"task_{headline}", f"unseen_{headline}"
+
+
+def of_lifelong(headline: str) -> tuple[str, ...]:
+    """Return the keys of the numbers that a summary has of a lifelong run."""
+    return f"average_{headline}", FORGETTING, BACKWARD_TRANSFER, FORWARD_TRANSFER
 
 
 def line_of_round(
@@ -137,11 +183,11 @@ def curve(lines: Sequence[Line], key: str) -> dict[int, Any]:
 
 
 def reaches(lines: Sequence[Line], target: float) -> tuple[int, float] | None:
-    """Return rounds and training seconds to the first evaluation at an accuracy, if any."""
-    seconds = 0.0
+    """Return rounds and training seconds to the first evaluation at a target, if any."""
+    seconds, headline = 0.0, headline_in(lines)
     for line in lines:
         seconds += line.get(SECONDS) or 0.0
-        if (line.get(ACCURACY) or 0.0) >= target:
+        if (line.get(headline) or 0.0) >= target:
             return line[ROUND], seconds
     return None
 
@@ -149,27 +195,55 @@ def reaches(lines: Sequence[Line], target: float) -> tuple[int, float] | None:
 def summary_of(lines: Sequence[Line]) -> dict[str, Any]:
     """Return those numbers of summary.json that follow from the lines alone."""
     rounds = max((line[ROUND] for line in lines), default=0)  # a signal came first
-    tests = [line for line in lines if ACCURACY in line and line[ROUND]]
-    late = [line[ACCURACY] for line in tests if line[ROUND] > rounds - LAST]
-    accuracies = [line[ACCURACY] for line in tests]
+    headline = headline_in(lines)
+    tests = [line for line in lines if line.get(headline) is not None and line[ROUND]]
+    late = [line for line in tests if line[ROUND] > rounds - LAST]
+    values = [line[headline] for line in tests]
+    final, last, best = finals(headline)
     training = sum(line.get(SECONDS) or 0.0 for line in lines)
-    of_clients = {
+    by_clients = {
         key: value
         for key, value in (tests[-1] if tests else {}).items()
-        if key.startswith(CLIENT_ACCURACY)
+        if key.startswith(of_clients(headline))
     }
-    return of_clients | {
-        FINAL_ACCURACY: math.fsum(late) / len(late) if late else None,
-        LAST_ACCURACY: accuracies[-1] if tests else None,
-        BEST_ACCURACY: max(accuracies) if tests else None,
+    return {
+        **by_clients,
+        **named(headline),
+        final: _mean(late, headline),
+        last: values[-1] if tests else None,
+        best: max(values) if tests else None,
+        **_summary_of_groups(late, headline),
         EVALUATIONS: len(tests),
         ROUNDS: rounds,
         ROUNDS_PER_SECOND: rounds / training if training else None,
     }
 
 
+def _mean(lines: Sequence[Line], key: str) -> float | None:
+    """Return the mean of a number over the lines; None without one."""
+    values = [line[key] for line in lines if line[key] is not None]
+    return math.fsum(values) / len(values) if values else None
+
+
+def _summary_of_groups(late: Sequence[Line], headline: str) -> dict[str, Any]:
+    """Return the mean headline of each group over the late evaluations, the worst and the gap."""
+    evaluated = [line[GROUPS] for line in late if GROUPS in line]
+    if not evaluated:
+        return {}
+    means = {n: _mean([groups[n] for groups in evaluated], headline) for n in evaluated[-1]}
+    return {GROUPS: means} | worst_and_gap(means.values())
+
+
+def worst_and_gap(values: Iterable[float | None]) -> dict[str, float | None]:
+    """Return the smallest of the groups' numbers, and the largest minus it."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return {WORST: None, GAP: None}
+    return {WORST: min(known), GAP: max(known) - min(known)}
+
+
 def matrix(lines: Sequence[Line], ends: Sequence[int]) -> list[list[float]]:
-    """Return a: a[k][j], accuracy on task j after task k, for j <= k; of the tasks that are done.
+    """Return a: a[k][j], the headline on task j after task k, j <= k; of the tasks that are done.
 
     Parameters
     ----------
@@ -178,44 +252,42 @@ def matrix(lines: Sequence[Line], ends: Sequence[int]) -> list[list[float]]:
     ends : sequence of int
         The last round of each task.
     """
-    by_round = {line[ROUND]: list(line[TASK_ACCURACY]) for line in lines if TASK_ACCURACY in line}
+    key, _ = of_tasks(headline_in(lines))
+    by_round = {line[ROUND]: list(line[key]) for line in lines if key in line}
     return [by_round[end] for end in ends if end in by_round]
 
 
-def average_accuracy(a: Matrix) -> float:
-    """Return the mean over all tasks of the accuracy after the last."""
+def average(a: Matrix) -> float:
+    """Return the mean over all tasks of the headline after the last."""
     return mean(a[-1])
 
 
 def forgetting(a: Matrix) -> float:
-    """Return the mean, over all tasks but the last, of the best accuracy before minus the final."""
+    """Return the mean, over all tasks but the last, of the best number before minus the final."""
     last = len(a) - 1
     return mean(max(row[j] for row in a[j:last]) - a[last][j] for j in range(last))
 
 
-def over_clients(accuracies: Sequence[float]) -> dict[str, float]:
-    """Return mean and standard deviation of the clients' accuracies, and the worst tenth's mean."""
-    ordered = sorted(accuracies)
+def over_clients(values: Sequence[float], headline: str) -> dict[str, float]:
+    """Return mean and standard deviation of the clients' headlines, and the worst tenth's mean."""
+    ordered, key = sorted(values), of_clients(headline)
     worst = ordered[: max(1, len(ordered) // 10)]
-    return {
-        CLIENT_ACCURACY: mean(ordered),
-        f"{CLIENT_ACCURACY}_std": pstdev(ordered),
-        f"{CLIENT_ACCURACY}_worst": mean(worst),
-    }
+    return {key: mean(ordered), f"{key}_std": pstdev(ordered), f"{key}_worst": mean(worst)}
 
 
 def backward_transfer(a: Matrix) -> float:
-    """Return the mean, over all tasks but the last, of the final accuracy minus that at its end."""
+    """Return the mean, over all tasks but the last, of the final number minus that at its end."""
     last = len(a) - 1
     return mean(a[last][j] - a[j][j] for j in range(last))
 
 
 def forward_transfer(lines: Sequence[Line], ends: Sequence[int]) -> float | None:
-    """Return the mean, over all tasks but the first, of the accuracy just before minus that at 0.
+    """Return the mean, over all tasks but the first, of the headline just before minus that at 0.
 
     Just before a task is learnt, and before any training; None where a line does not have them.
     """
-    unseen = {line[ROUND]: list(line[UNSEEN_ACCURACY]) for line in lines if UNSEEN_ACCURACY in line}
+    _, key = of_tasks(headline_in(lines))
+    unseen = {line[ROUND]: list(line[key]) for line in lines if key in line}
     if any(number not in unseen for number in (0, *ends[:-1])):
         return None
     before = unseen[0]  # of the second task and those behind it
@@ -224,11 +296,11 @@ def forward_transfer(lines: Sequence[Line], ends: Sequence[int]) -> float | None
 
 def lifelong_summary(lines: Sequence[Line], ends: Sequence[int]) -> dict[str, Any]:
     """Return what summary.json says of a lifelong run, whose tasks end with these rounds."""
-    a = matrix(lines, ends)
+    a, headline = matrix(lines, ends), headline_in(lines)
     whole = len(a) == len(ends)
     return {
-        ACCURACY_MATRIX: a,
-        AVERAGE_ACCURACY: average_accuracy(a) if whole else None,
+        f"{headline}_matrix": a,
+        f"average_{headline}": average(a) if whole else None,
         FORGETTING: forgetting(a) if whole else None,
         BACKWARD_TRANSFER: backward_transfer(a) if whole else None,
         FORWARD_TRANSFER: forward_transfer(lines, ends) if whole else None,

@@ -7,20 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from fedsam.data.partition import heterogeneity
-from fedsam.runs.metrics import ACCURACY, LOSS, TASK_ACCURACY, TRAIN_LOSS, curve, matrix
+from fedsam.runs.metrics import LOSS, TRAIN_LOSS, curve, headline_in, matrix, of_tasks, words_of
 
 SHOWN = 100  # clients in the picture of a partition
 
 
 def curves_of(lines: Sequence[dict[str, Any]]) -> Any:
-    """Return a figure of test accuracy, and test and train loss, over metrics.jsonl's rounds."""
+    """Return a figure of the headline, and test and train loss, over metrics.jsonl's rounds."""
     from matplotlib.figure import Figure  # a second of import that only this needs
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    accuracy, loss, train = (curve(lines, key) for key in (ACCURACY, LOSS, TRAIN_LOSS))
-    left.plot(list(accuracy), [100 * value for value in accuracy.values()], color="C0")
-    left.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
+    headline = headline_in(lines)
+    shown, loss, train = (curve(lines, key) for key in (headline, LOSS, TRAIN_LOSS))
+    left.plot(list(shown), [100 * value for value in shown.values()], color="C0")
+    left.set(xlabel="round", ylabel=f"test {words_of(headline)} (%)", ylim=(0, 100))
     grey = {"color": "0.75", "linewidth": 0.6, "label": "train (cohort)"}
     right.plot(list(train), list(train.values()), **grey)
     right.plot(list(loss), list(loss.values()), color="C3", label="test")
@@ -88,7 +89,7 @@ def bubbles(axes: Any, counts: Tensor, row: float) -> None:
 
 
 def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Path) -> None:
-    """Draw the accuracy on each task over metrics.jsonl's rounds, and after each task, into a PNG.
+    """Draw the headline of each task over metrics.jsonl's rounds, and after each task, into a PNG.
 
     ``ends`` are the last rounds of the tasks.
     """
@@ -96,7 +97,8 @@ def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Pa
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    by_round = curve(lines, TASK_ACCURACY)
+    headline = headline_in(lines)
+    by_round = curve(lines, of_tasks(headline)[0])
     for task in range(len(ends)):
         points = {number: 100 * a[task] for number, a in by_round.items() if len(a) > task}
         if points:
@@ -104,7 +106,7 @@ def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Pa
             left.plot(list(points), list(points.values()), color=color, label=label)
     for end in ends[:-1]:
         left.axvline(end, color="0.6", linewidth=0.7, linestyle=":")
-    left.set(xlabel="round (dotted: the next task begins)", ylabel="test accuracy (%)")
+    left.set(xlabel="round (dotted: the next task begins)", ylabel=f"test {words_of(headline)} (%)")
     left.set_ylim(0, 103)
     left.grid(alpha=0.25)
     left.spines[["top", "right"]].set_visible(False)
@@ -113,7 +115,7 @@ def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Pa
     if a:
         cells = [row + [float("nan")] * (len(ends) - len(row)) for row in a]
         shown = right.imshow(cells, vmin=0, vmax=100, cmap="viridis")
-        figure.colorbar(shown, ax=right, label="accuracy (%)", shrink=0.85)
+        figure.colorbar(shown, ax=right, label=f"{words_of(headline)} (%)", shrink=0.85)
         if len(ends) <= 10:
             for k, row in enumerate(a):
                 for j, value in enumerate(row):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+from fedsam import tasks
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import Config, resolve
 from fedsam.runs import files, metrics
@@ -54,16 +55,26 @@ class Run:
         return self.config.clients == 1
 
     @property
-    def accuracy(self) -> float:
-        """Mean of the last 100 rounds' evaluations, in [0, 1]; NaN without one."""
-        value = self.summary[metrics.FINAL_ACCURACY]
+    def headline(self) -> str:
+        """Name of the metric that stands for the run: "accuracy", if its task names no other."""
+        return metrics.headline_of(self.summary)
+
+    @property
+    def final(self) -> float:
+        """Headline, mean of the last 100 rounds' evaluations, in [0, 1]; NaN without one."""
+        value = self.summary[metrics.finals(self.headline)[0]]
         return math.nan if value is None else float(value)
+
+    @property
+    def accuracy(self) -> float:
+        """Its ``final``, where the headline is the accuracy; NaN where it is another."""
+        return self.final if self.headline == tasks.HEADLINE else math.nan
 
     @cached_property
     def measures(self) -> dict[str, dict[str, float]]:
         """The finite numbers that were measured of the evaluated model, by measure and name.
 
-        Those of flatness.json, and a lifelong run's own.
+        Those of flatness.json, a lifelong run's own, and the headline of groups of test images.
 
         Raises
         ------
@@ -80,13 +91,17 @@ class Run:
             raise UsageError(f"{file}: damaged: {error!r}") from error
         lifelong = self.summary.get(metrics.LIFELONG, {})
         scalars[metrics.LIFELONG] = {
-            key.replace("_", " "): lifelong.get(key) for key in metrics.OF_LIFELONG
+            key.replace("_", " "): lifelong.get(key) for key in metrics.of_lifelong(self.headline)
+        }
+        scalars[metrics.GROUPS] = {
+            **{key: self.summary.get(key) for key in (metrics.WORST, metrics.GAP)},
+            **self.summary.get(metrics.GROUPS, {}),
         }
         numbers = {measure: _numbers(values) for measure, values in scalars.items()}
         return {measure: values for measure, values in numbers.items() if values}
 
     def plot(self) -> Any:
-        """Return a matplotlib figure of accuracy and loss over rounds.
+        """Return a matplotlib figure of headline and loss over rounds.
 
         A notebook shows it once ``%matplotlib inline`` was said.
         """

@@ -16,6 +16,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
+from fedsam import tasks
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.strategy import ServerMethod
@@ -23,7 +24,7 @@ from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
-from fedsam.data import datasets, lifelong
+from fedsam.data import datasets, groups, lifelong
 from fedsam.data.augment import (
     Augmentation,
     Crop,
@@ -38,6 +39,7 @@ from fedsam.data.augment import (
 )
 from fedsam.data.datasets import Dataset
 from fedsam.data.flower_partitioner import partitioned
+from fedsam.data.groups import Groups
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
 from fedsam.data.plan import Work
@@ -108,6 +110,11 @@ def load_dataset(config: Config) -> Dataset:
 def split(config: Config, dataset: Dataset) -> Partition:
     """Return which training images are whose."""
     options, labels, clients = config.partition_options, dataset.classes_of_train, config.clients
+    if labels.dim() != 1:
+        raise UsageError(
+            f"--partition {config.partition}: goes by one class an image; {dataset.name} has "
+            f"targets {tuple(labels.shape)} and no train_classes"
+        )
     method: Any
     if config.partition in METHODS:
         method = METHODS[config.partition]
@@ -217,15 +224,6 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
 def new_network(config: Config) -> nn.Module:
     """Return the network of a run, whose data set says its shape, on the CPU."""
     return new_model(config, load_dataset(config))
-
-
-def new_task(config: Config, dataset: Dataset) -> Task:
-    """Return what the model's output means, checked against the data set."""
-    cls = plugins.find("task", task_of(config, dataset), "fedsam.tasks")
-    task: Task = plugins.build("task", cls, config.task_options, {"classes": dataset.classes})
-    if hasattr(task, "check"):
-        task.check(dataset)
-    return task
 
 
 def task_of(config: Config, dataset: Dataset) -> str:
@@ -369,6 +367,23 @@ def _check_strategy(config: Config, strategy: Strategy) -> None:
             )
 
 
+def new_task(config: Config, dataset: Dataset) -> Task:
+    """Return what the model's output means, for a data set whose targets fit."""
+    facts = {"classes": dataset.classes}
+    facts |= {} if dataset.ignore is None else {"ignore": dataset.ignore}
+    make = plugins.find("task", task_of(config, dataset), "fedsam.tasks")
+    task: Task = plugins.build("task", make, config.task_options, facts)
+    tasks.check(task, dataset)
+    return task
+
+
+def _groups(config: Config, dataset: Dataset) -> Groups:
+    """Return the groups of test images that have names."""
+    if config.test_groups == "classes":
+        return groups.by_class(dataset.classes_of_test, dataset.classes)
+    return dataset.test_groups or {}
+
+
 def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
     """Return all that the clients need, and the model that training starts from.
 
@@ -380,6 +395,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         One with the same images, which are shared then.
     """
     dataset = load_dataset(config)
+    task = new_task(config, dataset)
     partition = split(config, dataset)
     device = choose_device(config)
     module = new_model(config, dataset)
@@ -390,7 +406,6 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     work = _work(config, dataset, draws=method.loss.draws)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
-    task = new_task(config, dataset)
     if sequence and sequence.heads == "multi":
         task = lifelong.Heads(task, sequence.task_of.to(device))
 
@@ -404,6 +419,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
             dtype=layout.dtype,
             device=device,
             classes=classes,
+            outside=255 if dataset.ignore is None else dataset.ignore,
         )
 
     train, test = (
@@ -439,6 +455,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         changes=needs.changes,
         stragglers=config.stragglers,
         lifelong=sequence,
+        groups=_groups(config, dataset),
         local_statistics=config.bn == "local",
     )
     first = layout.write(initial)

@@ -14,6 +14,8 @@ from rich.text import Text
 from fedsam.base.timers import WAITING
 from fedsam.cli import progress_bar
 from fedsam.config.schema import Config
+from fedsam.runs import metrics
+from fedsam.runs.metrics import words_of
 from fedsam.simulate.profile import Phase
 from fedsam.simulate.run import Outcome
 
@@ -43,12 +45,12 @@ class Progress:
         self.console = Console()
         self.errors = Console(stderr=True)
         self.shown = [""] * len(configs)
-        shown = TextColumn("{task.fields[accuracy]}")
+        shown = TextColumn("{task.fields[shown]}")
         self.bar = progress_bar(
             self.console, Rate(), TimeRemainingColumn(), shown, disable=self.quiet
         )
         self.tasks = [
-            self.bar.add_task(f"{c.algorithm} on {c.dataset}", total=c.rounds, accuracy="")
+            self.bar.add_task(f"{c.algorithm} on {c.dataset}", total=c.rounds, shown="")
             for c in configs
         ]
 
@@ -72,10 +74,10 @@ class Progress:
 
     def update(self, line: dict[str, Any], run: int = 0) -> None:
         """Show one line of metrics of a run."""
-        if "accuracy" in line:
-            self.shown[run] = f"accuracy {line['accuracy']:.2%}"
+        if (headline := metrics.headline_of(line)) in line:
+            self.shown[run] = f"{words_of(headline)} {line[headline]:.2%}"
         shown, rounds = self.shown[run], self.configs[run].rounds
-        self.bar.update(self.tasks[run], completed=line["round"], accuracy=shown)
+        self.bar.update(self.tasks[run], completed=line["round"], shown=shown)
         every = max(1, rounds // PLAIN_LINES)
         if self.bar.disable and not self.quiet and line["round"] % every == 0:
             which = f"run {run}  " if len(self.configs) > 1 else ""
@@ -84,6 +86,8 @@ class Progress:
     def summarise(self, config: Config, outcome: Outcome) -> None:
         """Print what was run, how well it did, and where the results lie."""
         summary = outcome.summary
+        headline = metrics.headline_of(summary)
+        final, last, best = (_percent(summary[key]) for key in metrics.finals(headline))
         average = "" if config.averaging == "none" else f" + {config.averaging}"
         said = {
             "run": f"{config.algorithm}{average} ({config.minimizer}, {config.client} client, "
@@ -92,13 +96,17 @@ class Progress:
             f"{config.partition} split, alpha {config.alpha:g}",
             "rounds": f"{summary['rounds']} in {summary['seconds']:.1f} s "
             f"({summary['rounds_per_second']:.1f} a second), {summary['ended']}",
-            "accuracy": f"{_percent(summary['final_accuracy'])} mean of the last 100 rounds "
-            f"(last {_percent(summary['last_accuracy'])}, best "
-            f"{_percent(summary['best_accuracy'])})",
+            words_of(headline): f"{final} mean of the last 100 rounds (last {last}, best {best})",
         }
+        if groups := summary.get(metrics.GROUPS):
+            said["groups"] = (
+                f"{_percent(summary[metrics.WORST])} the worst of {len(groups)}, "
+                f"{_percent(summary[metrics.GAP])} below the best"
+            )
         if lifelong := summary.get("lifelong"):
             said["lifelong"] = (
-                f"{_percent(lifelong['average_accuracy'])} average accuracy after the last of "
+                f"{_percent(lifelong[f'average_{headline}'])} average {words_of(headline)} after "
+                "the last of "
                 f"{config.lifelong} tasks, {_percent(lifelong['forgetting'])} forgetting"
             )
         said["results"] = str(outcome.folder)
@@ -120,5 +128,5 @@ class Progress:
         self.console.print(table, highlight=False)
 
 
-def _percent(accuracy: float | None) -> str:
-    return "none" if accuracy is None else f"{accuracy:.2%}"
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2%}"

@@ -18,7 +18,6 @@ from fedsam.base.randomness import numpy_generator, sample_clients, torch_genera
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
-from fedsam.data.partition import Partition, shares_of_test
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, RollCall
 from fedsam.engines.local import LocalGrid
@@ -33,10 +32,12 @@ from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
 from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
+from fedsam.simulate.groups import TestGroups
 from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
 from fedsam.simulate.tracking import new_trackers, tracking
+from fedsam.tasks import headline_of
 from fedsam.training.client import Trainer
 
 log = logging.getLogger("fedsam")
@@ -163,7 +164,7 @@ def play_out(
     """Play a run's rounds on a Grid, from its beginning or a snapshot; write down what happens."""
     trainer, memories = threads.trainer, grid.memories if isinstance(grid, LocalGrid) else {}
     side_vectors = SideVectors(trainer.method, trainer.layout, config.clients)
-    early = EarlyStop(config.target_accuracy, config.patience)
+    early = EarlyStop(config.target_accuracy, config.patience, headline_of(trainer.task))
     state = RunState(new_strategy(config), side_vectors, memories, early)
     trackers = new_trackers(config.track)
     labels = trainer.train.classes.cpu()
@@ -254,15 +255,9 @@ class RunLoop:
     done: int
 
     @cached_property
-    def client_tests(self) -> Partition:
-        """Which test images are whose."""
-        trainer = self.threads.trainer
-        return shares_of_test(
-            trainer.partition,
-            trainer.train.classes.cpu(),
-            trainer.test.classes.cpu(),
-            numpy_generator(self.config.seed, "client tests"),
-        )
+    def groups(self) -> TestGroups:
+        """Which test images are told of together."""
+        return TestGroups(self.config, self.threads.trainer)
 
     def play(self, turns: Iterable[Round]) -> dict[str, Any]:
         """Play the rounds; return the summary."""
@@ -311,8 +306,8 @@ class RunLoop:
                 self.folder.save_model(files.model_after(number), self._evaluated())
         self.write(line)
         self.done = number
-        accuracy = line.get(metrics.ACCURACY)
-        return "" if accuracy is None else self.state.stop.reason(accuracy)
+        value = line.get(headline_of(self.threads.trainer.task))
+        return "" if value is None else self.state.stop.reason(value)
 
     def _evaluated(self) -> VectorRecord:
         """Return the model that is evaluated: the average where there is one."""
@@ -325,22 +320,13 @@ class RunLoop:
         return VectorRecord(model.layout, state)
 
     def _measure(self, round: int = 0) -> dict[str, Any]:
-        """Return the metrics of the test set; in a lifelong run, of each task as well."""
-        config, trainer, state = self.config, self.threads.trainer, self._evaluated().state
-        found: dict[str, Any] = {**self.threads.evaluate(state, trainer.test)}
-        if not math.isfinite(found[metrics.LOSS]):
+        """Return the metrics of the test set, and what is told of its groups, in one pass."""
+        trainer, state = self.threads.trainer, self._evaluated().state
+        whole, by_group = self.threads.evaluate_by_group(state, trainer.test, self.groups.places)
+        if not math.isfinite(whole[metrics.LOSS]):
             log.warning("round %d: the test loss is not finite", round)
-        if config.client_tests:
-            each = self.threads.evaluate_each(state, trainer.test, self.client_tests)
-            found |= metrics.over_clients([one[metrics.ACCURACY] for one in each])
-        if trainer.lifelong is not None:
-            begun = trainer.lifelong.at(round) + 1
-            rows = trainer.lifelong.rows_by_task(trainer.test.targets)
-            each = [self.threads.evaluate(state, trainer.test, task) for task in rows]
-            accuracies = [result[metrics.ACCURACY] for result in each]
-            found[metrics.TASK_ACCURACY] = accuracies[:begun]
-            found[metrics.UNSEEN_ACCURACY] = accuracies[begun:]
-        return found
+        told = self.groups.told(by_group, round)
+        return {**metrics.named(headline_of(trainer.task)), **whole, **told}
 
     def _gather(self) -> Snapshot:
         """Return what is needed to go on after the last round."""

@@ -12,24 +12,27 @@ class EarlyStop:
     Attributes
     ----------
     target : float
-        Accuracy that is enough; 0 for none.
+        Value of the headline that is enough; 0 for none.
     patience : int
-        Evaluations without a better accuracy that are too many; 0 for any number.
+        Evaluations without a better one that are too many; 0 for any number.
+    headline : str
+        What the number is called.
     """
 
     target: float
     patience: int
+    headline: str
     best: float = -1.0
     since: int = 0
 
-    def reason(self, accuracy: float) -> str:
-        """Return why to stop after an evaluation with this accuracy, or ""."""
-        self.since = 0 if accuracy > self.best else self.since + 1
-        self.best = max(self.best, accuracy)
-        if self.target and accuracy >= self.target:
+    def reason(self, value: float) -> str:
+        """Return why to stop after an evaluation with this value of the headline, or ""."""
+        self.since = 0 if value > self.best else self.since + 1
+        self.best = max(self.best, value)
+        if self.target and value >= self.target:
             return f"reached --target-accuracy {self.target:g}"
         if self.patience and self.since >= self.patience:
-            return f"--patience {self.patience}: no better accuracy since {self.best:.4f}"
+            return f"--patience {self.patience}: no better {self.headline} since {self.best:.4f}"
         return ""
 
 

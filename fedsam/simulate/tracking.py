@@ -135,17 +135,27 @@ def _finish(trackers: Sequence[Tracker], folder: Path, error: BaseException | No
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numeric metrics of a line or a summary; the round is not one."""
+    """Return the numeric metrics of a line or a summary; the round is not one.
+
+    Those of a group of test rows are called ``groups/NAME/METRIC``.
+    """
+    groups = values.get(metrics.GROUPS) or {}
+    of_groups = {
+        f"{metrics.GROUPS}/{group}/{name}": value
+        for group, of_group in groups.items()
+        for name, value in of_group.items()
+    }
     return {
         name: float(value)
-        for name, value in values.items()
+        for name, value in {**values, **of_groups}.items()
         if isinstance(value, int | float) and name != metrics.ROUND
     }
 
 
 def finals(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracies of a summary, those that it has."""
-    return {name: v for name, v in numbers(summary).items() if name in metrics.ACCURACIES}
+    """Return the final, last and best headline of a summary, those that it has."""
+    wanted = metrics.finals(metrics.headline_of(summary))
+    return numbers({name: summary.get(name) for name in wanted})
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:

@@ -48,7 +48,10 @@ def flags() -> Parser:
         help="cells that train as one program, where they can: for a GPU (default: 1)",
     )
     out.add_argument(
-        "--target", type=float, default=None, help="accuracy in [0, 1], for the report"
+        "--target",
+        type=float,
+        default=None,
+        help="accuracy (or the task's headline) in [0, 1], for the report",
     )
     return out
 

@@ -11,7 +11,7 @@ from fedsam.cli import progress_bar
 from fedsam.runs import files, metrics
 from fedsam.sweep.grid import SweepPoint
 
-TAIL = 4096  # bytes at the end of metrics.jsonl in which its last line is looked for
+TAIL = 1 << 17  # bytes at the end of metrics.jsonl in which its last line is looked for
 
 
 class LiveTable:
@@ -59,8 +59,9 @@ class LiveTable:
                 self.running[name] = self.bar.add_task(name, total=cell.config.rounds, shown="")
             task = self.running[name]
             self.bar.update(task, completed=line[metrics.ROUND])
-            if (accuracy := line.get(metrics.ACCURACY)) is not None:
-                self.bar.update(task, shown=f"accuracy {accuracy:.2%}")
+            headline = metrics.headline_of(line)
+            if (value := line.get(headline)) is not None:
+                self.bar.update(task, shown=f"{metrics.words_of(headline)} {value:.2%}")
             under_way += line[metrics.ROUND]
         numbers = {
             "done": self.done,

@@ -1,21 +1,41 @@
 """What a model's output means: its loss and its metrics, behind a seam the engine never opens."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # who asks for a headline needs no torch
+    from torch import Tensor
+
+HEADLINE = "accuracy"  # of a task that names none
 
 
 class Task(Protocol):
-    """A loss an example, and statistics that add up over examples."""
+    """A loss an example, and statistics that add up over examples.
 
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+    Two more, which a task may have: ``headline``, the name of the metric that stands for the run in
+    tables, early stops and summaries, in [0, 1] and the larger the better ("accuracy" by default);
+    and ``check(dataset)``, which raises UsageError where the targets are none of this task's.
+    """
+
+    def loss(self, output: "Tensor", targets: "Tensor") -> "Tensor":
         """Return the loss of each example, (B,)."""
         ...
 
-    def statistics(self, output: Tensor, targets: Tensor) -> Tensor:
+    def statistics(self, output: "Tensor", targets: "Tensor") -> "Tensor":
         """Return float64 statistics of a batch that may be summed over batches."""
         ...
 
-    def metrics(self, total: Tensor) -> dict[str, float]:
-        """Return named metrics from summed statistics; must hold "loss" and "accuracy"."""
+    def metrics(self, total: "Tensor") -> dict[str, float]:
+        """Return named metrics from summed statistics; must hold "loss" and the headline."""
         ...
+
+
+def headline_of(task: Task) -> str:
+    """Return the name of a task's headline."""
+    headline: str = getattr(task, "headline", HEADLINE)
+    return headline
+
+
+def check(task: Task, dataset: Any) -> None:
+    """Raise UsageError if a data set's targets do not fit a task that says which do."""
+    if hasattr(task, "check"):
+        task.check(dataset)

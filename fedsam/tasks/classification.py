@@ -1,12 +1,27 @@
 """Classification: cross entropy and accuracy."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsam.base.errors import UsageError
+
 
 class Classification:
     """Cross entropy and accuracy, for outputs (B, classes) and int64 labels (B,)."""
+
+    headline = "accuracy"
+
+    def check(self, dataset: Any) -> None:
+        """Raise UsageError where targets are no labels, one an image."""
+        for targets in (dataset.train_labels, dataset.test_labels):
+            if targets.dim() != 1:
+                raise UsageError(
+                    f"--task classification: {dataset.name} has masks {tuple(targets.shape)}, not "
+                    "one label an image"
+                )
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy of each example in nats, (B,)."""

@@ -4,7 +4,7 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,13 @@ from fedsam.base.errors import TrainingError, UsageError
 from fedsam.base.randomness import global_streams, numpy_generator, torch_generator
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
+from fedsam.data.groups import Groups
 from fedsam.data.images import Images
 from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.tasks import Task
-from fedsam.training.evaluation import statistics
+from fedsam.training.evaluation import statistics_by_group
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.loop import Result, train_client
 from fedsam.training.method import Method, Vectors
@@ -84,6 +85,8 @@ class Trainer:
         Chance that a client does only a part of its plan, one to all of its steps.
     lifelong : Lifelong, optional
         Which classes are learnt when; None: all, always.
+    groups : mapping
+        Rows of the test set, int64 (n,), by the name of what they have in common.
     local_statistics : bool
         What lies behind w (BatchNorm statistics) stays with each client, which begins with the
         global state's; SiloBN (Andreux et al., DCL 2020).
@@ -103,6 +106,7 @@ class Trainer:
     changes: bool = False
     stragglers: float = 0.0
     lifelong: Lifelong | None = None
+    groups: Groups = field(default_factory=dict)
     local_statistics: bool = False
 
     @property
@@ -178,12 +182,22 @@ class Trainer:
 
     @timed("evaluate")
     def statistics(
-        self, network: FlatModule, state: Tensor, images: Images, rows: Tensor
-    ) -> Tensor:
-        """Return the task's statistics of the model ``state`` on some images, in eval mode."""
+        self,
+        network: FlatModule,
+        state: Tensor,
+        images: Images,
+        rows: Tensor,
+        groups: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        """Return the task's statistics of the model ``state`` on some images, in eval mode.
+
+        And after them those of each group's places among ``rows``.
+        """
         network.load(state)
+        device = self.layout.device
+        places = [group.to(device) for group in groups]
         with self.drawing("evaluation", int(rows[0])):
-            return statistics(network, self.task, [images.rows(rows.to(self.layout.device))])
+            return statistics_by_group(network, self.task, images.rows(rows.to(device)), places)
 
 
 def attempt(trainer: Trainer, network: FlatModule, job: ClientJob) -> Result | Failed:

@@ -1,7 +1,7 @@
 """A pass over two images before anything is written: what a model cannot do is said then."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from fedsam.base.errors import UsageError, one_line
 from fedsam.base.randomness import drew
 from fedsam.data.images import Batch
-from fedsam.tasks import Task
+from fedsam.tasks import Task, headline_of
 from fedsam.training import batchnorm
 from fedsam.training.flat_module import FlatModule, precision
 
@@ -93,7 +93,8 @@ def dry_pass(network: FlatModule, task: Task, batch: Batch, classes: int, name: 
                 f"--model {name}: its gradient cannot be taken: {one_line(error)}"
             ) from error
         with torch.no_grad():
-            task.statistics(forward(batch.images, training=False), batch.targets)
+            total = task.statistics(forward(batch.images, training=False), batch.targets)
+        _check_metrics(task, task.metrics(total))
 
     before = network.carried()
     draws = drew(both)
@@ -135,6 +136,16 @@ def _check(output: object, images: int, classes: int, where: str) -> None:
             f"{where} returns the shape {tuple(output.shape)} for {images} images of {classes} "
             f"classes, not the logits, {wanted}"
         )
+
+
+def _check_metrics(task: Task, metrics: Mapping[str, float]) -> None:
+    """Raise UsageError if a task's metrics lack the loss or the headline."""
+    for name in ("loss", headline_of(task)):
+        if name not in metrics:
+            raise UsageError(
+                f"--task: metrics returns {', '.join(metrics) or 'nothing'}, and no {name!r}; "
+                "headline = '...' in the class names another headline"
+            )
 
 
 def _mode(module: nn.Module) -> str:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from fedsam.base.randomness import torch_generator
 from fedsam.data.augment import Crop, Cutout, Flip, Jitter, Mixup, Rotation, Scale
 from fedsam.data.datasets import load
-from fedsam.data.images import IGNORE, Images
+from fedsam.data.images import Images
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
 
 HEIGHT, WIDTH, MANY = 6, 8, 7
+IGNORE = 255
 GENERATOR = torch.Generator().manual_seed(5)
 MASKS = torch.randint(1, 201, (MANY, HEIGHT, WIDTH), generator=GENERATOR).to(torch.uint8)
 OTHERS = torch.randint(0, 256, (MANY, 2, HEIGHT, WIDTH), generator=GENERATOR).to(torch.uint8)

@@ -2,6 +2,7 @@
 
     python tests/golden/record.py bytes FILE      # sha256 of each final model: one machine only
     python tests/golden/record.py numbers         # numbers.json, in float64: any machine, tested
+    python tests/golden/record.py said            # said.json: what some of them wrote down, alike
 
 A refactoring is measured by ``bytes`` before and after it. ``numbers`` is written anew only where a
 meaning is changed on purpose; the commit says so.
@@ -25,6 +26,7 @@ from fedsam.simulate.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = Path(__file__).with_name("numbers.json")
+SAID = NUMBERS.with_name("said.json")
 PRESETS = sorted(path.stem for path in ROOT.glob("configs/algorithms/*.yaml"))
 SMALL = "--rounds 3 --clients 20 --clients-per-round 5 --alpha 1 --eval-every 3 --quiet"
 # one client's round is 72 images: two mini-batches, the second one short
@@ -65,6 +67,13 @@ FURTHER = {
     "slots-scaffold": "--cohort slots --algorithm scaffold",
     "one-thread": "--algorithm fedsam --threads 1",
 }
+TALKING = {  # runs whose metrics.jsonl and summary.json are recorded, key by key
+    "clients": "--client-tests --eval-every 2 --lr 0.3",
+    "lifelong": "--lifelong 3 --client-tests --eval-every 1 --lr 0.3",
+    "heads": FURTHER["lifelong"],
+    "target": "--target-accuracy 0.1 --eval-every 1 --lr 0.3",
+}
+TIMES = {"seconds", "rounds_per_second", "versions"}
 RAY = {"ray": "--engine ray --workers 2 --algorithm fedgamma"}
 
 
@@ -120,6 +129,19 @@ def models(folder: Path, *, ray: bool) -> Iterator[tuple[str, dict[str, Tensor]]
     yield "joint", joint(folder / "joint")
 
 
+def said(words: str, folder: Path) -> list[object]:
+    """Return the lines and the summary of a run, without times and versions."""
+    ended(words, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    every = [json.loads(text) for text in [*lines, (folder / "summary.json").read_text()]]
+    return [{key: value for key, value in one.items() if key not in TIMES} for one in every]
+
+
+def talking() -> dict[str, str]:
+    """Return the command line of each run whose words are recorded, by its name."""
+    return {name: f"{SMALL} {STEADY} {more}" for name, more in TALKING.items()}
+
+
 def digest(model: Mapping[str, Tensor]) -> str:
     """Return the sha256 of a model's names and values."""
     sha = hashlib.sha256()
@@ -154,14 +176,18 @@ def record(kind: str, file: Path) -> None:
     try:
         if kind == "bytes":
             found: dict[str, object] = {n: digest(m) for n, m in models(folder, ray=True)}
+        elif kind == "said":
+            with float64():
+                found = {name: said(words, folder / name) for name, words in talking().items()}
         else:
             with float64():
                 found = {n: summary(m) for n, m in models(folder, ray=False)}
     finally:
         shutil.rmtree(folder)
-    file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    # the order of the keys that a run writes is recorded, too
+    file.write_text(json.dumps(found, indent=1, sort_keys=kind != "said") + "\n")
 
 
 if __name__ == "__main__":
     what = sys.argv[1]
-    record(what, NUMBERS if what == "numbers" else Path(sys.argv[2]))
+    record(what, Path(sys.argv[2]) if what == "bytes" else {"numbers": NUMBERS, "said": SAID}[what])

@@ -154,9 +154,9 @@ def test_a_drag_zooms_and_a_double_click_goes_back(opened):
 
 def test_its_tables_say_what_the_runs_were(opened, page_file):
     page, _, said = opened()
-    rows = page.locator("#accuracies tbody tr")
+    rows = page.locator("#headlines tbody tr")
     assert rows.nth(0).locator("td").all_inner_texts()[0].startswith("fedasam")
-    assert page.locator("#accuracies td.best").count() >= 3
+    assert page.locator("#headlines td.best").count() >= 3
     head = page.locator("#runs thead th").all_inner_texts()
     assert head[:2] == ["run", "data_root"]
     assert {"alpha", "algorithm", "seed", "minimizer"} < set(head)

@@ -108,7 +108,7 @@ def test_curves_are_over_the_rounds_that_all_seeds_evaluated(tmp_path):
     write_run(folder / "a", [0.2, 0.4, 0.6], seed=0, rounds=30)
     write_run(folder / "b", [0.4, 0.6], seed=1, rounds=30)
     (cell,) = ResultTable(load_all([folder])).cells.values()
-    rounds, middle, spread = over_seeds(cell, "accuracy")
+    rounds, middle, spread = over_seeds([run.curve("accuracy") for run in cell.runs])
     assert rounds == [0, 10, 20]
     assert middle == pytest.approx([0.1, 0.3, 0.5])
     assert spread == pytest.approx([0.0, math.sqrt(0.02), math.sqrt(0.02)])

@@ -3,13 +3,13 @@
 import pytest
 
 from fedsam.runs.metrics import (
-    OF_LIFELONG,
-    average_accuracy,
+    average,
     backward_transfer,
     forgetting,
     forward_transfer,
     lifelong_summary,
     matrix,
+    of_lifelong,
     summary_of,
 )
 
@@ -17,7 +17,7 @@ A = [[0.9], [0.5, 0.8], [0.6, 0.9, 0.7]]
 
 
 def test_by_hand():
-    assert average_accuracy(A) == pytest.approx(2.2 / 3)
+    assert average(A) == pytest.approx(2.2 / 3)
     # task 1 was best at first, task 2 is better than ever: it has forgotten less than nothing
     assert forgetting(A) == pytest.approx((0.9 - 0.6 + 0.8 - 0.9) / 2)
     assert forgetting([[0.5], [0.6, 1.0], [0.4, 1.0, 1.0]]) == pytest.approx(0.1)
@@ -47,7 +47,7 @@ def test_the_matrix_is_read_at_the_ends_of_the_tasks():
     ]
     assert matrix(lines, (2, 4, 6)) == A[:2]
     summary = lifelong_summary(lines, (2, 4, 6))
-    assert summary == {"accuracy_matrix": A[:2]} | dict.fromkeys(OF_LIFELONG)
+    assert summary == {"accuracy_matrix": A[:2]} | dict.fromkeys(of_lifelong("accuracy"))
     lines.append({"round": 6, "task_accuracy": A[2]})
     assert lifelong_summary(lines, (2, 4, 6))["forgetting"] == pytest.approx(0.1)
 

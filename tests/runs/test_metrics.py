@@ -37,7 +37,7 @@ def test_the_final_accuracy_is_that_of_the_last_hundred_rounds():
 
 def test_a_run_of_no_round_has_no_accuracy():
     summary = metrics.summary_of(LINES[:1])
-    assert {summary[key] for key in metrics.ACCURACIES} == {None}
+    assert {summary[key] for key in metrics.finals("accuracy")} == {None}
     assert summary["rounds_per_second"] is None
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedsam.base.errors import UsageError
-from fedsam.data.datasets import load
+from fedsam.data.datasets import check, load
+from fedsam.tasks.classification import Classification
 from fedsam.tasks.segmentation import Segmentation
 
 C, H, W = 4, 5, 6
@@ -146,23 +147,37 @@ def test_the_true_answer_has_an_miou_of_one_and_the_empty_one_a_tenth_of_it():
     assert metrics["accuracy"] == pytest.approx(background)
 
 
-def test_labels_that_are_no_masks_and_values_that_are_no_classes_are_refused():
+def test_labels_are_no_masks_and_masks_are_no_labels():
     scenes, digits = load("digit-scenes", Path()), load("digits", Path())
-    task = Segmentation(11)
-    task.check(scenes)
-    refused = {
-        "digits has no masks": digits,
-        r"are \(2000, 15, 16\)": replace(scenes, train_labels=scenes.train_labels[:, 1:]),
-        "train masks with values": replace(
-            scenes, train_labels=scenes.train_labels.clone().index_fill_(0, torch.tensor(3), 11)
-        ),
-        "test masks with values": replace(scenes, test_labels=scenes.test_labels.float()),
-        "no test mask that says anything": replace(
-            scenes, test_labels=torch.full_like(scenes.test_labels, 255)
-        ),
-    }
-    for said, dataset in refused.items():
-        with pytest.raises(UsageError, match=said):
-            task.check(dataset)
+    Segmentation(11).check(scenes)
+    with pytest.raises(UsageError, match=r"--task segmentation: digits has labels \(1442,\)"):
+        Segmentation(11).check(digits)
+    with pytest.raises(UsageError, match=r"--task classification: digit-scenes has masks"):
+        Classification().check(scenes)
     with pytest.raises(ValueError, match="a part of the pixels"):
         Segmentation(11, hard=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train_labels": 1}, r"train_labels are of \(15, 16\) for images of \(16, 16\)"),
+        ({"train_labels": 11}, "train_labels must lie in 0..10, or be 255"),
+        ({"test_labels": 255}, "test_labels are all 255, which is ignored"),
+        ({"train_classes": -1}, "train_classes must be numbers from 0"),
+        ({"test_classes": 1.0}, "test_classes must be int64, one an image"),
+        ({"owners": torch.arange(2000) + 1}, "owners must be numbers from 0"),
+        ({"owners": torch.arange(3)}, "owners must be int64, one a training image"),
+    ],
+)
+def test_masks_classes_and_owners_that_cannot_be_are_named(change, said):
+    scenes = load("digit-scenes", Path())
+    ((name, to),) = change.items()
+    before = getattr(scenes, name)
+    if said.startswith("train_labels are of"):
+        after = before[:, 1:]
+    else:
+        after = to if isinstance(to, torch.Tensor) else torch.full_like(before, to)
+    after = after.float() if isinstance(to, float) else after
+    with pytest.raises(UsageError, match=f"--dataset digit-scenes: {said}"):
+        check(replace(scenes, **{name: after}))

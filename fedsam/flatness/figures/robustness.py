@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from fedsam.runs.metrics import ACCURACY, LOSS
+from fedsam.runs.metrics import LOSS, headline_of, words_of
 
 Result = Mapping[str, Any]
 
 
 def draw_corruptions(result: Result) -> Any:
-    """Return the accuracy on each corruption at each severity, as a table of colours."""
+    """Return the headline on each corruption at each severity, as a table of colours."""
     by_corruption = result["accuracies"]
     figure, (axes,) = _figure((5.4, 1.4 + 0.29 * len(by_corruption)))
     values = [[100 * value for value in row] for row in by_corruption.values()]
@@ -26,22 +26,23 @@ def draw_corruptions(result: Result) -> Any:
     axes.set_yticks(range(len(by_corruption)), [name.replace("_", " ") for name in by_corruption])
     axes.set(xlabel="severity")
     scalars = result["scalars"]
-    means = [name for name in scalars if name.endswith("corruption_accuracy")]
+    headline = headline_of(result["settings"])
+    means = [name for name in scalars if name.endswith(f"corruption_{headline}")]
     words = [f"{name.replace('_', ' ')} {_percent(scalars[name])}" for name in means]
     axes.set_title(
-        f"Accuracy (%), {result['settings']['source']}\n"
-        f"{', '.join(words)}; clean {_percent(scalars[ACCURACY])}",
+        f"{_label(result).capitalize()}, {result['settings']['source']}\n"
+        f"{', '.join(words)}; clean {_percent(scalars[headline])}",
         fontsize="medium",
     )
-    figure.colorbar(picture, label="accuracy (%)")
+    figure.colorbar(picture, label=_label(result))
     return figure
 
 
 def draw_weight_noise(result: Result) -> Any:
-    """Return the accuracy against the noise on the weights, a deviation over draws around it."""
+    """Return the headline against the noise on the weights, a deviation over draws around it."""
     by_sigma = result["accuracies"]
     sigmas = [0.0, *map(float, by_sigma)]
-    clean = 100 * result["scalars"][ACCURACY]
+    clean = _clean(result)
     middles = [clean, *(100 * mean(values) for values in by_sigma.values())]
     spreads = [0.0, *(100 * stdev(values) for values in by_sigma.values())]
     figure, (axes,) = _figure()
@@ -49,7 +50,7 @@ def draw_weight_noise(result: Result) -> Any:
     draws = result["settings"]["draws"]
     axes.set(
         xlabel="sigma of w (1 + sigma z)",
-        ylabel="accuracy (%)",
+        ylabel=_label(result),
         ylim=(0, 1.1 * max(map(sum, zip(middles, spreads, strict=True)))),
         title=f"Noise on the weights, {draws} draws",
     )
@@ -57,25 +58,26 @@ def draw_weight_noise(result: Result) -> Any:
 
 
 def draw_quantisation(result: Result) -> Any:
-    """Return the accuracy as trained and with each number of bits, bars side by side."""
+    """Return the headline as trained and with each number of bits, bars side by side."""
     scalars, bits = result["scalars"], result["settings"]["bits"]
+    headline = headline_of(result["settings"])
     figure, (axes,) = _figure()
     for place, scales in enumerate(("tensor", "channel")):
-        heights = [100 * scalars[f"{ACCURACY}_int{number}_{scales}"] for number in bits]
+        heights = [100 * scalars[f"{headline}_int{number}_{scales}"] for number in bits]
         places = [at + 0.4 * (place - 0.5) for at in range(len(bits))]
         bars = axes.bar(places, heights, 0.38, label=f"a scale for each {scales}")
         axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
-    clean = 100 * scalars[ACCURACY]
+    clean = _clean(result)
     axes.axhline(clean, color="black", linewidth=1, linestyle="--", label="as trained")
     axes.set_xticks(range(len(bits)), [f"int{number}" for number in bits])
-    axes.set(ylabel="accuracy (%)", title="Quantised weights")
+    axes.set(ylabel=_label(result), title="Quantised weights")
     figure.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=3)
     return figure
 
 
 def draw_adversarial(result: Result) -> Any:
-    """Return the accuracy against the radius of the attack: a panel for each norm."""
-    by_attack, clean = result["accuracies"], 100 * result["scalars"][ACCURACY]
+    """Return the headline against the radius of the attack: a panel for each norm."""
+    by_attack, clean = result["accuracies"], _clean(result)
     panels = {"l_inf": ("fgsm", "pgd_linf"), "l_2": ("pgd_l2",)}
     figure, places = _figure((8.4, 3.5), columns=len(panels))
     steps = result["settings"]["steps"]
@@ -88,16 +90,16 @@ def draw_adversarial(result: Result) -> Any:
         axes.set(xlabel="radius (255ths of the pixel range)", title=norm)
         axes.set_ylim(0, 1.1 * max(clean, 1))
         axes.legend(frameon=False)
-    places[0].set_ylabel("accuracy (%)")
+    places[0].set_ylabel(_label(result))
     return figure
 
 
 def draw_clients(result: Result) -> Any:
-    """Return which share of the clients has at most which accuracy and loss."""
+    """Return which share of the clients has at most which headline and loss."""
     quantiles, scalars = result["quantiles"], result["scalars"]
     figure, places = _figure((8.4, 3.6), columns=2)
     share = range(101)
-    units = {ACCURACY: ("accuracy (%)", 100), LOSS: ("loss (nats)", 1)}
+    units = {headline_of(result["settings"]): (_label(result), 100), LOSS: ("loss (nats)", 1)}
     for axes, (metric, (label, factor)) in zip(places, units.items(), strict=True):
         for number, (name, title) in enumerate(
             {"train": "own training images", "local_test": "local test set"}.items()
@@ -113,6 +115,16 @@ def draw_clients(result: Result) -> Any:
     count = result["settings"]["clients"]
     figure.suptitle(f"{count:,} clients; dotted: mean of the worst 10 %", fontsize="medium")
     return figure
+
+
+def _label(result: Result) -> str:
+    """Return what an axis of the headline says."""
+    return f"{words_of(headline_of(result['settings']))} (%)"
+
+
+def _clean(result: Result) -> float:
+    """Return the headline as trained, in percent."""
+    return 100 * float(result["scalars"][headline_of(result["settings"])])
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Robustness to adversarial images: accuracy under FGSM and PGD."""
+"""Robustness to adversarial images: the headline (accuracy) under FGSM and PGD."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,10 +10,9 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Batch
-from fedsam.flatness.measures.evaluation import Accuracies, Sample
+from fedsam.flatness.measures.evaluation import Headlines, Sample
 from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
-from fedsam.runs.metrics import ACCURACY
 from fedsam.training.attack import Attack, drawn_in_ball
 from fedsam.training.evaluation import statistics
 
@@ -29,7 +28,7 @@ def adversarial(
     steps: int = 10,
     images: int = 1000,
 ) -> dict[str, Any]:
-    """Return the test accuracy under attacks that know the model.
+    """Return the headline on test images under attacks that know the model.
 
     In eval mode. PGD starts at a
     random point of the ball, the same one (scaled) for every eps, and takes ``steps`` steps of
@@ -49,7 +48,8 @@ def adversarial(
     Returns
     -------
     dict
-        ``scalars``: ``accuracy``, and ``accuracy_ATTACK_EPS`` for fgsm, pgd_linf, pgd_l2.
+        ``scalars``: the headline, such as ``accuracy``, and ``accuracy_ATTACK_EPS`` for fgsm,
+        pgd_linf, pgd_l2.
         ``accuracies``: the same by attack and eps. ``settings``.
     """
     if steps < 1 or min(*linf, *l2, 0) < 0:
@@ -63,34 +63,34 @@ def adversarial(
     test = Sample.of(subject, images)
     by_attack = {
         name: {
-            f"{eps:g}": accuracies_under(subject, attack(eps), test, random_start=name != "fgsm")
+            f"{eps:g}": headlines_under(subject, attack(eps), test, random_start=name != "fgsm")
             for eps in radii
         }
         for name, (attack, radii) in attacks.items()
     }
     named = {
-        f"{ACCURACY}_{name}_{eps}": values
+        f"{test.headline}_{name}_{eps}": values
         for name, by_eps in by_attack.items()
         for eps, values in by_eps.items()
     }
     result = test.result(
-        {ACCURACY: test.accuracies_at(subject.w), **named},
+        {test.headline: test.headlines_at(subject.w), **named},
         eps="radius in 255ths of the pixel range, after which pixels are clipped to [0, 255]",
         steps=steps,
         step=f"{STEP:g} eps / steps",
         start="fgsm: the image; pgd: uniform in the ball",
     )
-    accuracies = {
+    headlines = {
         name: {eps: float(values[0]) for eps, values in by_eps.items()}
         for name, by_eps in by_attack.items()
     }
-    return {**result, "accuracies": accuracies}
+    return {**result, "accuracies": headlines}
 
 
-def accuracies_under(
+def headlines_under(
     subject: Subject, attack: Attack, test: Sample, *, random_start: bool
-) -> Accuracies:
-    """Return the accuracy on test images, each attacked first, of all and of each part."""
+) -> Headlines:
+    """Return the headline on test images, each attacked first, of all and of each part."""
     network, task, images = subject.network, subject.task, subject.test
     network.load(subject.state)
     network.module.eval()
@@ -109,8 +109,8 @@ def accuracies_under(
         return replace(batch, images=attack.worst(batch.images, loss, begin, batch.pixels))
 
     def statistics_on(rows: Tensor) -> Tensor:
-        batches = map(attacked, rows.to(images.targets.device).split(CHUNK))
+        batches = map(attacked, rows.to(images.targets.device).split(images.at_a_time(CHUNK)))
         with full_precision(network.layout.device):
             return statistics(network, task, batches)
 
-    return test.accuracies(statistics_on)
+    return test.headlines(statistics_on)

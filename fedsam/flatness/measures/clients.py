@@ -11,10 +11,11 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition
-from fedsam.flatness.measures.evaluation import accuracy_in
+from fedsam.flatness.measures.evaluation import headline_in
 from fedsam.flatness.objective import full_precision
 from fedsam.flatness.subject import Subject
-from fedsam.runs.metrics import ACCURACY, LOSS
+from fedsam.runs.metrics import LOSS, named
+from fedsam.tasks import headline_of
 
 CHUNK = 500  # images at a time
 WORST = 0.1  # share of the clients
@@ -22,7 +23,7 @@ LISTED = 1000  # clients whose values are written one by one; of more, only quan
 
 
 def clients(subject: Subject) -> dict[str, Any]:
-    """Return accuracy and loss of the model on each client's images, and what they come to.
+    """Return headline and loss of the model on each client's images, and what they come to.
 
     Two sets a client: its own training images, without augmentation; and, as no data set here
     comes with test images of its clients, a local test set of as many test images of each class as
@@ -38,11 +39,11 @@ def clients(subject: Subject) -> dict[str, Any]:
     -------
     dict
         ``scalars``: ``SET_METRIC_STATISTIC`` for SET ``train`` and ``local_test``, METRIC
-        ``accuracy`` and ``loss``, STATISTIC ``mean`` over the clients, ``weighted_mean`` (by their
-        images), ``deviation`` (over the clients, of the population), ``worst_tenth`` (mean of the
-        worst 10 % of the clients, rounded up) and ``bottom`` (the worst client); ``bottom_client``
-        is its number, the lowest where several tie. ``quantiles``: at 0, 1, ..., 100 %; ``values``
-        by client if there are at most 1,000. ``settings``.
+        the headline (``accuracy``) and ``loss``, STATISTIC ``mean`` over the clients,
+        ``weighted_mean`` (by their images), ``deviation`` (over the clients, of the population),
+        ``worst_tenth`` (mean of the worst 10 % of the clients, rounded up) and ``bottom`` (the
+        worst client); ``bottom_client`` is its number, the lowest where several tie. ``quantiles``:
+        at 0, 1, ..., 100 %; ``values`` by client if there are at most 1,000. ``settings``.
     """
     own = subject.partition
     local = local_tests(own, subject.train.classes.cpu(), subject.test.classes.cpu(), subject.seed)
@@ -57,6 +58,7 @@ def clients(subject: Subject) -> dict[str, Any]:
             quantiles[f"{name}_{metric}"] = np.quantile(of_clients, np.linspace(0, 1, 101)).tolist()
             values[f"{name}_{metric}"] = of_clients.tolist() if len(own) <= LISTED else []
     settings = {
+        **named(headline_of(subject.task)),
         "clients": len(own),
         "worst": f"{WORST:.0%} of the clients, rounded up",
         "local_test": "test images with the label counts of the client's training images, drawn "
@@ -67,14 +69,14 @@ def clients(subject: Subject) -> dict[str, Any]:
 
 
 def by_client(subject: Subject, images: Images, split: Partition) -> dict[str, NDArray[np.float64]]:
-    """Return accuracy in [0, 1] and mean loss in nats of each client, (clients,)."""
+    """Return headline in [0, 1] and mean loss in nats of each client, (clients,)."""
     each = statistics_of_each(subject, images, split.indices)
     owner = torch.repeat_interleave(torch.arange(len(split)), split.sizes)
     # on the CPU, where index_add adds in order: the same bytes every time
     totals = each.new_zeros(len(split), each.shape[1]).index_add_(0, owner, each[split.indices])
     rows = [subject.task.metrics(total) for total in totals]
-    accuracy = np.array([accuracy_in(row) for row in rows])
-    return {ACCURACY: accuracy, LOSS: np.array([row[LOSS] for row in rows])}
+    headlines = np.array([headline_in(subject.task, row) for row in rows])
+    return {headline_of(subject.task): headlines, LOSS: np.array([row[LOSS] for row in rows])}
 
 
 @torch.no_grad()
@@ -88,7 +90,7 @@ def statistics_of_each(subject: Subject, images: Images, needed: Tensor) -> Tens
     once = needed.unique()
     parts = []
     with full_precision(subject.network.layout.device):
-        for rows in once.to(images.targets.device).split(CHUNK):
+        for rows in once.to(images.targets.device).split(images.at_a_time(CHUNK)):
             batch = images.rows(rows)
             output = subject.network.forward(batch.images)
             each = torch.vmap(subject.task.statistics)(output[:, None], batch.targets[:, None])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
-from fedsam.flatness.measures.evaluation import Accuracies, Sample, mean_of
+from fedsam.flatness.measures.evaluation import Headlines, Sample, mean_of
 from fedsam.flatness.measures.made_corruptions import MADE, SIDE, SOURCE, corrupt
 from fedsam.flatness.measures.published_corruptions import (
     BENCHMARK,
@@ -23,7 +23,6 @@ from fedsam.flatness.measures.published_corruptions import (
 )
 from fedsam.flatness.subject import Subject, name_of
 from fedsam.runs import files
-from fedsam.runs.metrics import ACCURACY
 
 CHUNK = 1000  # images made at a time
 MADE_HERE = "made here, not CIFAR-10-C"
@@ -33,7 +32,7 @@ Pictures = Callable[[str, int], Tensor]
 def corruptions(
     subject: Subject, *, folder: str = "", baseline: str = "", images: int = 2000
 ) -> dict[str, Any]:
-    """Return the accuracy on corrupted test images.
+    """Return the headline on corrupted test images.
 
     Parameters
     ----------
@@ -52,14 +51,15 @@ def corruptions(
     Returns
     -------
     dict
-        ``scalars``: ``accuracy``, on the same images clean (NaN where a folder holds fewer images,
-        and its labels are not those of the first of them); ``corruption_accuracy``, the mean over
-        the benchmark's 15 corruptions and the severities, and ``corruption_accuracy_severity_S``;
-        ``extra_corruption_accuracy``, over those of the 4 others that there are. Where only some of
-        the 15 are in the folder the names begin with ``partial_``, where they were made here with
-        ``made_``. With a ``baseline``, ``mce``: the mean over the corruptions of the sum of errors
-        over severities, divided by the baseline's. ``accuracies``: five severities of each
-        corruption. ``settings``: among them what is ``missing``.
+        ``scalars``: ``accuracy``, or whatever the headline is called, on the same images clean (NaN
+        where a folder holds fewer images, and its labels are not those of the first of them);
+        ``corruption_accuracy``, the mean over the benchmark's 15 corruptions and the severities,
+        and ``corruption_accuracy_severity_S``; ``extra_corruption_accuracy``, over those of the 4
+        others that there are. Where only some of the 15 are in the folder the names begin with
+        ``partial_``, where they were made here with ``made_``. With a ``baseline``, ``mce``: the
+        mean over the corruptions of the sum of errors over severities, divided by the baseline's.
+        ``accuracies``: the headline at five severities of each corruption. ``settings``: among them
+        what is ``missing``.
 
     Raises
     ------
@@ -83,16 +83,16 @@ def _on_published(subject: Subject, folder: Path, baseline: str) -> dict[str, An
     count = len(published.labels)
     sample = Sample(subject, torch.arange(count))
     aligned = torch.equal(published.labels, labels[:count])
-    clean = sample.accuracies_at(subject.w) if aligned else np.full(len(sample.parts) + 1, math.nan)
+    clean = sample.headlines_at(subject.w) if aligned else np.full(len(sample.parts) + 1, math.nan)
     settings = {
         "source": "published files",
         "folder": str(folder),
         "official_count": count == OFFICIAL,
         "unknown_files": published.unknown,
     }
-    accuracies = _accuracies(sample, list(published.files), published.images, published.labels)
-    whole = set(BENCHMARK) <= set(accuracies)
-    return _result(sample, clean, accuracies, settings, "" if whole else "partial_", baseline)
+    headlines = _on_pictures(sample, list(published.files), published.images, published.labels)
+    whole = set(BENCHMARK) <= set(headlines)
+    return _result(sample, clean, headlines, settings, "" if whole else "partial_", baseline)
 
 
 def _on_made(subject: Subject, images: int, baseline: str) -> dict[str, Any]:
@@ -110,19 +110,19 @@ def _on_made(subject: Subject, images: int, baseline: str) -> dict[str, Any]:
         return torch.from_numpy(np.concatenate(parts))
 
     targets = subject.test.targets.cpu()[sample.rows]
-    accuracies = _accuracies(sample, list(MADE), pictures, targets)
+    headlines = _on_pictures(sample, list(MADE), pictures, targets)
     settings = {"source": MADE_HERE, "parameters": SOURCE}
-    clean_accuracies = sample.accuracies_at(subject.w)
-    return _result(sample, clean_accuracies, accuracies, settings, "made_", baseline)
+    as_trained = sample.headlines_at(subject.w)
+    return _result(sample, as_trained, headlines, settings, "made_", baseline)
 
 
-def _accuracies(
+def _on_pictures(
     sample: Sample, names: Sequence[str], pictures: Pictures, targets: Tensor
-) -> dict[str, list[Accuracies]]:
+) -> dict[str, list[Headlines]]:
     test = sample.subject.test
     return {
         name: [
-            sample.accuracies_on(test.with_raw(pictures(name, severity), targets))
+            sample.headlines_on(test.with_raw(pictures(name, severity), targets))
             for severity in range(1, SEVERITIES + 1)
         ]
         for name in names
@@ -131,34 +131,35 @@ def _accuracies(
 
 def _result(
     sample: Sample,
-    clean: Accuracies,
-    accuracies: Mapping[str, list[Accuracies]],
+    clean: Headlines,
+    headlines: Mapping[str, list[Headlines]],
     settings: dict[str, Any],
     prefix: str,
     baseline: str,
 ) -> dict[str, Any]:
-    benchmark = [accuracies[name] for name in BENCHMARK if name in accuracies]
-    extra = [accuracies[name] for name in EXTRA if name in accuracies]
-    named = {ACCURACY: clean}
+    benchmark = [headlines[name] for name in BENCHMARK if name in headlines]
+    extra = [headlines[name] for name in EXTRA if name in headlines]
+    headline = sample.headline
+    named = {headline: clean}
     if benchmark:
-        total = f"{prefix}corruption_accuracy"
+        total = f"{prefix}corruption_{headline}"
         named[total] = mean_of([mean_of(each) for each in benchmark])
         for severity in range(SEVERITIES):
             named[f"{total}_severity_{severity + 1}"] = mean_of([a[severity] for a in benchmark])
     if extra:
         of_extra = mean_of([mean_of(each) for each in extra])
-        named[f"{prefix}extra_corruption_accuracy"] = of_extra
+        named[f"{prefix}extra_corruption_{headline}"] = of_extra
     if baseline and benchmark:
         compared = {**settings, "images": len(sample), "seed": sample.subject.seed}
-        names = [name for name in BENCHMARK if name in accuracies]
+        names = [name for name in BENCHMARK if name in headlines]
         theirs = errors_of_baseline(Path(baseline), compared, names)
         named[f"{prefix}mce"] = mean_of(
-            [np.sum([1 - a for a in accuracies[name]], axis=0) / e for name, e in theirs.items()]
+            [np.sum([1 - a for a in headlines[name]], axis=0) / e for name, e in theirs.items()]
         )
         settings["baseline"] = f"{name_of(Path(baseline), files.MODEL)} in {baseline}"
-    missing = [name for name in (*BENCHMARK, *EXTRA) if name not in accuracies]
-    settings |= {"corruptions": list(accuracies), "missing": missing}
-    by_severity = {name: [float(one[0]) for one in each] for name, each in accuracies.items()}
+    missing = [name for name in (*BENCHMARK, *EXTRA) if name not in headlines]
+    settings |= {"corruptions": list(headlines), "missing": missing}
+    by_severity = {name: [float(one[0]) for one in each] for name, each in headlines.items()}
     return {**sample.result(named, **settings), "accuracies": by_severity}
 
 

@@ -1,4 +1,4 @@
-"""The accuracy that the measures of robustness are about, on a sample of the test images."""
+"""The headline (accuracy) that the measures of robustness are about, on a sample of the tests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,18 +13,19 @@ from fedsam.data.images import Images
 from fedsam.flatness.objective import Objective
 from fedsam.flatness.sampling import errors_of_images, parts_of
 from fedsam.flatness.subject import Subject
-from fedsam.runs.metrics import ACCURACY
+from fedsam.runs.metrics import named
+from fedsam.tasks import Task, headline_of
 
-Accuracies = NDArray[np.float64]  # on all images that are looked at, and on each part of them
+Headlines = NDArray[np.float64]  # on all images that are looked at, and on each part of them
 
 
-def accuracy_in(metrics: Mapping[str, float]) -> float:
-    """Return a task's accuracy, in [0, 1]; raise UsageError if it has none."""
-    if ACCURACY not in metrics:
+def headline_in(task: Task, metrics: Mapping[str, float]) -> float:
+    """Return a task's headline, in [0, 1]; raise UsageError if it does not measure it."""
+    if (headline := headline_of(task)) not in metrics:
         raise UsageError(
-            f"--task: robustness needs a task with an {ACCURACY!r}; it has {', '.join(metrics)}"
+            f"--task: measures need its headline {headline!r}; it has {', '.join(metrics)}"
         )
-    return metrics[ACCURACY]
+    return metrics[headline]
 
 
 class Sample:
@@ -57,21 +58,27 @@ class Sample:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def accuracies(self, statistics_on: Callable[[Tensor], Tensor]) -> Accuracies:
-        """Return the accuracy on all and on each part, (1 + parts,).
+    @property
+    def headline(self) -> str:
+        """What the number is called."""
+        return headline_of(self.subject.task)
+
+    def headlines(self, statistics_on: Callable[[Tensor], Tensor]) -> Headlines:
+        """Return the headline on all and on each part, (1 + parts,).
 
         ``statistics_on``: from rows to the task's statistics of them, which add up.
         """
         each = [statistics_on(part) for part in self.parts]
         totals = [torch.stack(each).sum(0), *each]
-        return np.array([accuracy_in(self.subject.task.metrics(total)) for total in totals])
+        task = self.subject.task
+        return np.array([headline_in(task, task.metrics(total)) for total in totals])
 
-    def accuracies_at(self, w: Tensor) -> Accuracies:
-        """Return the accuracy of the parameters ``w`` (P,), (1 + parts,)."""
-        return self.accuracies(lambda rows: self.subject.objective("test", rows).statistics(w))
+    def headlines_at(self, w: Tensor) -> Headlines:
+        """Return the headline of the parameters ``w`` (P,), (1 + parts,)."""
+        return self.headlines(lambda rows: self.subject.objective("test", rows).statistics(w))
 
-    def accuracies_on(self, images: Images) -> Accuracies:
-        """Return the model's accuracy on other pictures of the same images, (1 + parts,).
+    def headlines_on(self, images: Images) -> Headlines:
+        """Return the model's headline on other pictures of the same images, (1 + parts,).
 
         ``images`` are in the order of ``rows``.
         """
@@ -82,23 +89,28 @@ class Sample:
             objective = Objective(subject.network, subject.state, subject.task, images, places)
             return objective.statistics(objective.w)
 
-        return self.accuracies(statistics_on)
+        return self.headlines(statistics_on)
 
-    def result(self, accuracies: Mapping[str, Accuracies], **settings: Any) -> dict[str, Any]:
+    def result(self, headlines: Mapping[str, Headlines], **settings: Any) -> dict[str, Any]:
         """Return ``scalars`` by name, their ``errors`` by sampling, and ``settings``."""
-        scalars = {name: float(values[0]) for name, values in accuracies.items()}
+        scalars = {name: float(values[0]) for name, values in headlines.items()}
         of_parts = [
-            {name: float(values[part]) for name, values in accuracies.items()}
+            {name: float(values[part]) for name, values in headlines.items()}
             for part in range(1, len(self.parts) + 1)
         ]
         sizes = [len(part) for part in self.parts]
         return {
             "scalars": scalars,
             "errors": {"images": errors_of_images(scalars, of_parts, sizes, self.population)},
-            "settings": {**settings, "images": len(self), "seed": self.subject.seed},
+            "settings": {
+                **named(self.headline),
+                **settings,
+                "images": len(self),
+                "seed": self.subject.seed,
+            },
         }
 
 
-def mean_of(accuracies: Sequence[Accuracies]) -> Accuracies:
+def mean_of(headlines: Sequence[Headlines]) -> Headlines:
     """Return the mean over models or pictures, on all images and on each part."""
-    return np.mean(accuracies, axis=0)
+    return np.mean(headlines, axis=0)

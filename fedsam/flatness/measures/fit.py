@@ -3,13 +3,14 @@
 from typing import Any, Literal
 
 from fedsam.flatness.subject import Subject
-from fedsam.runs.metrics import ACCURACY, LOSS
+from fedsam.runs.metrics import LOSS
+from fedsam.tasks import headline_of
 
 SETS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 def fit(subject: Subject) -> dict[str, Any]:
-    """Return accuracy, in [0, 1], and loss, in nats, on the whole training and test set.
+    """Return the headline, in [0, 1], and loss, in nats, on the whole training and test set.
 
     In eval mode and without augmentation, as all measures look at a model.
     """
@@ -19,5 +20,7 @@ def fit(subject: Subject) -> dict[str, Any]:
         objective = subject.objective(name)
         images[name] = len(objective)
         metrics = objective.metrics(objective.w)
-        scalars |= {f"{name} {metric}": metrics[metric] for metric in (ACCURACY, LOSS)}
+        scalars |= {
+            f"{name} {metric}": metrics[metric] for metric in (headline_of(subject.task), LOSS)
+        }
     return {"scalars": scalars, "settings": {"images": images, "mode": "eval, no augmentation"}}

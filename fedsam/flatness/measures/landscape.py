@@ -15,7 +15,8 @@ from fedsam.base.vector import weighted_mean
 from fedsam.flatness.objective import full_precision
 from fedsam.flatness.sampling import errors_of_images, parts_of
 from fedsam.flatness.subject import Subject, Tick, silent
-from fedsam.runs.metrics import ACCURACY, LOSS
+from fedsam.runs.metrics import LOSS
+from fedsam.tasks import headline_of
 from fedsam.training import batchnorm
 
 Named = tuple[str, Subject]
@@ -163,9 +164,9 @@ def evaluate(
 
 
 def loss_and_error(subject: Subject, statistics: Tensor) -> dict[str, float]:
-    """Return the loss in nats, and 1 - accuracy, from a task's statistics (D,)."""
+    """Return the loss in nats, and 1 - headline, from a task's statistics (D,)."""
     metrics = subject.task.metrics(statistics)
-    return {"loss": metrics[LOSS], "error": 1 - metrics[ACCURACY]}
+    return {"loss": metrics[LOSS], "error": 1 - metrics[headline_of(subject.task)]}
 
 
 def bn_updater(subject: Subject, images: int) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Robustness to quantised weights: accuracy with weights rounded to a few bits."""
+"""Robustness to quantised weights: the headline (accuracy) with weights rounded to a few bits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,6 @@ from fedsam.base.errors import UsageError
 from fedsam.base.vector import Layout
 from fedsam.flatness.measures.evaluation import Sample
 from fedsam.flatness.subject import Subject
-from fedsam.runs.metrics import ACCURACY
 
 
 def quantised(weight: Tensor, bits: int, *, by_channel: bool) -> Tensor:
@@ -55,7 +54,7 @@ def quantised_weights(layout: Layout, w: Tensor, bits: int, *, by_channel: bool)
 def quantisation(
     subject: Subject, *, bits: Sequence[int] = (8, 4), images: int = 0
 ) -> dict[str, Any]:
-    """Return the test accuracy with quantised weights.
+    """Return the headline on test images with quantised weights.
 
     Only weights are quantised, and back to floats at once ("fake" quantisation): what is measured
     is the loss of precision, not a speed. Round to nearest, no calibration, no retraining.
@@ -72,23 +71,23 @@ def quantisation(
     Returns
     -------
     dict
-        ``scalars``: ``accuracy`` as trained, ``accuracy_intB_tensor`` with one scale a tensor and
-        ``accuracy_intB_channel`` with one an output channel. ``rounding``: |w_quantised - w| / |w|
-        under the same names. ``settings``.
+        ``scalars``: the headline as trained, such as ``accuracy``; ``accuracy_intB_tensor`` with
+        one scale a tensor and ``accuracy_intB_channel`` with one an output channel. ``rounding``:
+        |w_quantised - w| / |w| under the same names. ``settings``.
     """
     if not all(2 <= number <= 16 for number in bits):
         raise UsageError("quantisation: bits must lie in 2..16")
     test, layout, w = Sample.of(subject, images), subject.network.layout, subject.w
-    accuracies = {ACCURACY: test.accuracies_at(w)}
+    headlines = {test.headline: test.headlines_at(w)}
     errors = {}
     for number in bits:
         for scales in ("tensor", "channel"):
             rounded = quantised_weights(layout, w, number, by_channel=scales == "channel")
             name = f"int{number}_{scales}"
-            accuracies[f"{ACCURACY}_{name}"] = test.accuracies_at(rounded)
+            headlines[f"{test.headline}_{name}"] = test.headlines_at(rounded)
             errors[name] = float((rounded - w).norm() / w.norm())
     result = test.result(
-        accuracies,
+        headlines,
         bits=list(bits),
         scheme="symmetric, round to nearest, weights only; biases and norm layers kept",
     )

@@ -22,7 +22,8 @@ from fedsam.flatness.subject import (
     objective_settings,
     silent,
 )
-from fedsam.runs.metrics import ACCURACY, LOSS
+from fedsam.runs.metrics import LOSS
+from fedsam.tasks import headline_of
 
 P = Literal[2, "inf"]
 # by (p, adaptive)
@@ -90,7 +91,7 @@ def sharpness(
         one_step  the same at u = rho T g / |T g|  (p = 2),  rho sign(T g)  (p = inf)
 
     with g the gradient at w and T = 1, or if adaptive ``T = |w| + eta``; ``worst_error_rise`` is
-    the rise of the error (1 - accuracy) at the worst point for the loss. The maximum is sought by
+    the rise of the error (1 - headline) at the worst point for the loss. The maximum is sought by
     the ascent of ``climb``, and the best point on the way counts, so it is a lower bound; its
     error by the ``ascent`` is what the last quarter of the steps added. The first gradient is taken
     at a random u of length rho / 1000, so that an ascent finds a way also where it is zero.
@@ -98,7 +99,7 @@ def sharpness(
     With eta = 0 and T on all parameters, as by default, adaptive sharpness does not change where
     weights are rescaled and the network stays the same.
 
-    Passes: steps + 1 gradients, a loss, and the accuracy twice. Memory: some vectors (P,).
+    Passes: steps + 1 gradients, a loss, and the headline twice. Memory: some vectors (P,).
 
     Parameters
     ----------
@@ -189,7 +190,7 @@ def average_sharpness(
     """Measure the rise of the loss at random points around w, on average::
 
         average             mean of  (L(w + T u) + L(w - T u)) / 2 - L(w)
-        average_error_rise  the same of the error, 1 - accuracy
+        average_error_rise  the same of the error, 1 - headline
 
     over u ~ N(0, sigma^2) (p = 2) or uniform in [-sigma, sigma] (p = inf), independent for each
     parameter; T is 1, or if adaptive ``|w| + eta``. A point and its mirror image together have no
@@ -255,15 +256,15 @@ def average_sharpness(
 
 
 def losses_and_errors(parts: Sequence[Objective], w: Tensor) -> Tensor:
-    """Return the loss and the error (1 - accuracy) of each part of the images, float64 (G, 2)."""
+    """Return the loss and the error (1 - headline) of each part of the images, float64 (G, 2)."""
     each = [part.metrics(w) for part in parts]
-    rows = [(metrics[LOSS], 1 - metrics[ACCURACY]) for metrics in each]
+    rows = [(metrics[LOSS], 1 - metrics[headline_of(parts[0].task)]) for metrics in each]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def error_at(objective: Objective, w: Tensor) -> float:
-    """Return 1 - accuracy at ``w``."""
-    return 1 - objective.metrics(w)[ACCURACY]
+    """Return 1 - headline at ``w``."""
+    return 1 - objective.metrics(w)[headline_of(objective.task)]
 
 
 def climb(

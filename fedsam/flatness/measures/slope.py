@@ -9,7 +9,7 @@ from fedsam.flatness.subject import IMAGES, Subject, objective_on, objective_set
 
 
 def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[str, Any]:
-    """Measure loss (nats), accuracy (in [0, 1]) and the l2 norm of the gradient of L.
+    """Measure loss (nats), the headline (in [0, 1]) and the l2 norm of the gradient of L.
 
     Passes over the images: 2, a forward one and one with its gradient.
 

@@ -1,4 +1,4 @@
-"""Robustness to noise on the weights: accuracy at w * (1 + sigma z), z standard normal.
+"""Robustness to noise on the weights: the headline at w * (1 + sigma z), z standard normal.
 
 Mordido et al., "Lookbehind-SAM: k steps back, 1 step forward" (ICML 2024, arXiv 2307.16704), test
 trained networks under multiplicative Gaussian noise and average over noisy copies. Neither the
@@ -14,10 +14,9 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
-from fedsam.flatness.measures.evaluation import Accuracies, Sample, mean_of
+from fedsam.flatness.measures.evaluation import Headlines, Sample, mean_of
 from fedsam.flatness.sampling import standard_error
 from fedsam.flatness.subject import Subject
-from fedsam.runs.metrics import ACCURACY
 
 
 def weight_noise(
@@ -27,7 +26,7 @@ def weight_noise(
     draws: int = 10,
     images: int = 2000,
 ) -> dict[str, Any]:
-    """Return the test accuracy with noisy weights, mean and deviation over draws.
+    """Return the headline on test images with noisy weights, mean and deviation over draws.
 
     Parameters
     ----------
@@ -45,21 +44,21 @@ def weight_noise(
     Returns
     -------
     dict
-        ``scalars``: ``accuracy`` without noise; for each sigma ``accuracy_sigma_S``, and
-        ``deviation_sigma_S``, the sample standard deviation over the draws. ``accuracies``: of
-        every draw, by sigma. ``settings``.
+        ``scalars``: the headline without noise, such as ``accuracy``; for each sigma
+        ``accuracy_sigma_S``, and ``deviation_sigma_S``, the sample standard deviation over the
+        draws. ``accuracies``: the headline of every draw, by sigma. ``settings``.
     """
     if draws < 2 or min(sigmas, default=-1) < 0:
         raise UsageError("weight noise: draws must be 2 at least, and sigmas not negative")
     test = Sample.of(subject, images)
-    by_sigma: dict[str, list[Accuracies]] = {f"{sigma:g}": [] for sigma in sigmas}
+    by_sigma: dict[str, list[Headlines]] = {f"{sigma:g}": [] for sigma in sigmas}
     for draw in range(draws):
         z = standard_normal(subject, draw)
         for sigma in sigmas:
-            by_sigma[f"{sigma:g}"].append(test.accuracies_at(subject.w * (1 + sigma * z)))
-    means = {f"accuracy_sigma_{sigma}": mean_of(each) for sigma, each in by_sigma.items()}
+            by_sigma[f"{sigma:g}"].append(test.headlines_at(subject.w * (1 + sigma * z)))
+    means = {f"{test.headline}_sigma_{sigma}": mean_of(each) for sigma, each in by_sigma.items()}
     result = test.result(
-        {ACCURACY: test.accuracies_at(subject.w), **means},
+        {test.headline: test.headlines_at(subject.w), **means},
         noise="w * (1 + sigma z), z ~ N(0, 1), on every trainable parameter",
         sigmas=list(sigmas),
         levels="fedsam's own; the paper's are unverified",
@@ -70,7 +69,8 @@ def weight_noise(
     for name, values in by_draw.items():
         result["scalars"][f"deviation_sigma_{name}"] = stdev(values)
     result["errors"]["draws"] = {
-        f"accuracy_sigma_{sigma}": standard_error(values) for sigma, values in by_draw.items()
+        f"{test.headline}_sigma_{sigma}": standard_error(values)
+        for sigma, values in by_draw.items()
     }
     return {**result, "accuracies": by_draw}
 
