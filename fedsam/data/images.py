@@ -170,9 +170,14 @@ class Images:
         """Take images (N, H + 2p, W + 2p, C), and targets, with a margin if they follow pixels."""
         self.padded, self.padding, self.targets = padded, padding, targets
         self.height, self.width = (side - 2 * padding for side in padded.shape[1:3])
-        self._aligned = None
+        self._aligned: Tensor | None = None
         if targets.shape[1:] == (self.height, self.width):
             self._aligned = F.pad(targets, [padding] * 4, value=self.outside)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether targets say something of each pixel."""
+        return self._aligned is not None
 
     def at_a_time(self, most: int) -> int:
         """Return how many images may be looked at together: ``most``, or fewer of large ones."""

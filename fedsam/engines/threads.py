@@ -16,6 +16,7 @@ from fedsam.base.system import Stop
 from fedsam.base.timers import WAITING, carried, timed
 from fedsam.data.groups import Places
 from fedsam.data.images import Images
+from fedsam.tasks import answer_of
 from fedsam.training import batchnorm
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 from fedsam.training.flat_module import FlatModule
@@ -178,6 +179,23 @@ class ThreadExecutor:
         metrics = self.trainer.task.metrics
         by_group = {group: metrics(totals[group]) for group in sorted(totals)}
         return metrics(torch.stack(wholes).sum(0)), by_group
+
+    def answers(self, state: Tensor, images: Images, rows: Tensor) -> Tensor | None:
+        """Return what a model (S,) says of each pixel of some images, if the task is of that kind.
+
+        Also of a run that was asked to stop.
+        """
+        trainer = self.trainer
+
+        def work(network: FlatModule, rows: Tensor) -> Tensor | None:
+            network.load(state)
+            network.module.eval()
+            with torch.no_grad(), trainer.drawing("evaluation", int(rows[0])):
+                output = network.forward(images.rows(rows.to(trainer.layout.device)).images)
+            return answer_of(trainer.task, output)
+
+        (answer,) = self.map(work, [rows], to_the_end=True)
+        return answer
 
     def update_bn(self, state: Tensor, images: Images, rows: Tensor) -> Tensor:
         """Return a model (S,) with BatchNorm statistics of some images, not augmented.

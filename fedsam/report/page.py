@@ -14,7 +14,11 @@ from fedsam.runs import files, metrics
 from fedsam.runs.plots import SHOWN
 from fedsam.runs.run import Run
 
-PATTERNS = (files.FLATNESS_PICTURE.format("*"), files.LIFELONG_PICTURE)
+PATTERNS = (
+    files.ANSWERS_PICTURE,
+    files.FLATNESS_PICTURE.format("*"),
+    files.LIFELONG_PICTURE,
+)
 MOST = 20  # pictures
 LARGEST = 1 << 20  # bytes each
 

@@ -10,6 +10,7 @@
 ``partition.npz``                 which image is whose
 ``partition.png``                 a picture of it
 ``curves.png``                    the headline (accuracy) and loss
+``answers.png``                   some test images, the truth and the answer, of each pixel
 ``lifelong.png``                  the headline by task, of a lifelong run
 ``checkpoints/``                  what the run needs to go on: ``runs/checkpoint.py``
 ``profile.json``                  time by phase
@@ -37,6 +38,7 @@ FLATNESS = "flatness.json"
 
 PARTITION_PICTURE = "partition.png"
 CURVES_PICTURE = "curves.png"
+ANSWERS_PICTURE = "answers.png"
 LIFELONG_PICTURE = "lifelong.png"
 FLATNESS_PICTURE = "flatness-{}.png"
 

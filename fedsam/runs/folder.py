@@ -21,7 +21,7 @@ from fedsam.data.partition import Partition, heterogeneity
 from fedsam.messages import VectorRecord
 from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
-from fedsam.runs.plots import draw_curves, draw_lifelong, draw_partition
+from fedsam.runs.plots import draw_answers, draw_curves, draw_lifelong, draw_partition
 
 
 class RunDir:
@@ -164,6 +164,11 @@ class RunDir:
         if self.config.lifelong:
             draw_lifelong(self.lines, self.config.task_ends, self.path / files.LIFELONG_PICTURE)
         return summary
+
+    def draw_answers(self, images: Tensor, truth: Tensor, answers: Tensor, outside: int) -> None:
+        """Draw what is true and what is said of the pixels of some images (n, H, W, C)."""
+        pixels, right, said = (tensor.cpu().numpy() for tensor in (images, truth, answers))
+        draw_answers(pixels, right, said, outside, self.path / files.ANSWERS_PICTURE)
 
     def summary(self, parameters: int, reason: str) -> dict[str, Any]:
         """Return what summary.json holds, but for whether the run has finished."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.data.partition import heterogeneity
@@ -125,4 +127,56 @@ def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Pa
     for axis in (right.xaxis, right.yaxis):
         axis.set_ticks(ticks, [str(task + 1) for task in ticks])
     right.set(xlabel="on task", ylabel="after task")
+    figure.savefig(path, dpi=120)
+
+
+def draw_answers(
+    images: NDArray[np.uint8], truth: NDArray[Any], answers: NDArray[Any], outside: int, path: Path
+) -> None:
+    """Draw images, and below them what is true and what is said of each pixel, into a PNG.
+
+    Parameters
+    ----------
+    images : ndarray
+        uint8 (n, H, W, C), C one or three.
+    truth, answers : ndarray
+        Whole numbers (n, H, W), each a class.
+    outside : int
+        What the truth says of pixels of no class, which are white in both.
+    path : Path
+        Of the picture.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    nothing = truth == outside
+    classes = np.union1d(truth[~nothing], answers)
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    colors = np.array([palette(number % palette.N)[:3] for number in range(len(classes))])
+    many, height, width = truth.shape
+    figure = Figure(figsize=(1.5 * many, 4.5 * height / width + 0.9), layout="constrained")
+    rows = figure.subplots(3, many, squeeze=False)
+    for column, image in enumerate(images):
+        rows[0, column].imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray")
+        for row, values in ((1, truth), (2, answers)):
+            shown = colors[np.searchsorted(classes, values[column]).clip(max=len(classes) - 1)]
+            shown[nothing[column]] = 1
+            rows[row, column].imshow(shown, interpolation="nearest")
+    for row, text in zip(rows, ("image", "truth", "answer"), strict=True):
+        row[0].set_ylabel(text)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    patches = [Patch(color=c, label=str(n)) for n, c in zip(classes, colors, strict=True)]
+    figure.legend(
+        handles=patches,
+        title="class (white: none)",
+        loc="outside lower center",
+        ncols=min(len(patches), 2 * many),
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+        handlelength=1,
+        columnspacing=1,
+    )
     figure.savefig(path, dpi=120)

@@ -41,6 +41,7 @@ from fedsam.tasks import headline_of
 from fedsam.training.client import Trainer
 
 log = logging.getLogger("fedsam")
+SHOWN = 6  # test images whose answers are drawn
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -340,8 +341,20 @@ class RunLoop:
         """Write all files of the run."""
         if Due(self.config.checkpoint_every).ever:
             self._save(kept)
+        model = self._evaluated()
         with storing(self.folder.path):
-            return self.folder.finish(self._evaluated(), self.arrays, reason, finished=finished)
+            summary = self.folder.finish(model, self.arrays, reason, finished=finished)
+            self._draw_answers(model)
+        return summary
+
+    def _draw_answers(self, model: VectorRecord) -> None:
+        """Draw what the model says of the pixels of some test images, where it does so."""
+        test = self.threads.trainer.test
+        rows = torch.linspace(0, len(test) - 1, min(SHOWN, len(test))).long()
+        answers = self.threads.answers(model.state, test, rows) if test.aligned else None
+        if answers is not None:
+            of_rows = (test.raw[rows], test.targets[rows], answers)
+            self.folder.draw_answers(*of_rows, test.pixels.outside)
 
 
 def drift_of(turn: Round) -> dict[str, float]:

@@ -11,9 +11,10 @@ HEADLINE = "accuracy"  # of a task that names none
 class Task(Protocol):
     """A loss an example, and statistics that add up over examples.
 
-    Two more, which a task may have: ``headline``, the name of the metric that stands for the run in
-    tables, early stops and summaries, in [0, 1] and the larger the better ("accuracy" by default);
-    and ``check(dataset)``, which raises UsageError where the targets are none of this task's.
+    Three more, which a task may have: ``headline``, the name of the metric that stands for the run
+    in tables, early stops and summaries, in [0, 1] and the larger the better ("accuracy" by
+    default); ``check(dataset)``, which raises UsageError where the targets are none of this task's;
+    and ``answer(output)``, what is said of each pixel (B, H, W), which is drawn beside the truth.
     """
 
     def loss(self, output: "Tensor", targets: "Tensor") -> "Tensor":
@@ -39,3 +40,9 @@ def check(task: Task, dataset: Any) -> None:
     """Raise UsageError if a data set's targets do not fit a task that says which do."""
     if hasattr(task, "check"):
         task.check(dataset)
+
+
+def answer_of(task: Task, output: "Tensor") -> "Tensor | None":
+    """Return what is said of each pixel (B, H, W) by a task that says such things."""
+    answer: Tensor | None = task.answer(output) if hasattr(task, "answer") else None
+    return answer

@@ -58,7 +58,7 @@ class Segmentation:
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each image in nats a pixel, (B,)."""
-        if output.dim() == targets.dim() + 1:
+        if output.dim() == 4:
             return self._of_head(output, targets)
         first, *others = (self._of_head(head, targets) for head in output.unbind(1))
         return first + self.aux * torch.stack(others).sum(0) if others else first
@@ -73,9 +73,14 @@ class Segmentation:
         said = (targets != self.ignore).flatten(1).sum(1)
         return pixels.sum(1) / said.clamp(min=1)
 
+    def answer(self, output: Tensor) -> Tensor:
+        """Return the class of each pixel, int64 (B, H, W)."""
+        first = output if output.dim() == 4 else output[:, 0]
+        return first.argmax(1)
+
     def statistics(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return images, the sum of their losses, and the C x C pixels by truth and answer."""
-        answer = (output if output.dim() == targets.dim() + 1 else output[:, 0]).argmax(1)
+        answer = self.answer(output)
         truth = targets.long()
         cells = self.classes**2  # and one behind them, for pixels that say nothing
         cell = torch.where(truth == self.ignore, cells, truth * self.classes + answer).flatten()
