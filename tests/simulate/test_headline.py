@@ -254,6 +254,22 @@ def test_a_table_of_two_headlines_names_both_and_draws_each_apart(tmp_path):
         assert [series.label for series in panel.series] == [row]
 
 
+def test_of_many_groups_the_worst_and_the_best_are_drawn(tmp_path):
+    folder = write_run(tmp_path / "a", [0.5, 0.7])
+    final = {f"g{number}": ((7 * number) % 23) / 23 for number in range(23)}
+    summary = json.loads((folder / "summary.json").read_text()) | {"groups": final}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [line for line in lines_of(folder) if "accuracy" in line]
+    groups = {"groups": {name: {"accuracy": value} for name, value in final.items()}}
+    text = "".join(json.dumps(line | groups) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    charts = {chart.name: chart for chart in all_charts(ResultTable([load(folder)]), None)}
+    (panel,) = charts["groups"].panels
+    shown = [name for name in final if final[name] < 5 / 23 or final[name] >= 18 / 23]
+    assert [series.label for series in panel.series] == shown
+    assert panel.series[0].y == [100 * final[shown[0]]] * 3
+
+
 def test_taus_go_by_each_runs_headline(tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"{seed}", [0.5], seed=seed)
