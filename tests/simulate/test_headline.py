@@ -52,6 +52,7 @@ class Recall(Classification):
         return {
             "loss": float(total[0] / seen.sum()),
             "mean_recall": float((right[there] / seen[there]).mean()),
+            "recall": (right / seen).tolist(),  # NaN of a class that is not there
         }
 
 
@@ -111,6 +112,7 @@ def test_it_stops_by_the_headline_and_lines_summary_and_tracker_have_it(folder):
     values = [line["mean_recall"] for line in lines]
     assert values[-1] >= 0.6 > max(values[:-1])
     assert {line["headline"] for line in lines} == {"mean_recall"}
+    assert sum(lines[-1]["recall"]) / 10 == pytest.approx(values[-1])
     assert summary["headline"] == "mean_recall"
     assert summary["final_mean_recall"] == pytest.approx(math.fsum(values[1:]) / len(values[1:]))
     assert summary["best_mean_recall"] == summary["last_mean_recall"] == values[-1]
@@ -294,7 +296,10 @@ def test_what_is_not_finite_in_a_group_is_null_and_left_out_of_the_worst(tmp_pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": f"{HERE}:Lacking"}, "--task: metrics returns loss, mean_recall, and no 'miou'"),
+        (
+            {"task": f"{HERE}:Lacking"},
+            "--task: metrics returns loss, mean_recall, recall, and no 'miou'",
+        ),
         ({"task": f"{HERE}:Recall", "task_options": {"smooth": 1}}, "did you mean 'smoothing'"),
         ({"dataset": f"{HERE}:masks"}, "--task classification: squares has masks .*not one label"),
         (
