@@ -236,3 +236,28 @@ def scaffold(model, batches, *, lr, c_i, c):
     return {
         name: c_i[name] - c[name] + (start[name] - end[name]) / (len(batches) * lr) for name in c
     }
+
+
+def hardest_mean(losses, share):
+    """Return the mean of the largest losses, that share of them and at least one: by a sort."""
+    count = max(1, math.floor(share * len(losses)))
+    return sum(sorted(losses, reverse=True)[:count]) / count
+
+
+def confusion_of(truths, answers, classes, ignore):
+    """Return how many pixels of each true class (row) had which answer (column)."""
+    counts = [[0] * classes for _ in range(classes)]
+    for truth, answer in zip(truths, answers, strict=True):
+        if truth != ignore:
+            counts[truth][answer] += 1
+    return counts
+
+
+def iou_of(confusion, epsilon=0.0):
+    """Return the mean intersection over union of the classes that the truth holds."""
+    found = []
+    for c, row in enumerate(confusion):
+        if sum(row):
+            union = sum(row) + sum(other[c] for other in confusion) - row[c]
+            found.append(row[c] / (union + epsilon))
+    return sum(found) / len(found)

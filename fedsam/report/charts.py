@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fedsam.report.formats import heading
 from fedsam.report.scalars import GAPS, Tau, scalars, sharpness, taus
-from fedsam.report.table import ResultTable, short, words
+from fedsam.report.table import Cell, ResultTable, short, words
 from fedsam.runs import metrics
 from fedsam.runs.metrics import words_of
 from fedsam.runs.run import Run
@@ -245,33 +245,33 @@ def of_headline(table: ResultTable, headline: str) -> Chart:
 def of_groups(table: ResultTable) -> Chart:
     """Return the headline of each group of test images over rounds: a panel a method and column.
 
-    Of more than ten groups, the five that end worst and the five that end best.
+    Means over seeds. Of more than ten groups, the five that end worst and the five that end best.
     """
     panels = []
-    for row, column in sorted(
-        table.cells, key=lambda place: (table.columns.index(place[1]), place)
-    ):
-        cell = table.cells[row, column]
-        final = {
-            g: v for g, v in cell.runs[0].summary.get(metrics.GROUPS, {}).items() if v is not None
-        }
-        if not final:
-            continue
-        ranked = sorted(final, key=lambda group: final[group])
-        ends = {*ranked[: MOST_GROUPS // 2], *ranked[-MOST_GROUPS // 2 :]}
-        names = list(final) if len(final) <= MOST_GROUPS else [g for g in final if g in ends]
-        series = []
-        for number, name in enumerate(names):
-            rounds, middle, spread = over_seeds([_of_group(run, name) for run in cell.runs])
-            if rounds:
-                shown = [[100 * value for value in values] for values in (middle, spread)]
-                series.append(Series(name, number, rounds, *shown))
-        title = ", ".join(filter(None, [row, _heading(table, column)]))
-        panels.append(Panel(title, series))
-    label = f"test {table.headline} (%)"
-    return Chart(
-        "groups", f"{heading(table.headline)} of groups of test images", "round", label, panels
-    )
+    for column in table.columns:
+        for row in table.rows:
+            cell = table.cells.get((row, column))
+            series = _series_of_groups(cell) if cell else []
+            if series:
+                title = ", ".join(filter(None, [row, _heading(table, column)]))
+                panels.append(Panel(title, series))
+    title = f"{heading(table.headline)} of groups of test images"
+    return Chart("groups", title, "round", f"test {table.headline} (%)", panels)
+
+
+def _series_of_groups(cell: Cell) -> list[Series]:
+    """Return a line for each group; without bands, as those of ten lines would hide each other."""
+    every = cell.runs[0].summary.get(metrics.GROUPS, {})
+    ranked = sorted((group for group in every if every[group] is not None), key=every.__getitem__)
+    half = MOST_GROUPS // 2
+    chosen = ranked if len(ranked) <= MOST_GROUPS else ranked[:half] + ranked[-half:]
+    series = []
+    for number, name in enumerate(group for group in every if group in chosen):
+        rounds, middle, _ = over_seeds([_of_group(run, name) for run in cell.runs])
+        if rounds:
+            percent = [100 * value for value in middle]
+            series.append(Series(name, number, rounds, percent, [0.0] * len(rounds)))
+    return series
 
 
 def _of_group(run: Run, name: str) -> dict[int, float]:

@@ -100,7 +100,7 @@ def plot(chart: Chart, panel: Panel) -> dict[str, Any]:
     axis: dict[str, Any] = {"title": {"text": panel.x_label or chart.x_label}}
     vertical: dict[str, Any] = {"title": {"text": panel.y_label or chart.y_label}}
     if chart.one_scale:
-        vertical["range"] = [0, 1.05 * chart.top]
+        vertical["range"] = [0, 1.05 * chart.top or 1]
     if chart.categories:
         axis |= {"type": "category", "categoryorder": "array", "categoryarray": chart.categories}
         axis["range"] = [-0.5, len(chart.categories) - 0.5]

@@ -25,8 +25,11 @@ class Task(Protocol):
         """Return float64 statistics of a batch that may be summed over batches."""
         ...
 
-    def metrics(self, total: "Tensor") -> dict[str, float]:
-        """Return named metrics from summed statistics; must hold "loss" and the headline."""
+    def metrics(self, total: "Tensor") -> dict[str, Any]:
+        """Return named metrics from summed statistics; must hold "loss" and the headline.
+
+        Numbers; beside them there may be lists of numbers, which are written and not drawn.
+        """
         ...
 
 

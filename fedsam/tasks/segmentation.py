@@ -1,5 +1,6 @@
-"""Segmentation: cross entropy a pixel, and the mean intersection over union."""
+"""Segmentation: a class for each pixel, the mean intersection over union of the classes."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,29 +11,30 @@ from fedsam.base.errors import UsageError
 
 
 class Segmentation:
-    """What each pixel is, for outputs (B, classes, H, W) and masks (B, H, W).
+    """Cross entropy of pixels, for outputs (B, C, H, W) and masks (B, H, W).
 
-    The loss of an image is the mean over its pixels that say something, or, with ``hard``, over
-    the part of all its pixels whose losses are the largest (a pixel that says nothing has none).
-    A batch's loss is the mean of its images', so an image counts the same however much of it is
-    ignored. Outputs (B, heads, classes, H, W), as of a network with auxiliary heads in training:
-    the first head is the answer, and each further one adds its loss.
+    Of an image with the n pixels i, valid where the mask is not ``ignore``, and the cross entropies
+    l_i, 0 where it is::
+
+        loss = sum l_i / number of valid pixels                 hard = 0
+        loss = mean of the hard n largest l_i of all n          hard > 0 (at least one pixel)
+
+    and 0 where no pixel is valid. A network with auxiliary heads returns (B, heads, C, H, W), the
+    main head first: ``loss = main + aux (sum of the others)``, and the main one answers.
+
+    FedDrive (Fantauzzo et al., IROS 2022, arXiv 2202.13670) is ``hard=0.25, aux=1``. Without hard
+    pixels its code divides by the valid pixels of the mini-batch, here each image counts the same.
 
     Parameters
     ----------
     classes : int
-        C, how many there are.
+        C.
     ignore : int
-        The mask's value that says nothing.
+        Value of a mask where a pixel is of no class.
     hard : float
-        Part of an image's pixels, in (0, 1], or 0 for all that say something. FedDrive: 0.25.
+        Share of the pixels that count, those of the largest loss; 0: all.
     aux : float
-        Weight of each auxiliary head's loss.
-
-    References
-    ----------
-    Fantauzzo et al., "FedDrive: Generalizing Federated Learning to Semantic Segmentation in
-    Autonomous Driving", IROS 2022: ``hard`` and the mean over classes that occur in the truth.
+        Weight of each auxiliary head.
     """
 
     headline = "miou"
@@ -41,73 +43,81 @@ class Segmentation:
         self, classes: int, ignore: int = 255, hard: float = 0.0, aux: float = 1.0
     ) -> None:
         if not 0 <= hard <= 1:
-            raise ValueError(f"hard must be a part of the pixels, in [0, 1], got {hard}")
+            raise ValueError(f"hard: must be a share of the pixels in [0, 1], got {hard}")
+        if not (math.isfinite(aux) and aux >= 0):
+            raise ValueError(f"aux: must be a weight, at least 0, got {aux}")
         self.classes = classes
         self.ignore = ignore
         self.hard = hard
         self.aux = aux
 
     def check(self, dataset: Any) -> None:
-        """Raise UsageError where targets are no masks, one an image."""
-        for targets in (dataset.train_labels, dataset.test_labels):
-            if targets.dim() != 3:
+        """Raise UsageError where targets are no masks, or hold what is no class."""
+        for part in ("train", "test"):
+            masks = getattr(dataset, f"{part}_labels")
+            if masks.dim() != 3:
+                raise UsageError(f"--task segmentation: {dataset.name} has labels, not masks")
+            values = [int(value) for value in masks.unique() if value != self.ignore]
+            if not values:
                 raise UsageError(
-                    f"--task segmentation: {dataset.name} has labels {tuple(targets.shape)}, not "
-                    "one mask an image"
+                    f"--task segmentation: all pixels of {dataset.name} for {part}ing are "
+                    f"{self.ignore}, which is ignored"
+                )
+            if values[-1] >= self.classes:
+                raise UsageError(
+                    f"--task segmentation: a mask of {dataset.name} holds {values[-1]}; the "
+                    f"classes are 0..{self.classes - 1}, {self.ignore} is ignored"
                 )
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each image in nats a pixel, (B,)."""
+        """Return the loss of each image in nats, (B,)."""
         if output.dim() == 4:
             return self._of_head(output, targets)
-        first, *others = (self._of_head(head, targets) for head in output.unbind(1))
-        return first + self.aux * torch.stack(others).sum(0) if others else first
+        main, *others = (self._of_head(head, targets) for head in output.unbind(1))
+        return main + self.aux * sum(others, torch.zeros_like(main))
 
     def _of_head(self, output: Tensor, targets: Tensor) -> Tensor:
-        pixels = F.cross_entropy(
-            output, targets.long(), ignore_index=self.ignore, reduction="none"
-        ).flatten(1)
+        labels = targets.long()
+        pixels = F.cross_entropy(output, labels, ignore_index=self.ignore, reduction="none")
+        losses = pixels.flatten(1)
         if self.hard:
-            worst = max(1, int(self.hard * pixels.shape[1]))
-            return pixels.topk(worst, dim=1).values.mean(1)
-        said = (targets != self.ignore).flatten(1).sum(1)
-        return pixels.sum(1) / said.clamp(min=1)
+            count = max(1, int(self.hard * losses.shape[1]))
+            return losses.topk(count, dim=1).values.mean(1)
+        valid = (labels != self.ignore).flatten(1).sum(1)
+        return losses.sum(1) / valid.clamp(min=1)
 
     def answer(self, output: Tensor) -> Tensor:
         """Return the class of each pixel, int64 (B, H, W)."""
-        first = output if output.dim() == 4 else output[:, 0]
-        return first.argmax(1)
+        main = output if output.dim() == 4 else output[:, 0]
+        return main.argmax(1)
 
     def statistics(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Return images, the sum of their losses, and the C x C pixels by truth and answer."""
-        answer = self.answer(output)
-        truth = targets.long()
-        cells = self.classes**2  # and one behind them, for pixels that say nothing
-        cell = torch.where(truth == self.ignore, cells, truth * self.classes + answer).flatten()
-        ones = torch.ones_like(cell, dtype=torch.float64)
-        confusion = torch.zeros(cells + 1, dtype=torch.float64, device=cell.device)
-        confusion = confusion.scatter_add(0, cell, ones)[:cells]
-        total = self.loss(output, targets).double().sum()
-        return torch.cat([torch.stack([torch.ones_like(total) * len(targets), total]), confusion])
+        """Return (images, sum of losses, C^2 pixels by true class and answer), float64."""
+        losses = self.loss(output, targets).double()
+        labels, answers = targets.long().flatten(), self.answer(output).flatten()
+        valid = labels != self.ignore
+        cell = torch.where(valid, labels * self.classes + answers, 0)
+        pixels = torch.zeros(self.classes**2, dtype=torch.float64, device=output.device)
+        # counted like this and not by bincount, whose size would depend on values: it can be mapped
+        confusion = pixels.scatter_add(0, cell, valid.double())
+        images = torch.ones_like(losses).sum()
+        return torch.cat([torch.stack([images, losses.sum()]), confusion])
 
-    def metrics(self, total: Tensor) -> dict[str, float]:
-        """Return mIoU and its kin in [0, 1], and the mean loss.
+    def metrics(self, total: Tensor) -> dict[str, Any]:
+        """Return what a confusion matrix says, and the mean loss of an image in nats.
 
-        With n_ij the pixels of class i that are said to be j, over the classes that occur::
-
-            iou_i           n_ii / (sum_j n_ij + sum_j n_ji - n_ii)
-            miou            mean_i iou_i
-            accuracy        sum_i n_ii / sum_ij n_ij
-            class_accuracy  mean_i n_ii / sum_j n_ij
+        ``miou``, over the classes that the masks hold; ``accuracy``, of pixels; ``class_accuracy``,
+        the mean over those classes; ``iou``, of each class, NaN where the masks do not hold it.
         """
-        images, loss = total[:2].tolist()
-        n = total[2:].view(self.classes, self.classes)
-        right, truth, said = n.diagonal(), n.sum(1), n.sum(0)
-        occurs = truth > 0
-        iou = right[occurs] / (truth + said - right)[occurs]
+        images, losses = total[:2].tolist()
+        confusion = total[2:].view(self.classes, self.classes)
+        right, true, answered = confusion.diag(), confusion.sum(1), confusion.sum(0)
+        held = true > 0
+        iou = torch.where(held, right / (true + answered - right), torch.nan)
         return {
-            "miou": float(iou.mean()),
-            "accuracy": float(right.sum() / n.sum()),
-            "class_accuracy": float((right / truth)[occurs].mean()),
-            "loss": loss / images,
+            "miou": iou[held].mean().item(),
+            "accuracy": (right.sum() / true.sum()).item(),
+            "class_accuracy": (right / true)[held].mean().item(),
+            "loss": losses / images,
+            "iou": iou.tolist(),
         }

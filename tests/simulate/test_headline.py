@@ -52,6 +52,7 @@ class Recall(Classification):
         return {
             "loss": float(total[0] / seen.sum()),
             "mean_recall": float((right[there] / seen[there]).mean()),
+            "recall": (right / seen).tolist(),  # NaN of a class that is not there
         }
 
 
@@ -111,6 +112,7 @@ def test_it_stops_by_the_headline_and_lines_summary_and_tracker_have_it(folder):
     values = [line["mean_recall"] for line in lines]
     assert values[-1] >= 0.6 > max(values[:-1])
     assert {line["headline"] for line in lines} == {"mean_recall"}
+    assert sum(lines[-1]["recall"]) / 10 == pytest.approx(values[-1])
     assert summary["headline"] == "mean_recall"
     assert summary["final_mean_recall"] == pytest.approx(math.fsum(values[1:]) / len(values[1:]))
     assert summary["best_mean_recall"] == summary["last_mean_recall"] == values[-1]
@@ -254,6 +256,22 @@ def test_a_table_of_two_headlines_names_both_and_draws_each_apart(tmp_path):
         assert [series.label for series in panel.series] == [row]
 
 
+def test_of_many_groups_the_worst_and_the_best_are_drawn(tmp_path):
+    folder = write_run(tmp_path / "a", [0.5, 0.7])
+    final = {f"g{number}": ((7 * number) % 23) / 23 for number in range(23)}
+    summary = json.loads((folder / "summary.json").read_text()) | {"groups": final}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [line for line in lines_of(folder) if "accuracy" in line]
+    groups = {"groups": {name: {"accuracy": value} for name, value in final.items()}}
+    text = "".join(json.dumps(line | groups) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    charts = {chart.name: chart for chart in all_charts(ResultTable([load(folder)]), None)}
+    (panel,) = charts["groups"].panels
+    shown = [name for name in final if final[name] < 5 / 23 or final[name] >= 18 / 23]
+    assert [series.label for series in panel.series] == shown
+    assert panel.series[0].y == [100 * final[shown[0]]] * 3
+
+
 def test_taus_go_by_each_runs_headline(tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"{seed}", [0.5], seed=seed)
@@ -278,7 +296,10 @@ def test_what_is_not_finite_in_a_group_is_null_and_left_out_of_the_worst(tmp_pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": f"{HERE}:Lacking"}, "--task: metrics returns loss, mean_recall, and no 'miou'"),
+        (
+            {"task": f"{HERE}:Lacking"},
+            "--task: metrics returns loss, mean_recall, recall, and no 'miou'",
+        ),
         ({"task": f"{HERE}:Recall", "task_options": {"smooth": 1}}, "did you mean 'smoothing'"),
         ({"dataset": f"{HERE}:masks"}, "--task classification: squares has masks .*not one label"),
         (

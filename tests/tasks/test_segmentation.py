@@ -1,5 +1,6 @@
-"""Segmentation against naive loops in float64: loss, hardest quarter, confusion, mIoU."""
+"""Segmentation: losses and confusion against naive float64 loops; sums, vmap, what is refused."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,155 +8,190 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import confusion_of, hardest_mean, iou_of
 from torch.nn import functional as F
 
 from fedsam.base.errors import UsageError
-from fedsam.data.datasets import check, load
-from fedsam.tasks.classification import Classification
+from fedsam.config.plugins import build, find
+from fedsam.data.datasets import Dataset, load
+from fedsam.data.datasets import check as check_dataset
+from fedsam.tasks import check, headline_of
 from fedsam.tasks.segmentation import Segmentation
 
-C, H, W = 4, 5, 6
+C = 4
 
 
-def drawn(seed, batch=3, ignored=0.2):
+def sample(images=5, side=6, classes=C, ignored=0.2, heads=0, seed=0):
+    """Return logits in float64 and uint8 masks, a share of whose pixels is 255."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, C, H, W, generator=generator, dtype=torch.float64)
-    masks = torch.randint(0, C, (batch, H, W), generator=generator)
-    masks[torch.rand(batch, H, W, generator=generator) < ignored] = 255
-    return logits, masks.to(torch.uint8)
+    shape = (images, *([heads] if heads else []), classes, side, side)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+    masks = torch.randint(0, classes, (images, side, side), generator=generator)
+    drawn = torch.rand(masks.shape, generator=generator)
+    return logits, torch.where(drawn < ignored, 255, masks).to(torch.uint8)
 
 
-def pixel_losses(logits, mask):
-    """One image's losses in rows and columns, by the definition; 0 where nothing is said."""
-    losses = torch.zeros(mask.shape, dtype=torch.float64)
-    for row in range(mask.shape[0]):
-        for column in range(mask.shape[1]):
-            cls = int(mask[row, column])
-            if cls != 255:
-                scores = logits[:, row, column]
-                losses[row, column] = scores.exp().sum().log() - scores[cls]
-    return losses
+def naive_losses(logits, masks):
+    """The cross entropy of each pixel, by hand: a list an image, 0 where it is ignored."""
+    out = []
+    for image, mask in zip(logits, masks, strict=True):
+        pixels = []
+        for row in range(mask.shape[0]):
+            for column in range(mask.shape[1]):
+                truth, z = int(mask[row, column]), image[:, row, column].tolist()
+                total = math.log(sum(math.exp(value) for value in z))
+                pixels.append(0.0 if truth == 255 else total - z[truth])
+        out.append(pixels)
+    return out
 
 
-def test_a_loss_is_the_mean_over_the_pixels_that_say_something_gradient_included():
-    logits, masks = drawn(0)
+def test_the_loss_is_the_mean_over_valid_pixels_and_pytorchs_gradient_included():
+    logits, masks = sample(images=1)
     logits.requires_grad_()
-    losses = Segmentation(C).loss(logits, masks)
-    naive = [
-        pixel_losses(x, m).sum() / (m != 255).sum() for x, m in zip(logits, masks, strict=True)
-    ]
-    pytorch = [
-        F.cross_entropy(x[None], m[None].long(), ignore_index=255)
-        for x, m in zip(logits, masks, strict=True)
-    ]
-    torch.testing.assert_close(losses, torch.stack(naive), rtol=1e-12, atol=0)
-    torch.testing.assert_close(losses, torch.stack(pytorch), rtol=1e-12, atol=0)
-    ours = torch.autograd.grad(losses.sum(), logits)[0]
-    theirs = torch.autograd.grad(torch.stack(pytorch).sum(), logits)[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+    ours = Segmentation(C).loss(logits, masks)
+    theirs = F.cross_entropy(logits, masks.long(), ignore_index=255)
+    torch.testing.assert_close(ours[0], theirs, rtol=1e-14, atol=0)
+    gradients = [torch.autograd.grad(loss.sum(), logits)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+    logits, masks = sample()
+    naive = naive_losses(logits, masks)
+    valid = (masks != 255).flatten(1).sum(1).tolist()
+    expected = [sum(pixels) / n for pixels, n in zip(naive, valid, strict=True)]
+    assert Segmentation(C).loss(logits, masks).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_hardest_quarter_is_that_of_all_pixels_and_ignored_ones_have_no_loss():
-    logits, masks = drawn(1, ignored=0.3)
-    losses = Segmentation(C, hard=0.25).loss(logits, masks)
-    for loss, x, mask in zip(losses, logits, masks, strict=True):
-        falling = sorted(pixel_losses(x, mask).flatten().tolist(), reverse=True)
-        assert float(loss) == pytest.approx(sum(falling[:7]) / 7, rel=1e-12)  # int(30 / 4)
+@pytest.mark.parametrize("hard", [0.01, 0.25, 0.5, 1.0])
+def test_the_hardest_pixels_are_those_of_a_sort(hard):
+    logits, masks = sample()
+    expected = [hardest_mean(pixels, hard) for pixels in naive_losses(logits, masks)]
+    losses = Segmentation(C, hard=hard).loss(logits, masks)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("hard", [0.0, 0.25])
-def test_an_image_that_says_nothing_has_no_loss_and_no_gradient(hard):
-    logits, masks = drawn(2)
-    masks[1] = 255
+def test_an_image_that_is_all_ignored_has_loss_and_gradient_zero(hard):
+    logits, masks = sample()
+    masks[2] = 255
     logits.requires_grad_()
     losses = Segmentation(C, hard=hard).loss(logits, masks)
-    assert float(losses[1].detach()) == 0
-    gradient = torch.autograd.grad(losses.mean(), logits)[0]
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    assert losses[2] == 0
+    assert not gradient[2].any()
+    assert gradient[0].any()
     assert gradient.isfinite().all()
-    assert (gradient[1] == 0).all()
-    assert (gradient[0] != 0).any()
 
 
-def test_each_auxiliary_head_adds_its_loss_and_the_first_one_answers():
-    heads = torch.stack([drawn(seed)[0] for seed in (3, 4, 5)], 1)
-    masks = drawn(6)[1]
-    task = Segmentation(C, aux=0.4)
-    one, two, three = (task.loss(heads[:, head], masks) for head in range(3))
-    torch.testing.assert_close(task.loss(heads, masks), one + 0.4 * (two + three))
-    alone, all_of_them = (task.statistics(x, masks)[2:] for x in (heads[:, 0], heads))
-    assert torch.equal(alone, all_of_them)
-    torch.testing.assert_close(task.loss(heads[:, :1], masks), one)
+def test_auxiliary_heads_are_added_and_the_main_one_answers():
+    logits, masks = sample(heads=3)
+    task, plain = Segmentation(C, aux=0.4), Segmentation(C)
+    main, second, third = (plain.loss(logits[:, head], masks) for head in range(3))
+    torch.testing.assert_close(task.loss(logits, masks), main + 0.4 * (second + third))
+    found, alone = task.statistics(logits, masks), task.statistics(logits[:, 0], masks)
+    assert torch.equal(found[2:], alone[2:])
 
 
-def counted(logits, masks):
-    confusion = torch.zeros(C, C, dtype=torch.float64)
-    for x, mask in zip(logits, masks, strict=True):
-        for row in range(H):
-            for column in range(W):
-                if mask[row, column] != 255:
-                    confusion[int(mask[row, column]), int(x[:, row, column].argmax())] += 1
-    return confusion
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 6), st.data())
-def test_statistics_add_up_wherever_the_images_are_cut(seed, batch, data):
-    logits, masks = drawn(seed, batch)
-    task = Segmentation(C)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 6), st.integers(0, 1000), st.data())
+def test_confusion_is_that_of_a_loop_and_adds_up_wherever_it_is_cut(images, classes, seed, data):
+    logits, masks = sample(images, side=3, classes=classes, seed=seed)
+    cut = data.draw(st.integers(0, images))
+    task = Segmentation(classes)
     whole = task.statistics(logits, masks)
-    assert torch.equal(whole[2:].view(C, C), counted(logits, masks))
-    at = data.draw(st.integers(1, batch - 1))
-    parts = task.statistics(logits[:at], masks[:at]) + task.statistics(logits[at:], masks[at:])
-    torch.testing.assert_close(whole, parts, rtol=1e-13, atol=0)
-    assert float(whole[0]) == batch
+    parts = [task.statistics(logits[s], masks[s]) for s in (slice(cut), slice(cut, None))]
+    torch.testing.assert_close(whole, parts[0] + parts[1], rtol=1e-12, atol=1e-12)
+    assert whole.dtype == torch.float64
+    answers = logits.argmax(1).flatten().tolist()
+    naive = confusion_of(masks.flatten().tolist(), answers, classes, 255)
+    assert whole[2:].view(classes, classes).tolist() == naive
 
 
-@pytest.mark.parametrize("hard", [0.0, 0.25])
-def test_vmap_gives_what_a_loop_gives(hard):
-    task = Segmentation(C, hard=hard)
-    logits, masks = drawn(7, batch=6)
-    logits, masks = logits.view(2, 3, C, H, W), masks.view(2, 3, H, W)
-    for of in (task.loss, task.statistics):
-        loop = torch.stack([of(x, m) for x, m in zip(logits, masks, strict=True)])
-        torch.testing.assert_close(torch.vmap(of)(logits, masks), loop, rtol=1e-13, atol=0)
+def test_mapped_over_images_the_statistics_are_those_of_a_loop():
+    logits, masks = sample()
+    for task in (Segmentation(C), Segmentation(C, hard=0.25)):
+        mapped = torch.vmap(task.statistics)(logits[:, None], masks[:, None])
+        each = [task.statistics(logits[i : i + 1], masks[i : i + 1]) for i in range(len(masks))]
+        torch.testing.assert_close(mapped, torch.stack(each), rtol=1e-12, atol=1e-12)
+        losses = torch.vmap(task.loss)(logits[:, None], masks[:, None])[:, 0]
+        torch.testing.assert_close(losses, task.loss(logits, masks), rtol=1e-12, atol=0)
 
 
-def test_metrics_of_three_classes_by_hand_one_of_which_does_not_occur():
-    # truth in rows, answers in columns; class 2 is in no mask, and twice said
-    confusion = torch.tensor([[6.0, 2.0, 2.0], [1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
-    total = torch.cat([torch.tensor([4.0, 10.0]), confusion.flatten()]).double()
-    metrics = Segmentation(3).metrics(total)
-    assert metrics == {
-        "miou": pytest.approx((6 / (10 + 7 - 6) + 3 / (4 + 5 - 3)) / 2),
-        "accuracy": pytest.approx(9 / 14),
-        "class_accuracy": pytest.approx((6 / 10 + 3 / 4) / 2),
-        "loss": 2.5,
-    }
+def test_the_mean_iou_of_a_case_by_hand_with_a_class_that_the_masks_do_not_hold():
+    # truth 0 0 1 1, one ignored; answers 0 2 1 1: class 2 is answered and never true
+    answers = torch.tensor([[[0, 2, 1, 1, 0]]])
+    logits = F.one_hot(answers, 3).permute(0, 3, 1, 2).double()
+    masks = torch.tensor([[[0, 0, 1, 1, 255]]], dtype=torch.uint8)
+    task = Segmentation(3)
+    found = task.metrics(task.statistics(logits, masks))
+    assert found["iou"][:2] == [0.5, 1.0]
+    assert math.isnan(found["iou"][2])
+    assert found["miou"] == 0.75
+    assert found["accuracy"] == 0.75
+    assert found["class_accuracy"] == 0.75
+    assert headline_of(task) == "miou"
 
 
-def test_the_true_answer_has_an_miou_of_one_and_the_empty_one_a_tenth_of_it():
+def test_the_mean_iou_is_feddrives():
+    logits, masks = sample(images=8)
+    masks[masks == 3] = 2  # the last class is nowhere in the truth
+    task = Segmentation(C)
+    found = task.metrics(task.statistics(logits, masks))
+    confusion = confusion_of(masks.flatten().tolist(), logits.argmax(1).flatten().tolist(), C, 255)
+    # theirs adds 1e-6 to each union
+    assert found["miou"] == pytest.approx(iou_of(confusion, 1e-6), rel=1e-6)
+
+
+def test_no_valid_pixel_at_all_is_not_a_number_and_no_error():
+    logits, masks = sample()
+    task = Segmentation(C)
+    found = task.metrics(task.statistics(logits, torch.full_like(masks, 255)))
+    assert math.isnan(found["miou"])
+    assert found["loss"] == 0
+
+
+def with_targets(targets, test=None, ignore=255):
+    images = torch.zeros(len(targets), 1, 6, 6, dtype=torch.uint8)
+    other = targets if test is None else test
+    return Dataset("scenes", images, targets, images, other, C, (0.5,), (0.5,), ignore=ignore)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.zeros(3, dtype=torch.int64), "scenes has labels, not masks"),
+        (torch.full((3, 6, 6), 9, dtype=torch.uint8), r"holds 9; the classes are 0\.\.3, 255 is"),
+        (torch.full((3, 6, 6), 255, dtype=torch.uint8), "all pixels of scenes for testing are 255"),
+    ],
+)
+def test_targets_that_do_not_fit_are_one_line(targets, message):
+    masks = sample(3)[1]
+    check(Segmentation(C), with_targets(masks))
+    with pytest.raises(UsageError, match=f"--task segmentation: .*{message}"):
+        check(Segmentation(C), with_targets(masks, targets))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"hard": 1.5}, "hard: must be a share"), ({"aux": -1}, "aux: must be a weight")],
+)
+def test_wrong_options_are_one_line(options, message):
+    make = find("task", "segmentation", "fedsam.tasks")
+    assert build("task", make, {"hard": 0.25}, {"classes": 7, "ignore": 11}).ignore == 11
+    with pytest.raises(UsageError, match=f"--task-options: Segmentation: {message}"):
+        build("task", make, options, {"classes": 7})
+
+
+def test_the_true_answer_has_an_miou_of_one_and_the_empty_one_a_part_of_a_tenth():
     scenes = load("digit-scenes", Path())
-    masks = scenes.test_labels[:100]
-    task = Segmentation(scenes.classes)
+    masks, task = scenes.test_labels[:100], Segmentation(scenes.classes)
     truth = torch.where(masks == 255, 0, masks.long())
     perfect = F.one_hot(truth, 11).movedim(-1, 1).double()
+    assert torch.equal(task.answer(perfect), truth)
     assert task.metrics(task.statistics(perfect, masks))["miou"] == 1
     empty = F.one_hot(torch.zeros_like(truth), 11).movedim(-1, 1).double()
     metrics = task.metrics(task.statistics(empty, masks))
     background = float((masks == 0).sum() / (masks != 255).sum())
     assert metrics["miou"] == pytest.approx(background / 11)
     assert metrics["accuracy"] == pytest.approx(background)
-
-
-def test_labels_are_no_masks_and_masks_are_no_labels():
-    scenes, digits = load("digit-scenes", Path()), load("digits", Path())
-    Segmentation(11).check(scenes)
-    with pytest.raises(UsageError, match=r"--task segmentation: digits has labels \(1442,\)"):
-        Segmentation(11).check(digits)
-    with pytest.raises(UsageError, match=r"--task classification: digit-scenes has masks"):
-        Classification().check(scenes)
-    with pytest.raises(ValueError, match="a part of the pixels"):
-        Segmentation(11, hard=2)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +209,12 @@ def test_labels_are_no_masks_and_masks_are_no_labels():
 def test_masks_classes_and_owners_that_cannot_be_are_named(change, said):
     scenes = load("digit-scenes", Path())
     ((name, to),) = change.items()
-    before = getattr(scenes, name)
+    after = getattr(scenes, name)
     if said.startswith("train_labels are of"):
-        after = before[:, 1:]
+        after = after[:, 1:]
+    elif isinstance(to, torch.Tensor):
+        after = to
     else:
-        after = to if isinstance(to, torch.Tensor) else torch.full_like(before, to)
-    after = after.float() if isinstance(to, float) else after
+        after = torch.full_like(after, to, dtype=torch.float32 if to == 1.0 else after.dtype)
     with pytest.raises(UsageError, match=f"--dataset digit-scenes: {said}"):
-        check(replace(scenes, **{name: after}))
+        check_dataset(replace(scenes, **{name: after}))

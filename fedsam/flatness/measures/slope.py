@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fedsam.flatness.objective import Objective
 from fedsam.flatness.sampling import errors_of_images
 from fedsam.flatness.subject import IMAGES, Subject, objective_on, objective_settings
 
@@ -27,9 +29,9 @@ def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[
         g, total = part.gradient(w), part.statistics(w)
         gradient += len(part) / len(objective) * g
         totals.append(total)
-        of_parts.append(objective.task.metrics(total) | {"gradient_norm": length(g)})
-    metrics = objective.task.metrics(torch.stack(totals).sum(0))
-    scalars = metrics | {"gradient_norm": length(gradient)}
+        of_parts.append(_numbers(objective, total) | {"gradient_norm": length(g)})
+    whole = torch.stack(totals).sum(0)
+    scalars = _numbers(objective, whole) | {"gradient_norm": length(gradient)}
     sizes = [len(part) for part in parts]
     return {
         "scalars": scalars,
@@ -41,3 +43,9 @@ def slope(subject: Subject, *, on: str = "train", images: int = IMAGES) -> dict[
 def length(g: torch.Tensor) -> float:
     """Return the l2 norm of a vector, summed in float64."""
     return g.double().norm().item()
+
+
+def _numbers(objective: Objective, total: Tensor) -> dict[str, float]:
+    """Return those of the task's metrics that are numbers and no lists."""
+    metrics = objective.task.metrics(total)
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
