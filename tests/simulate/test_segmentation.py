@@ -1,0 +1,62 @@
+"""Segmentation from the command's config to the summary, the picture and the report."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fedsam.config.schema import resolve
+from fedsam.report.page import html
+from fedsam.report.table import ResultTable
+from fedsam.runs.run import load
+from fedsam.simulate.run import run
+
+SHORT = {"task": "segmentation", "rounds": 2, "eval_every": 2, "checkpoint_every": 0}
+
+
+def test_the_task_alone_chooses_data_network_and_rates():
+    config = resolve({"task": "segmentation"})
+    assert (config.dataset, config.lr, config.momentum) == ("digit-scenes", 0.5, 0.9)
+    assert (config.batch_size, config.task_options) == (5, {"hard": 0.25})
+    assert resolve({"dataset": "digit-scenes"}) == config
+    assert resolve({"task": "segmentation", "lr": 0.1}).lr == 0.1
+    assert resolve({}).task_options == {}
+    # and no layer below the whole config of a run
+    assert resolve(config.model_copy(update={"momentum": 0.0}).model_dump()).momentum == 0
+
+
+def test_twenty_rounds_know_more_than_the_background(tmp_path):
+    config = resolve({**SHORT, "rounds": 20, "eval_every": 20, "out": tmp_path / "run"})
+    summary = run(config).summary
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert summary["headline"] == last["headline"] == "miou"
+    assert summary["last_miou"] == last["miou"] == pytest.approx(
+        sum(last["iou"]) / 11, rel=1e-12
+    )  # fmt: skip
+    # all pixels background would be an mIoU of 0.073 and an accuracy of 0.81
+    assert last["miou"] > 0.12
+    assert last["accuracy"] > 0.81
+    with Image.open(tmp_path / "run" / "answers.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+    page = html(ResultTable([load(tmp_path / "run")]))
+    assert "run: answers" in page
+    assert "miou" in page
+
+
+def model_of(tmp_path, name, **changes):
+    config = resolve({**SHORT, **changes, "out": tmp_path / name})
+    run(config)
+    return torch.cat(
+        [t.flatten() for t in load_file(tmp_path / name / "model.safetensors").values()]
+    )
+
+
+def test_threads_change_no_byte_and_cohorts_only_the_rounding(tmp_path):
+    changes = {"algorithm": "fedasam", "augment": "crop+flip"}
+    one = model_of(tmp_path, "one", threads=1, **changes)
+    assert torch.equal(model_of(tmp_path, "two", threads=2, **changes), one)
+    for cohort in ("slots", "vmap"):
+        together = model_of(tmp_path, cohort, cohort=cohort, **changes)
+        torch.testing.assert_close(together, one, rtol=1e-3, atol=1e-5)
