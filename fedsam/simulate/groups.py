@@ -14,7 +14,7 @@ from fedsam.tasks import headline_of
 from fedsam.training.client import Trainer
 
 
-class TestGroups:
+class EvaluationGroups:
     """The clients' shares of the test set, a lifelong run's tasks, and groups that have names.
 
     Attributes
@@ -22,8 +22,6 @@ class TestGroups:
     places : Places
         Where they lie: clients, tasks and named groups, numbered in this order.
     """
-
-    __test__ = False  # to pytest
 
     def __init__(self, config: Config, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -37,10 +35,8 @@ class TestGroups:
         headline, line = headline_of(self.trainer.task), dict[str, Any]()
         first, end = len(self.clients), len(self.clients) + len(self.tasks)
         if self.clients:
-            of_clients = [
-                by_group[number][headline] for number in range(first) if number in by_group
-            ]
-            line |= metrics.over_clients(of_clients, headline)
+            having = [number for number in range(first) if number in by_group]
+            line |= metrics.over_clients([by_group[n][headline] for n in having], headline)
         if self.trainer.lifelong is not None:
             begun = self.trainer.lifelong.at(round) + 1
             of_tasks = [by_group[number][headline] for number in range(first, end)]

@@ -32,7 +32,7 @@ from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
 from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
-from fedsam.simulate.groups import TestGroups
+from fedsam.simulate.groups import EvaluationGroups
 from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
@@ -256,9 +256,9 @@ class RunLoop:
     done: int
 
     @cached_property
-    def groups(self) -> TestGroups:
+    def groups(self) -> EvaluationGroups:
         """Which test images are told of together."""
-        return TestGroups(self.config, self.threads.trainer)
+        return EvaluationGroups(self.config, self.threads.trainer)
 
     def play(self, turns: Iterable[Round]) -> dict[str, Any]:
         """Play the rounds; return the summary."""

@@ -193,6 +193,10 @@ def test_an_unknown_name_is_told_the_nearest():
         load("cifar-10", Path("unused"))
 
 
+def masks(side):
+    return torch.zeros(355, side, side, dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -218,11 +222,24 @@ def test_an_unknown_name_is_told_the_nearest():
         ({"mean": 0.1}, "mean must have 1 entries"),
         ({"mean": (float("nan"),)}, "mean must be finite"),
         ({"std": (0.0,)}, "std must be positive"),
+        ({"test_labels": masks(9)}, r"test_labels are of \(9, 9\) for images of \(8, 8\)"),
+        ({"test_labels": masks(8).float()}, r"or uint8 \(N, H, W\), got torch.float32"),
+        ({"test_labels": masks(8) + 10, "ignore": 255}, r"must lie in 0\.\.9, or be 255"),
+        ({"test_labels": masks(8) + 255, "ignore": 255}, "test_labels are all 255, which is"),
+        ({"ignore": 3, "test_labels": torch.full((355,), 3)}, "test_labels are all 3, which is"),
+        ({"test_groups": {"a": torch.tensor([355])}}, "digits: test_groups: 'a' holds rows"),
     ],
 )
 def test_a_users_data_set_is_checked(change, says):
     with pytest.raises(UsageError, match=says):
         check(replace(load("digits", Path("unused")), **change))
+
+
+def test_masks_of_the_images_size_and_groups_are_taken():
+    held = masks(8)
+    held[0] = 255
+    groups = {"first": torch.arange(9), "all": torch.arange(355)}
+    check(replace(load("digits", Path("unused")), test_labels=held, ignore=255, test_groups=groups))
 
 
 def test_what_is_no_data_set_is_refused():
