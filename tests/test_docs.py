@@ -27,6 +27,7 @@ from fedsam.sweep import __main__ as sweep
 README = (ROOT / "README.md").read_text()
 EXTEND = (ROOT / "docs" / "extend.md").read_text()
 INTEROP = (ROOT / "docs" / "interop.md").read_text()
+SEGMENTATION = (ROOT / "docs" / "segmentation.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
 COMMAND = re.compile(r"python -m fedsam\.(\w+)([^\n`&|]*)")
@@ -49,6 +50,7 @@ def words_of(command):
 EXAMPLES = [(EXTEND, words) for words in commands(EXTEND)]
 PARTITIONERS = re.compile("--partition (flwr_datasets|mine:)")
 EXAMPLES += [(INTEROP, words) for words in commands(INTEROP) if PARTITIONERS.search(words)]
+EXAMPLES += [(SEGMENTATION, words) for words in commands(SEGMENTATION) if "mine:" in words]
 
 
 @pytest.mark.parametrize(("page", "arguments"), EXAMPLES, ids=[words for _, words in EXAMPLES])
@@ -63,7 +65,11 @@ def test_every_example_of_your_own_runs(tmp_path, monkeypatch, page, arguments):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]
 
 
-ONES_OWN = ("extend.md", "interop.md")  # files of the user's, which tests above use as such
+ONES_OWN = (
+    "extend.md",
+    "interop.md",
+    "segmentation.md",
+)  # files of the user's, which tests above use as such
 WITH_CODE = [p for p in PAGES if p.name not in ONES_OWN and blocks(p.read_text(), "python")]
 
 
