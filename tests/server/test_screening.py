@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_config
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from safetensors.torch import load_file
 from torch import nn
 
@@ -26,6 +26,7 @@ from fedsam.messages import (
 )
 from fedsam.server.screening import Limits, usable
 from fedsam.simulate.run import run
+from fedsam.training.client import Asked
 from fedsam.training.method import Minimizer
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
@@ -37,9 +38,10 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def content(model, examples=5, **more):
-    metrics = MetricRecord({"num-examples": examples, "steps": 1, "loss": 0.5})
-    return RecordDict({ARRAYS: model, METRICS: metrics} | more)
+def content(model, examples=5, *, metrics=None, without=(), **more):
+    said = {"num-examples": examples, "steps": 1, "loss": 0.5} | (metrics or {})
+    record = MetricRecord({name: said[name] for name in said if name not in without})
+    return RecordDict({ARRAYS: model, METRICS: record} | more)
 
 
 def vector(offset):
@@ -61,12 +63,29 @@ def npy(array):
     return buffer.getvalue()
 
 
+def npz():
+    buffer = BytesIO()
+    np.savez(buffer, a=GOOD)
+    return buffer.getvalue()
+
+
+def with_header(text, elements=bytes(8), version=b"\x01\x00"):
+    """A NumPy file of our own making, whose header is any text."""
+    size = len(text).to_bytes(2 if version == b"\x01\x00" else 4, "little")
+    return b"\x93NUMPY" + version + size + text + elements
+
+
+def described(descr, shape="(2,)"):
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+
+
 def forged(array, shape=(2,), dtype="float32", data=None):
     """An array whose header says one thing and whose bytes say another."""
     return Array(dtype=dtype, shape=tuple(shape), stype="numpy.ndarray", data=data or npy(array))
 
 
 GOOD = np.zeros(2, np.float32)
+ASKED = dict.fromkeys(range(3), Asked(examples=5, steps=1))
 HOSTILE = {
     "another shape": plain(bias=Array(np.zeros(3, np.float32))),
     "another dtype": plain(bias=Array(np.zeros(2, np.float64))),
@@ -81,6 +100,36 @@ HOSTILE = {
     "another kind": plain(
         bias=Array(dtype="float32", shape=(2,), stype="torch.pickle", data=npy(GOOD))
     ),
+    "an npz": plain(bias=forged(GOOD, data=npz())),
+    "a zip that is none": plain(bias=forged(GOOD, data=b"PK\x03\x04xx")),
+    "a bare pickle": plain(bias=forged(GOOD, data=b"\x80\x04N.")),
+    "version 2": plain(bias=forged(GOOD, data=with_header(described("'<f4'"), version=b"\2\0"))),
+    "version 9": plain(bias=forged(GOOD, data=with_header(described("'<f4'"), version=b"\9\0"))),
+    "an object": plain(bias=forged(GOOD, data=with_header(described("'|O'")))),
+    "a struct": plain(bias=forged(GOOD, data=with_header(described("[('a', '<f4')]")))),
+    "a subarray": plain(bias=forged(GOOD, data=with_header(described("('<f4', (2,))", "()")))),
+    "dates": plain(bias=forged(GOOD, data=with_header(described("'<M8[s]'"), bytes(16)))),
+    "big endian": plain(bias=forged(GOOD, data=npy(GOOD.astype(">f4")))),
+    "900 minus signs": plain(
+        bias=forged(GOOD, data=with_header(described("'<f4'", f"({'-' * 900}2,)")))
+    ),
+    "190 brackets": plain(
+        bias=forged(GOOD, data=with_header(described("'<f4'", "(" * 190 + "2" + ")" * 190)))
+    ),
+    "a negative shape": plain(
+        bias=forged(GOOD, data=with_header(described("'<f4'", "(-1,)"))),
+    ),
+    "a shape of terabytes": plain(
+        bias=forged(GOOD, data=with_header(described("'<f4'", "(1000000000000,)")))
+    ),
+    "a header that runs on": plain(
+        bias=forged(GOOD, data=b"\x93NUMPY\x01\x00\xff\xff" + b" " * 90)
+    ),
+    "code in the header": plain(bias=forged(GOOD, data=with_header(b"__import__('os').abort()"))),
+    "bytes behind it": plain(bias=forged(GOOD, data=npy(GOOD) + b"\x00")),
+    "a name of escape codes": plain(**{"\x1b[31m\n" * 9000: Array(GOOD)}),
+    "a model of another network": VectorRecord(Layout.of(nn.Linear(4, 2)), torch.zeros(10)),
+    "too large to be squared": vector(1e18),
     "a name too many": plain(extra=Array(GOOD)),
     "a name too few": ArrayRecord({"bias": Array(GOOD)}),
     "nan": vector(float("nan")),
@@ -94,6 +143,32 @@ BODIES = {name: content(model) for name, model in HOSTILE.items()} | {
     "no examples": content(vector(1.0), examples=0),
     "negative examples": content(vector(1.0), examples=-4),
     "endless examples": content(vector(1.0), examples=float("inf")),
+    "1e308 examples": content(vector(1.0), examples=1e308),
+    "more examples than it holds": content(vector(1.0), examples=6),
+    "a tenth of an example": content(vector(1.0), examples=0.1),
+    "examples that are nan": content(vector(1.0), examples=float("nan")),
+    "examples in a list": content(vector(1.0), examples=[5]),
+    "steps in a list": content(vector(1.0), metrics={"steps": [1]}),
+    "negative steps": content(vector(1.0), metrics={"steps": -5}),
+    "steps that are nan": content(vector(1.0), metrics={"steps": float("nan")}),
+    "2^62 steps": content(vector(1.0), metrics={"steps": 2**62}),
+    "a step too few": content(vector(1.0), metrics={"steps": 0}),
+    "half a step more": content(vector(1.0), metrics={"steps": 1.5}),
+    "a loss in a list": content(vector(1.0), metrics={"loss": [1.0]}),
+    "an endless loss": content(vector(1.0), metrics={"loss": float("-inf")}),
+    "a loss of 400 digits": content(vector(1.0), metrics={"loss": 10**400}),
+    "no loss": content(vector(1.0), without=["loss"]),
+    "no steps": content(vector(1.0), without=["steps"]),
+    "no number of examples": content(vector(1.0), without=["num-examples"]),
+    "a metric too many": content(vector(1.0), metrics={"grade": 1.0}),
+    "an empty metric": content(vector(1.0), metrics={"loss": []}),
+    "two records of metrics": content(vector(1.0), more=MetricRecord({"num-examples": 5})),
+    "a config": content(vector(1.0), config=ConfigRecord({"lr": 9.0})),
+    "an empty record": content(vector(1.0), other=ArrayRecord()),
+    "a model under another name": RecordDict(
+        {"weights": vector(1.0), METRICS: content(vector(1.0))[METRICS]}
+    ),
+    "metrics where the model belongs": RecordDict({ARRAYS: MetricRecord({"num-examples": 5})}),
     "vectors nobody asked for": content(
         vector(1.0), **{EXCHANGED: vectors_record({"c": torch.zeros(8)})}
     ),
@@ -104,11 +179,12 @@ BODIES = {name: content(model) for name, model in HOSTILE.items()} | {
 def test_a_hostile_reply_is_left_out_and_said_so(name, caplog):
     good = [answer(101, content(vector(1.0))), answer(103, content(plain(3.0)))]
     with caplog.at_level(logging.WARNING, "fedsam"):
-        kept = usable([*good, answer(102, BODIES[name])], NODES, BEFORE, 7)
+        kept = usable([*good, answer(102, BODIES[name])], NODES, BEFORE, 7, asked=ASKED)
     assert [NODES[reply.metadata.src_node_id] for reply in kept] == [0, 2]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("round 7: client 1 left out: ")
-    assert "\n" not in said
+    assert said.isprintable()
+    assert len(said) <= 240
     states = [state_of(model_of(reply.content), LAYOUT) for reply in kept]
     assert torch.equal(states[0], torch.arange(8.0) + 1)
     assert torch.equal(states[1], torch.arange(8.0) + 3)
