@@ -109,9 +109,8 @@ def checked(content: RecordDict, form: Form, asked: Asked | None = None) -> Reco
     """
     _same_names("record", content, [ARRAYS, METRICS, *[EXCHANGED] * bool(form.beside)])
     metrics = _metrics(_record(content, METRICS, MetricRecord), form.bounds, asked)
-    state = _state(_record(content, ARRAYS, ArrayRecord), form.layout)
     made = RecordDict()
-    made[ARRAYS] = VectorRecord(form.layout, state)
+    made[ARRAYS] = _model(_record(content, ARRAYS, ArrayRecord), form.layout)
     made[METRICS] = MetricRecord({**metrics})
     if form.beside:
         made[EXCHANGED] = vectors_record(_vectors(_record(content, EXCHANGED, ArrayRecord), form))
@@ -177,16 +176,16 @@ def _short(value: object) -> str:
     return f"a {type(value).__name__}" if isinstance(value, list) else repr(value)
 
 
-def _state(record: ArrayRecord, layout: Layout) -> Tensor:
-    """Return a model's state (S,), without a copy where a record holds it as one."""
+def _model(record: ArrayRecord, layout: Layout) -> VectorRecord:
+    """Return a model as one vector, which it is where a client of this process sends it."""
     if isinstance(record, VectorRecord) and (record.layout is layout or record.layout == layout):
-        return record.state
+        return record
     entries = {entry.name: entry for entry in layout.entries}
     _same_names("array", record, entries)
     state = torch.empty(layout.size, dtype=layout.dtype, device=layout.device)
     for name, entry in entries.items():
         entry.view(state).copy_(_decoded(name, record[name], entry.shape, entry.dtype))
-    return state
+    return VectorRecord(layout, state)
 
 
 def _vectors(record: ArrayRecord, form: Form) -> dict[str, Tensor]:

@@ -5,10 +5,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedsam.messages import (
@@ -17,9 +17,7 @@ from fedsam.messages import (
     EXCHANGED,
     METRICS,
     VectorRecord,
-    model_of,
-    state_of,
-    vectors_of,
+    tensor_of,
     vectors_record,
 )
 from fedsam.server.replies import Bounds, Form, checked, guarded, said
@@ -177,9 +175,9 @@ def within(
             continue
         if limits.clip_norm and length > limits.clip_norm:
             clip(reply, before, limits.clip_norm / length)
-        _clip_beside(reply, before, measures.sizes[1:], most)
+        _clip_beside(reply, measures.sizes[1:], most)
         if limits.equal:
-            reply.content.metric_records[METRICS][EXAMPLES] = 1
+            cast(MetricRecord, reply.content[METRICS])[EXAMPLES] = 1
         taken.append(reply)
     return taken
 
@@ -205,9 +203,9 @@ def _most_beside(cohort: Sequence[Measures], limits: Limits) -> list[float]:
 
 def _measured(reply: Message, before: VectorRecord, limited: bool) -> Tensor:
     """Return a reply's least variance, length and sizes as one tensor."""
-    layout, state = before.layout, state_of(model_of(reply.content), before.layout)
+    layout, state = before.layout, _model(reply).state
     _, variances = layout.statistics
-    vectors = vectors_of(reply.content, layout).values()
+    vectors = _vectors(reply).values()
     nothing = torch.zeros((), dtype=_wide(layout.dtype), device=layout.device)
     least = state[variances].min().to(nothing.dtype) if len(variances) else nothing
     length = update_length(state, before) if limited else nothing
@@ -227,25 +225,34 @@ def update_length(state: Tensor, before: VectorRecord) -> Tensor:
 def clip(reply: Message, before: VectorRecord, factor: float) -> None:
     """Let a reply hold w + factor (w_k - w), and so what is carried; a variance stays one."""
     layout, P = before.layout, before.layout.trainable
-    state = state_of(model_of(reply.content), layout).clone()
+    state = _model(reply).state.clone()
     for where in (slice(P), layout.carried):
         state[where] = before.state[where] + factor * (state[where] - before.state[where])
     reply.content[ARRAYS] = VectorRecord(layout, state)
 
 
-def _clip_beside(
-    reply: Message, before: VectorRecord, sizes: Sequence[float], most: Sequence[float]
-) -> None:
+def _clip_beside(reply: Message, sizes: Sequence[float], most: Sequence[float]) -> None:
     """Scale down those vectors beside a reply's model that are too long."""
     if not any(size > limit for size, limit in zip(sizes, most, strict=False)):
         return
-    vectors = vectors_of(reply.content, before.layout)
+    vectors = _vectors(reply)
     reply.content[EXCHANGED] = vectors_record(
         {
             name: vector * (limit / size) if size > limit else vector
             for (name, vector), size, limit in zip(vectors.items(), sizes, most, strict=True)
         }
     )
+
+
+def _model(reply: Message) -> VectorRecord:
+    """Return the model of a reply that was made anew."""
+    return cast(VectorRecord, reply.content[ARRAYS])
+
+
+def _vectors(reply: Message) -> dict[str, Tensor]:
+    """Return the vectors (P,) beside the model of a reply that was made anew, by name."""
+    record = cast(ArrayRecord, reply.content.get(EXCHANGED, ArrayRecord()))
+    return {name: tensor_of(array) for name, array in record.items()}
 
 
 def _size(v: Tensor) -> Tensor:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from conftest import quick_config
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
 from fedsam.base.errors import TrainingError
 from fedsam.base.vector import Layout
+from fedsam.engines.local import LocalGrid
 from fedsam.messages import (
     ARRAYS,
     EXCHANGED,
@@ -22,6 +25,7 @@ from fedsam.messages import (
     model_of,
     plain_record,
     state_of,
+    vectors_of,
     vectors_record,
 )
 from fedsam.server.screening import Limits, usable
@@ -208,6 +212,15 @@ def test_strangers_twins_errors_and_silence(caplog):
     ]
 
 
+@pytest.mark.parametrize("reason", ["a\nround 9: all fine", "\x1b[2J", "x" * 10**7, "\u202e", None])
+def test_a_nodes_error_is_one_line_of_bounded_length(reason, caplog):
+    assert usable([answer(102, Error(0, reason))], {102: 1}, BEFORE, 1) == []
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("round 1: client 1 failed: ")
+    assert said.isprintable()
+    assert len(said) <= 240
+
+
 def test_long_updates_are_left_out_or_clipped(caplog):
     """Updates of lengths sqrt(8), 2 sqrt(8), 100 sqrt(8), on each way that a model may come."""
 
@@ -225,6 +238,129 @@ def test_long_updates_are_left_out_or_clipped(caplog):
     lengths = [float((state - BEFORE.state).norm()) for state in states]
     assert lengths == pytest.approx([root, 1.5 * root, 1.5 * root])
     assert torch.allclose(states[2] - BEFORE.state, torch.full((8,), 1.5))
+
+
+NORMED = Layout.of(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
+START = VectorRecord(NORMED, torch.arange(float(NORMED.size)))
+VARIANCES = NORMED.statistics[1]
+PARTS = {"weights": torch.arange(NORMED.trainable), "variances": VARIANCES}
+PARTS |= {"means": NORMED.statistics[0], "frozen": torch.tensor([6])}
+
+
+def moved(where, by):
+    """The model that was sent, of which some numbers are others."""
+    layout = Layout(NORMED.entries, 6 if where == "frozen" else NORMED.trainable)
+    state = START.state.clone()
+    state[PARTS[where]] += by
+    return VectorRecord(layout, START.state), VectorRecord(layout, state)
+
+
+@pytest.mark.parametrize("where", PARTS)
+def test_all_that_is_averaged_has_a_length(where, caplog):
+    before, after = moved(where, 3.0)
+    length = 3.0 * len(PARTS[where]) ** 0.5
+
+    def taken(**limits):
+        return usable([answer(102, content(after))], NODES, before, 1, limits=Limits(**limits))
+
+    assert not taken(max_norm=0.99 * length)
+    assert f"client 1 left out: its update is {length:.3g} long" in caplog.text
+    assert len(taken(max_norm=1.01 * length)) == 1
+    (reply,) = taken(clip_norm=length / 4)
+    change = model_of(reply.content).state - START.state
+    torch.testing.assert_close(change, (after.state - START.state) / 4)
+
+
+def test_a_counter_has_no_length():
+    state = START.state.clone()
+    (counter,) = [e for e in NORMED.entries if not e.dtype.is_floating_point]
+    state[counter.offset] += 1000
+    body = content(VectorRecord(NORMED, state))
+    (reply,) = usable([answer(102, body)], NODES, START, 1, limits=Limits(max_norm=1e-3))
+    assert torch.equal(model_of(reply.content).state, state)
+
+
+@given(
+    numbers=st.lists(st.floats(0, 2.0**49, width=32), min_size=2, max_size=2), most=st.floats(1e-6)
+)
+def test_a_variance_that_is_clipped_is_not_negative(numbers, most):
+    state = START.state.clone()
+    state[VARIANCES] = torch.tensor(numbers)
+    body = content(VectorRecord(NORMED, state))
+    (reply,) = usable([answer(102, body)], NODES, START, 1, limits=Limits(clip_norm=most))
+    assert model_of(reply.content).state[VARIANCES].min() >= 0
+
+
+@pytest.mark.parametrize("value", [-1e-3, -10.0, -1e30])
+def test_a_negative_variance_is_left_out(value, caplog):
+    state = START.state.clone()
+    state[VARIANCES[1]] = value
+    for model in (VectorRecord(NORMED, state), plain_record(VectorRecord(NORMED, state))):
+        assert usable([answer(102, content(model))], NODES, START, 1) == []
+    assert caplog.text.count("client 1 left out: ") >= 2
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e3, 1e-4])
+def test_a_vector_beside_the_model_is_no_longer_than_the_limit_allows_an_update(unit):
+    """Updates of lengths 1, 2 and 3 and a limit of 4, so twice the median: so are the vectors."""
+    lengths, limit = {101: (1.0, 1.0), 102: (2.0, 50.0), 103: (3.0, 3.0)}, Limits(max_norm=4.0)
+
+    def vectors(limits):
+        answers = [
+            answer(
+                node,
+                content(
+                    vector(update / 8**0.5),
+                    **{EXCHANGED: vectors_record({"c": torch.full((8,), unit * own / 8**0.5)})},
+                ),
+            )
+            for node, (update, own) in lengths.items()
+        ]
+        taken = usable(answers, NODES, BEFORE, 1, limits=limits, beside=["c"])
+        return [float(vectors_of(reply.content, LAYOUT)["c"].norm()) / unit for reply in taken]
+
+    assert vectors(limit) == pytest.approx([1.0, 6.0, 3.0])  # the median of 1, 50 and 3, twice
+    assert vectors(Limits(clip_norm=1.0)) == pytest.approx([1.0, 1.5, 1.5])
+    assert vectors(Limits(max_norm=1e6)) == pytest.approx([1.0, 50.0, 3.0])
+    assert vectors(Limits()) == pytest.approx([1.0, 50.0, 3.0])
+
+
+class Poisoned(LocalGrid):
+    """One client of five sends another number of its BatchNorm from round 3 on."""
+
+    poison = 0.0
+
+    def send_and_receive(self, messages, *, timeout=None):
+        answers = super().send_and_receive(messages, timeout=timeout)
+        self.rounds = getattr(self, "rounds", 0) + 1
+        for reply in answers:
+            if self.rounds >= 3 and reply.metadata.src_node_id == 2:
+                record = reply.content[ARRAYS]
+                state = record.state.clone()
+                state[record.layout.statistics[1]] = self.poison
+                reply.content[ARRAYS] = plain_record(VectorRecord(record.layout, state))
+        return answers
+
+
+def normed(shape, classes):
+    pixels = shape[0] * shape[1] * shape[2]
+    layers = nn.Linear(pixels, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+@pytest.mark.parametrize("poison", [1e20, 1e8, -10.0, None])
+@pytest.mark.parametrize(("average", "options"), [("none", {}), ("ema", {"decay": 0.5})])
+def test_a_poisoned_variance_costs_no_accuracy(tmp_path, monkeypatch, poison, average, options):
+    if poison is not None:
+        monkeypatch.setattr("fedsam.simulate.run.LocalGrid", Poisoned)
+        monkeypatch.setattr(Poisoned, "poison", poison)
+    keys = {"clients": 5, "clients_per_round": 5, "rounds": 6, "local_steps": 20, "lr": 0.1}
+    keys |= {"model": "tests.server.test_screening:normed", "alpha": 100.0, "swa_start": 2}
+    keys |= {"clip_norm": 1.0, "max_norm": 100.0, "average": average, "average_options": options}
+    outcome = run(quick_config(tmp_path / "run", **keys))
+    left = [line.get("left_out", []) for line in lines(outcome.folder)]
+    assert left == [[]] * 3 + [[] if poison is None else [2]] * 4
+    assert outcome.summary["final_accuracy"] > 0.7
 
 
 class Faulty(Minimizer):
