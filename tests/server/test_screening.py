@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import quick_config
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -280,9 +280,11 @@ def test_a_counter_has_no_length():
     assert torch.equal(model_of(reply.content).state, state)
 
 
-@given(
-    numbers=st.lists(st.floats(0, 2.0**49, width=32), min_size=2, max_size=2), most=st.floats(1e-6)
-)
+TWO = st.lists(st.floats(0, 2.0**49, width=32), min_size=2, max_size=2)
+
+
+@given(numbers=TWO, most=st.floats(1e-6, 1e6))
+@settings(deadline=None)
 def test_a_variance_that_is_clipped_is_not_negative(numbers, most):
     state = START.state.clone()
     state[VARIANCES] = torch.tensor(numbers)
