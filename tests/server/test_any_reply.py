@@ -236,7 +236,10 @@ def replies(draw, *, beside):
     content = plain_content(honest_content(HOSTILE, beside=beside))
     for change in draw(st.lists(st.sampled_from(CHANGES), max_size=3)):
         change(draw, content)
-        if not {ARRAYS, METRICS} <= set(content) or not isinstance(content[METRICS], MetricRecord):
+        if not (
+            isinstance(content.get(ARRAYS), ArrayRecord)
+            and isinstance(content.get(METRICS), MetricRecord)
+        ):
             return content
     if draw(st.integers(0, 5)) == 0:
         something_less(draw, content)
