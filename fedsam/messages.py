@@ -7,8 +7,7 @@ unless somebody asks for bytes: a SuperLink that must send them, or a NumPy aggr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, reduce
 from io import BytesIO
 from typing import Any, Self, TypeVar
@@ -34,7 +33,6 @@ STEPS = "steps"
 PARTITION = "partition-id"  # Flower's key in a node's config
 
 NUMPY_FILE = "numpy.ndarray"  # how Flower names the serialisation of its arrays
-HEADER = 1024  # bytes of a NumPy file beside its elements, at most
 
 Record = TypeVar("Record")
 
@@ -108,51 +106,6 @@ def state_of(record: ArrayRecord, layout: Layout) -> Tensor:
     if isinstance(record, VectorRecord) and record.layout == layout:
         return record.state
     return layout.write({name: tensor_of(array) for name, array in record.items()})
-
-
-def checked_state(record: ArrayRecord, layout: Layout) -> Tensor:
-    """Return the state vector (S,) of a record that anybody may have made.
-
-    Raises
-    ------
-    ValueError, TypeError, EOFError or OSError
-        If a name, shape, dtype or length is not the layout's, or bytes are no array. What is too
-        long is not read.
-    """
-    if isinstance(record, VectorRecord) and record.layout == layout:
-        return record.state
-    names = {entry.name for entry in layout.entries}
-    if set(record) != names:
-        raise ValueError(f"its model differs in {min(names.symmetric_difference(record))!r}")
-    for entry in layout.entries:
-        check_array(entry.name, record[entry.name], entry.shape, entry.dtype)
-    return layout.write({name: tensor_of(array) for name, array in record.items()})
-
-
-def check_vectors(content: RecordDict, layout: Layout, names: Collection[str]) -> None:
-    """Raise if the vectors beside the model are not these, as ``checked_state`` does."""
-    record = content.array_records.get(EXCHANGED, ArrayRecord())
-    if set(record) != set(names):
-        raise ValueError(f"it sent {sorted(record)} beside the model, not {sorted(names)}")
-    for name, array in record.items():
-        check_array(name, array, (layout.trainable,), layout.dtype)
-
-
-def check_array(name: str, array: Array, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Raise ValueError if an array is not of this shape and dtype, or has more bytes than that."""
-    wanted = str(dtype).removeprefix("torch.")
-    if tuple(array.shape) != shape or array.dtype != wanted:
-        raise ValueError(
-            f"{name!r} is {array.dtype} {tuple(array.shape)}, the model's is {wanted} {shape}"
-        )
-    if isinstance(array, TensorArray):
-        return
-    size = math.prod(shape) * dtype.itemsize + HEADER
-    if len(array.data) > size:
-        raise ValueError(f"{name!r} has {len(array.data)} bytes, at most {size} were expected")
-    found = array.numpy()
-    if found.shape != shape or found.dtype != wanted:
-        raise ValueError(f"{name!r} is {found.dtype} {found.shape}, not what it says")
 
 
 def tensor_of(array: Array) -> Tensor:

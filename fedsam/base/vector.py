@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 CLIPPING = 1e-6  # added to a norm that is clipped; the constant of PyTorch's clip_grad_norm_
+MEAN, VAR = "running_mean", "running_var"  # PyTorch's names of a norm layer's statistics
 TINY = 1e-16  # keeps 0 / 0 at 0; the constant of the official SAM, ASAM and FedSAM code
 
 
@@ -209,6 +210,25 @@ class Layout:
             if "weight" in entry.name and entry.offset < self.trainable:
                 mask[entry.offset : entry.offset + entry.size] = True
         return mask.to(self.device)
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Where in a state the running means lie, int64 (C,), and where their variances do."""
+        carried = {e.name: e for e in self.entries if e.offset >= self.trainable}
+        layers = [name.removesuffix(MEAN) for name in carried if name.rpartition(".")[2] == MEAN]
+        both = [layer for layer in layers if layer + VAR in carried]
+        means, variances = ([carried[layer + name] for layer in both] for name in (MEAN, VAR))
+        return self._places(means), self._places(variances)
+
+    @cached_property
+    def carried(self) -> Tensor:
+        """Where in a state the floating numbers behind w lie, int64 (C,): no counters."""
+        behind = {e.offset: e for e in self.entries if e.offset >= self.trainable}
+        return self._places([e for e in behind.values() if e.dtype.is_floating_point])
+
+    def _places(self, entries: Sequence[Entry]) -> Tensor:
+        places = [torch.arange(e.offset, e.offset + e.size) for e in entries]
+        return torch.cat([torch.empty(0, dtype=torch.long), *places]).to(self.device)
 
     @cached_property
     def parameters(self) -> tuple[Entry, ...]:

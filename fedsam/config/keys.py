@@ -309,9 +309,10 @@ class Server(_Group):
     """Seconds after which a client that has not answered is left out (0: never); with Ray and on
     Flower's runtime, as a thread of the local engine cannot be stopped."""
     max_norm: float = Field(0.0, ge=0)
-    """Leave out updates that are longer, l2 (0: off)."""
+    """Leave out updates that are longer, l2 (0: off): of parameters, BatchNorm's statistics and
+    what is frozen together. Vectors beside the model are scaled down in proportion."""
     clip_norm: float = Field(0.0, ge=0)
-    """Scale updates that are longer down to this l2 norm (0: off)."""
+    """Scale updates that are longer down to this l2 norm (0: off), as --max-norm measures them."""
 
 
 class Run(_Group):

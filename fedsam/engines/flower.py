@@ -3,14 +3,16 @@
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.messages import CONFIG, PARTITION, number_in, only_record, plain_content
+from fedsam.messages import CONFIG, PARTITION, plain_content
 from fedsam.server import compat
 from fedsam.server.grids import GridView
+from fedsam.server.replies import guarded, partition_in, said
 
 log = logging.getLogger("fedsam")
 POLL = 0.5  # seconds between looks for nodes that have not connected yet
@@ -156,11 +158,14 @@ class RollCall(Mapping[int, int]):
         for reply in self.grid.send_and_receive(questions, timeout=self.timeout):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self._asked[node] = reply.error.reason or "an error without a reason"
+                self._asked[node] = said(reply.error.reason or "an error without a reason")
                 continue
             self._asked[node] = ""
-            said = only_record(reply.content.config_records)
-            answers[node] = int(number_in(said, PARTITION))
+            partition, reason = guarded(partial(partition_in, reply))
+            if partition is None:
+                log.warning("node %d left out: %s", node, reason)
+            else:
+                answers[node] = partition
         return answers
 
     def _take(self, answers: Mapping[int, int]) -> None:

@@ -22,8 +22,10 @@ from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.messages import LEARNING_RATE, ROUND, VectorRecord, state_of
 from fedsam.server.grids import CohortGrid
-from fedsam.server.screening import Limits, element_sum, usable
+from fedsam.server.replies import bounds_of
+from fedsam.server.screening import Limits, usable
 from fedsam.server.side_vectors import SideVectors
+from fedsam.training.client import Asked
 
 log = logging.getLogger("fedsam")
 ATTEMPTS = 3  # cohorts that are tried in a round
@@ -73,6 +75,7 @@ def play(
     node_of: Mapping[int, int] | Sequence[int],
     side_vectors: SideVectors | None = None,
     limits: Limits | None = None,
+    asked: Callable[[int, int], Asked] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Round]:
     """Run rounds of federated learning, one at each iteration.
@@ -99,6 +102,8 @@ def play(
         What travels beside the model, where the clients' method has such.
     limits : Limits, optional
         What a round takes.
+    asked : callable, optional
+        From client and round to how much is trained: a reply that says otherwise is left out.
     stop : Stop, optional
         Asked by a strategy that waits for nodes.
 
@@ -114,6 +119,7 @@ def play(
         round is a good one.
     """
     limits, unread = limits or Limits(), frozenset[str]()
+    bounds = bounds_of(strategy)
     for number in rounds:
         begin = time.perf_counter()
         for attempt in range(ATTEMPTS):
@@ -129,7 +135,13 @@ def play(
                 side_vectors.attach(messages)
             answers = cohort.send_and_receive(messages, timeout=limits.timeout)
             beside = side_vectors.vectors if side_vectors is not None else ()
-            replies = usable(answers, nodes, arrays, number, limits=limits, beside=beside)
+            replies = usable(
+                *(answers, nodes, arrays, number),
+                limits=limits,
+                beside=beside,
+                bounds=bounds,
+                asked=asked and {client: asked(client, number) for client in clients},
+            )
             if len(replies) >= limits.min_clients:
                 break
             log.warning(
@@ -174,7 +186,8 @@ def _sound(new: ArrayRecord | None, layout: Layout, number: int) -> VectorRecord
     if new is None:
         raise TrainingError(f"round {number}: the strategy could not aggregate the replies")
     arrays = VectorRecord(layout, state_of(new, layout))
-    if not bool(torch.isfinite(element_sum(arrays))):
+    # finite elements that overflow, beyond 1e38, are no model either
+    if not bool(torch.isfinite(arrays.state.sum())):
         raise TrainingError(
             f"round {number}: the strategy's average is not finite; the model of the round "
             "before is kept"

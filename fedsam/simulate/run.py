@@ -192,6 +192,7 @@ def play_out(
             config.client_timeout or None,
             equal=config.weighting == "equal",
         ),
+        asked=trainer.asked,
         stop=stop,
     )
     if config.trace:

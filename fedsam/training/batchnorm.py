@@ -9,25 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsam.base.vector import Layout, weighted_mean
 from fedsam.training.flat_module import FlatModule
 
-MEAN, VAR = "running_mean", "running_var"  # PyTorch's names
-
 
 def layers(module: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorm layers that keep running statistics."""
     every = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
     return [layer for layer in every if layer.running_mean is not None]
-
-
-def places(layout: Layout) -> tuple[Tensor, Tensor]:
-    """Return where in a state the running means lie, int64 (C,), and where their variances do."""
-    offsets = {entry.name: entry for entry in layout.entries}
-    means = [e for e in layout.entries if e.name.rpartition(".")[2] == MEAN]
-    variances = [offsets[entry.name.removesuffix(MEAN) + VAR] for entry in means]
-    indices = [
-        torch.cat([torch.arange(e.offset, e.offset + e.size) for e in entries])
-        for entries in (means, variances)
-    ]
-    return indices[0].to(layout.device), indices[1].to(layout.device)
 
 
 def pooled(state: Tensor, states: Sequence[Tensor], n: Sequence[float], layout: Layout) -> Tensor:
@@ -50,7 +36,7 @@ def pooled(state: Tensor, states: Sequence[Tensor], n: Sequence[float], layout: 
     layout : Layout
         The model's.
     """
-    where_mean, where_var = places(layout)
+    where_mean, where_var = layout.statistics
     means = torch.stack([s[where_mean] for s in states])
     mean = weighted_mean(means, n)
     spread = torch.stack([s[where_var] for s in states]) + (means - mean).square()
@@ -92,7 +78,7 @@ def updated(state: Tensor, batches: Sequence[Tensor], layout: Layout) -> Tensor:
     layout : Layout
         The model's.
     """
-    where = torch.cat(places(layout))
+    where = torch.cat(layout.statistics)
     new = state.clone()
     new[where] = weighted_mean([batch[where] for batch in batches], [1.0] * len(batches))
     return new

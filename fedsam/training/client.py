@@ -47,6 +47,13 @@ class ClientJob(NamedTuple):
     sent: Vectors | None = None
 
 
+class Asked(NamedTuple):
+    """What a client is asked for in a round: how many images it trains on, how many steps."""
+
+    examples: int
+    steps: int
+
+
 class Failed(NamedTuple):
     """A client that did not come to return anything, and why."""
 
@@ -131,17 +138,27 @@ class Trainer:
         images = self.partition[client]
         return images if self.lifelong is None else self.lifelong.rows(images, round)
 
+    def asked(self, client: int, round: int) -> Asked:
+        """Return how much a client is to train in a round."""
+        rows = self.examples(client) if self.lifelong is None else len(self.rows(client, round))
+        return Asked(rows, self._taken(client, round, self.work.steps(rows)))
+
+    def _taken(self, client: int, round: int, steps: int) -> int:
+        """Return how many of its steps a client takes: a straggler one to all."""
+        if not (self.stragglers and steps):
+            return steps
+        drawn = numpy_generator(self.seed, "straggler", round, client)
+        late = drawn.random() < self.stragglers
+        return int(drawn.integers(1, steps + 1)) if late else steps
+
     @timed("draw plans")
     def plan(self, client: int, round: int) -> Plan:
         """Return the plan of one client's round, on the CPU."""
         generator = torch_generator(self.seed, "plan", round, client)
         shape = (self.train.height, self.train.width)
         plan = make_plan(self.rows(client, round), self.work.of(client), shape, generator)
-        if not self.stragglers:
-            return plan
-        drawn = numpy_generator(self.seed, "straggler", round, client)
-        late = len(plan) > 0 and drawn.random() < self.stragglers
-        return plan.first(int(drawn.integers(1, len(plan) + 1))) if late else plan
+        taken = self._taken(client, round, len(plan))
+        return plan.first(taken) if taken < len(plan) else plan
 
     def drawing(self, purpose: str, *numbers: int) -> AbstractContextManager[None]:
         """Return what a forward pass runs in: the key's numbers, if the model draws any."""

@@ -165,9 +165,9 @@ def test_a_client_that_defines_half_of_it_is_refused():
 @pytest.mark.parametrize(
     ("vectors", "says"),
     [
-        ({}, r"it sent \[\] beside the model, not \['c'\]"),
-        ({"c": torch.zeros(3)}, r"'c' is float32 \(3,\), the model's is float64"),
-        ({"d": torch.zeros(3)}, r"it sent \['d'\] beside the model"),
+        ({}, r"its record 'exchanged' is missing"),
+        ({"c": torch.zeros(3)}, r"'c' is 'float32' \(3,\), the model's is float64"),
+        ({"d": torch.zeros(3)}, r"it has the vector 'd', which nobody asked for"),
     ],
 )
 def test_a_reply_without_its_vectors_or_with_others_is_left_out(vectors, says, caplog):

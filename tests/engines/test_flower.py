@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 from conftest import quick_config
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsam import client_app, server_app
@@ -14,7 +14,7 @@ from fedsam.base.errors import TrainingError, UsageError
 from fedsam.config.schema import Config, empty_run_config, from_run_config, keys
 from fedsam.engines import flower
 from fedsam.engines.flower import RollCall
-from fedsam.messages import PARTITION
+from fedsam.messages import CONFIG, PARTITION
 from fedsam.simulate.run import run
 
 KEYS = {"rounds": 5, "clients": 3, "clients-per-round": 3, "eval-every": 5, "alpha": 1.0}
@@ -122,6 +122,40 @@ def test_a_node_that_cannot_answer_is_said_at_once(monkeypatch):
     )
     with pytest.raises(TrainingError, match=r"no node holds partition 0 .*: no torch"):
         RollCall(grid, 2)
+
+
+ANSWERS = {
+    "a text": RecordDict({CONFIG: ConfigRecord({PARTITION: "two"})}),
+    "a long text": RecordDict({CONFIG: ConfigRecord({PARTITION: "\x1b[2J\n" * 10**5})}),
+    "a list": RecordDict({CONFIG: ConfigRecord({PARTITION: ["a" * 10**5]})}),
+    "a fraction": RecordDict({CONFIG: ConfigRecord({PARTITION: 1.0})}),
+    "nan": RecordDict({CONFIG: ConfigRecord({PARTITION: float("nan")})}),
+    "a truth": RecordDict({CONFIG: ConfigRecord({PARTITION: True})}),
+    "negative": RecordDict({CONFIG: ConfigRecord({PARTITION: -1})}),
+    "bytes": RecordDict({CONFIG: ConfigRecord({PARTITION: b"\0"})}),
+    "nothing": RecordDict(),
+    "no partition": RecordDict({CONFIG: ConfigRecord()}),
+    "more than that": RecordDict({CONFIG: ConfigRecord({PARTITION: 1, "and": 2})}),
+    "two records": RecordDict({CONFIG: ConfigRecord({PARTITION: 1}), "x": ConfigRecord()}),
+    "metrics": RecordDict({CONFIG: MetricRecord({PARTITION: 1})}),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_odd_answer_to_the_roll_call_costs_its_node_alone(name, monkeypatch, caplog):
+    grid, honest = Deployment({70: 0, 71: 1, 72: 2}), client_app.app
+
+    def answer(message, context):
+        if context.node_id == 72:
+            return Message(ANSWERS[name], reply_to=message)
+        return honest(message, context)
+
+    monkeypatch.setattr(client_app, "app", answer)
+    assert dict(RollCall(grid, 2)) == {0: 70, 1: 71}
+    (said,) = caplog.messages
+    assert said.startswith("node 72 left out: ")
+    assert said.isprintable()
+    assert len(said) <= 240
 
 
 def test_a_node_that_comes_back_under_a_new_id_is_found(tmp_path, caplog):

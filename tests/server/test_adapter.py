@@ -40,6 +40,7 @@ compat.identify_process()
 LAYOUT = Layout.of(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
 P = LAYOUT.trainable
 W = torch.randn(4, LAYOUT.size, generator=torch.Generator().manual_seed(2))
+W[:, LAYOUT.statistics[1]] = W[:, LAYOUT.statistics[1]].abs()  # a variance is not negative
 EXAMPLES, STEPS = [1, 20, 300, 4], [7, 5, 3, 1]
 FOUR = {"min_train_nodes": 4, "min_available_nodes": 4, "fraction_evaluate": 0.0}
 METHODS = {

@@ -37,7 +37,7 @@ from fedsam.messages import (
 )
 from fedsam.server.rounds import play
 from fedsam.simulate.build import new_strategy, new_trainer
-from fedsam.training.batchnorm import layers, places, pooled
+from fedsam.training.batchnorm import layers, pooled
 from fedsam.training.client import STATISTICS, ClientJob
 
 NORMED = {"model": "resnet20", "model_options": {"norm": "batch"}, "clients": 6}
@@ -71,7 +71,7 @@ def test_pooled_statistics_are_those_of_all_images_together(data):
     channels = 4 + 36
     samples = [rng.normal(rng.normal(0, 5), rng.uniform(0.1, 3), (n, channels)) for n in sizes]
     state = torch.from_numpy(rng.normal(size=layout.size))
-    where = places(layout)
+    where = layout.statistics
     states = []
     for sample in samples:
         mine = state + 1
@@ -98,7 +98,7 @@ def test_places_are_the_statistics_by_their_names():
     for name in ("1.running_var", "5.running_var"):
         tensors[name] += 2
     state = layout.write(tensors)
-    means, variances = places(layout)
+    means, variances = layout.statistics
     assert torch.equal((state == 1).nonzero()[:, 0], means.sort().values)
     assert torch.equal((state == 2).nonzero()[:, 0], variances.sort().values)
     assert len(layers(module)) == 2
@@ -194,7 +194,7 @@ def test_a_round_with_pooled_statistics(tmp_path, strategy):
             mine = new_strategy(config.model_copy(update={"bn": bn}))
             keys = {"rounds": [1], "sample": lambda *_: [0, 2, 5], "seed": 0, "lr": lambda _: 0.1}
             turns += play(mine, LocalGrid(threads), initial, node_of=range(6), **keys)
-    P, (means, variances) = initial.layout.trainable, places(initial.layout)
+    P, (means, variances) = initial.layout.trainable, initial.layout.statistics
     clients = [only_record(reply.content.array_records).state for reply in turns[0].replies]
     n = trainer.partition.sizes[[0, 2, 5]].double().numpy()
     mean, var = [np.stack([c[where].double() for c in clients]) for where in (means, variances)]
