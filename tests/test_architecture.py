@@ -152,9 +152,13 @@ def test_importing_fedsam_loads_nothing_heavy():
     assert python(f"import sys, fedsam; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-def test_the_local_engine_needs_no_ray_torchvision_plots_nor_trackers():
-    heavy = "{'torchvision', 'ray', 'matplotlib', 'sklearn', 'tensorboard', 'wandb', 'mlflow'}"
-    code = f"import sys, fedsam.simulate.run; print(sorted({heavy} & set(sys.modules)))"
+def test_the_local_engine_and_the_digits_need_no_ray_plots_trackers_nor_scikit_learn():
+    heavy = {"torchvision", "ray", "matplotlib", "sklearn", "scipy", "pandas", "pyarrow"}
+    heavy |= {"tensorboard", "wandb", "mlflow"}
+    code = (
+        "import sys, fedsam.simulate.run\nfrom fedsam.data.datasets import load\n"
+        f"load('digits', None); print(sorted({heavy} & set(sys.modules)))"
+    )
     assert python(code) == "[]"
 
 
