@@ -461,6 +461,7 @@ def no_file_longer_than():
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize(("every", "kept"), [("1", 2), ("2", 2)], ids=["checkpoint", "metrics"])
 def test_a_full_disk_is_one_line_and_what_was_kept_is_whole(tmp_path, every, kept):
     keys = {"rounds": 6, "eval_every": 1, "checkpoint_every": every}
