@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny federation of real digits, and quick runs of it."""
 
+import gc
 import itertools
 import random
 import signal
@@ -27,6 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     identify_process()  # tests build messages of their own
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would be deaf
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # Flower collects garbage with each message: not among all that was imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
