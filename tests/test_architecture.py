@@ -142,6 +142,25 @@ def test_nothing_is_unpickled():
         assert "allow_pickle=True" not in text
 
 
+def asserts(test: ast.AST) -> bool:
+    """Return whether a test says itself what must hold; a helper that does so is an assert_..."""
+    calls = [node.func for node in ast.walk(test) if isinstance(node, ast.Call)]
+    names = [getattr(call, "attr", getattr(call, "id", "")) for call in calls]
+    claims = any(name.startswith(("assert_", "raises")) for name in names)
+    return claims or any(isinstance(node, ast.Assert) for node in ast.walk(test))
+
+
+def test_every_test_asserts_something():
+    tests = [
+        (path.name, node)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(tests) > 500
+    assert [(name, node.name) for name, node in tests if not asserts(node)] == []
+
+
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
