@@ -36,6 +36,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "slow" not in item.keywords)  # so that workers end together
     if torch.cuda.is_available():
         return
     for item in items:
@@ -77,6 +78,19 @@ def quick(tmp_path: Path) -> Callable[..., Outcome]:
         return run(quick_config(out, **given))
 
     return go
+
+
+@pytest.fixture
+def shared_ray() -> str:
+    """Start a Ray of two cores in this process, once, and return its address.
+
+    Runs on Ray in this process use it, as they use any Ray that is there. It stays for the tests
+    that follow; those that need none begin with ``ray.shutdown()``.
+    """
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def quick_config(out: Path, **given: Any) -> Config:

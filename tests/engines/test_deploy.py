@@ -13,7 +13,7 @@ import pytest
 from deployment import Deployment, deployment, environment, in_group, make_keys, needs_flower
 
 NODES = 2
-CONFIG = 'device="cpu" alpha=0.5'  # the CPU, so that its bytes can be compared
+CONFIG = 'device="cpu" alpha=0.5 rounds=2'  # the CPU, so that its bytes can be compared
 LOOPBACK = "0100007F"  # 127.0.0.1 as /proc/net/tcp writes it
 
 pytestmark = in_group
@@ -122,7 +122,7 @@ def test_a_deployment_gives_the_bytes_of_the_local_engine(deployed, quick):
     local = quick(
         clients=NODES,
         clients_per_round=NODES,
-        rounds=3,
+        rounds=2,
         eval_every=1,
         alpha=0.5,
         algorithm="fedasam",
