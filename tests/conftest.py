@@ -1,19 +1,22 @@
 """Shared fixtures: a tiny federation of real digits, and quick runs of it."""
 
+import gc
 import itertools
 import random
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fedsam.config.schema import Config, resolve
+from fedsam.runs import folder
 from fedsam.server.compat import identify_process
 from fedsam.simulate.run import Outcome, run
 
@@ -27,12 +30,42 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would be deaf
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # Flower collects garbage with each message: not among all that was imported
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "slow" not in item.keywords)  # so that workers end together
     if torch.cuda.is_available():
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))
+
+
+PICTURES = ("draw_curves", "draw_lifelong", "draw_partition")  # of a run, to its folder
+DRAW = {name: getattr(folder, name) for name in PICTURES}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures() -> Iterator[None]:
+    """Leave a run's pictures blank, one pixel each: drawing takes two thirds of a quick run."""
+
+    def blank(*arguments: Any) -> None:
+        Image.new("RGB", (1, 1)).save(arguments[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(folder, name, blank)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the pictures of runs in this process, as users get them."""
+    for name, draw in DRAW.items():
+        monkeypatch.setattr(folder, name, draw)
 
 
 @pytest.fixture
@@ -45,6 +78,19 @@ def quick(tmp_path: Path) -> Callable[..., Outcome]:
         return run(quick_config(out, **given))
 
     return go
+
+
+@pytest.fixture
+def shared_ray() -> str:
+    """Start a Ray of two cores in this process, once, and return its address.
+
+    Runs on Ray in this process use it, as they use any Ray that is there. It stays for the tests
+    that follow; those that need none begin with ``ray.shutdown()``.
+    """
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def quick_config(out: Path, **given: Any) -> Config:

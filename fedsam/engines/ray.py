@@ -29,7 +29,7 @@ from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, 
 
 log = logging.getLogger("fedsam")
 DEATHS = 30  # actors that may die without a client's answer in between: something else is wrong
-LOOK = 10.0  # seconds between looks whether an actor that is waited for has a place at all
+LOOK = 2.0  # seconds between looks whether an actor that is waited for has a place at all
 ANSWER = 5.0  # seconds that the head of a cluster may take to say that it is one
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what it is asked
 

@@ -112,7 +112,8 @@ def draw_lifelong(lines: Sequence[dict[str, Any]], ends: Sequence[int], path: Pa
     left.set_ylim(0, 103)
     left.grid(alpha=0.25)
     left.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize="small", ncols=-(-len(ends) // 10))
+    if by_round:  # a signal came first
+        left.legend(frameon=False, fontsize="small", ncols=-(-len(ends) // 10))
     a = [[100 * value for value in row] for row in matrix(lines, ends)]
     if a:
         cells = [row + [float("nan")] * (len(ends) - len(row)) for row in a]

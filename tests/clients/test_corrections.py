@@ -520,7 +520,8 @@ def test_a_method_is_its_algorithm_box(name, gradients):
     assert not torch.allclose(states[-1], plain[-1], rtol=1e-4)
 
 
-def same(ours, theirs):
+def assert_same(ours, theirs):
+    assert ours
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
@@ -537,7 +538,7 @@ def same(ours, theirs):
     ids=lambda v: type(v).__name__,
 )
 def test_without_strength_a_method_is_fedavg(client, strategy, options):
-    same(
+    assert_same(
         play_out(trainer_for(SAM(0.1), client), strategy, **options),
         play_out(trainer_for(SAM(0.1), FedAvg())),
     )
@@ -546,11 +547,11 @@ def test_without_strength_a_method_is_fedavg(client, strategy, options):
 def test_without_a_radius_fedgloss_is_feddyn_and_lesam_is_sgd():
     trainer = trainer_for(SGD(), FedDyn(0.1))
     options = {"clients": POPULATION}
-    same(
+    assert_same(
         play_out(trainer, FedGloSS, rho=0.0, rho_0=0.0, **options),
         play_out(trainer, FedDynServer, **options),
     )
-    same(play_out(trainer_for(LESAM(0.0), FedAvg())), play_out(trainer_for(SGD(), FedAvg())))
+    assert_same(play_out(trainer_for(LESAM(0.0), FedAvg())), play_out(trainer_for(SGD(), FedAvg())))
 
 
 def test_sams_warm_up_begins_at_rho_0_is_linear_and_ends_for_good():
@@ -643,7 +644,7 @@ def test_scaffold_with_no_strength_is_fedavg_and_with_all_of_it_as_it_was(streng
 
 def test_feddyns_client_is_fedprox_in_its_first_round():
     first = {1: [0, 2]}
-    same(
+    assert_same(
         play_out(trainer_for(SGD(), FedDyn(0.3)), cohorts=first),
         play_out(trainer_for(SGD(), FedProx(0.3)), cohorts=first),
     )
@@ -662,7 +663,7 @@ def test_a_client_that_is_all_there_is_goes_on_where_feddyns_linear_term_leads()
 def test_fednova_is_fedavg_where_all_take_as_many_steps():
     work = Work(4, local_steps=3)
     trainer = trainer_of(Method(SGD(), FedAvg(), 0.9, loss=Plain()), module=network, work=work)
-    same(play_out(trainer, FedNova, momentum=0.9), play_out(trainer))
+    assert_same(play_out(trainer, FedNova, momentum=0.9), play_out(trainer))
 
 
 def test_fednova_counts_steps_with_momentum_as_their_gradients_weigh():
@@ -682,7 +683,9 @@ def test_the_first_round_of_lesam_is_not_perturbed_and_scaffold_with_it_has_both
     assert trainer.method.memory == ("w_old", "c_i")
     assert trainer.method.exchanged == ("c",)
     first = {1: [0, 2]}
-    same(play_out(trainer, cohorts=first), play_out(trainer_for(SGD(), FedAvg()), cohorts=first))
+    assert_same(
+        play_out(trainer, cohorts=first), play_out(trainer_for(SGD(), FedAvg()), cohorts=first)
+    )
 
 
 def test_a_clients_first_step_of_fedsmoo_is_sams_in_the_first_round():
@@ -692,7 +695,7 @@ def test_a_clients_first_step_of_fedsmoo_is_sams_in_the_first_round():
         trainer_of(Method(m, FedAvg(), loss=Plain()), module=network, work=work)
         for m in (FedSMOO(0.2), SAM(0.2))
     )
-    same(play_out(ours, cohorts=one), play_out(sam, cohorts=one))
+    assert_same(play_out(ours, cohorts=one), play_out(sam, cohorts=one))
 
 
 def test_both_options_of_scaffold_leave_the_same_variate_after_one_step():
@@ -701,7 +704,7 @@ def test_both_options_of_scaffold_leave_the_same_variate_after_one_step():
         trainer_of(Method(minimizer, client, loss=Plain()), module=network, work=work)
         for minimizer, client in ((ScaffoldOne(), FedAvg()), (SGD(), Scaffold()))
     ]
-    same(*(play_out(trainer, cohorts=one) for trainer in one_step))
+    assert_same(*(play_out(trainer, cohorts=one) for trainer in one_step))
 
 
 def test_a_minimiser_that_remembers_is_refused_as_a_phase():

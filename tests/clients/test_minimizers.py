@@ -185,13 +185,13 @@ LOCAL = Local(vector_layout(), W, 1, 0.1)
 
 
 def test_published_vectors():
-    close = partial(torch.testing.assert_close, rtol=1e-12, atol=0)
+    assert_near = partial(torch.testing.assert_close, rtol=1e-12, atol=0)
     expected = torch.tensor([0.03, 0.04, 0.12], dtype=torch.float64)
-    close(SAM(0.13).perturbation(W, G, LOCAL), expected)
+    assert_near(SAM(0.13).perturbation(W, G, LOCAL), expected)
     expected = torch.tensor([3.0, 16.0, 12.0], dtype=torch.float64) / 217**0.5
-    close(ASAM(1.0, 0.0).perturbation(W, G, LOCAL), expected)
+    assert_near(ASAM(1.0, 0.0).perturbation(W, G, LOCAL), expected)
     expected = torch.tensor([3.0, 16.0, 3.0], dtype=torch.float64) / 109**0.5
-    close(ASAM(1.0, 0.0, all_parameters=True).perturbation(W, G, LOCAL), expected)
+    assert_near(ASAM(1.0, 0.0, all_parameters=True).perturbation(W, G, LOCAL), expected)
 
 
 def test_a_zero_gradient_moves_nothing():

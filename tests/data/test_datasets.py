@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from fedsam.base.errors import UsageError
 from fedsam.data.datasets import DEBIAN, check, load
@@ -46,6 +47,20 @@ def test_digits_are_whole_stratified_and_normalised():
     assert mean.tolist() == pytest.approx(digits.mean, abs=5e-5)
     assert std.tolist() == pytest.approx(digits.std, abs=5e-5)
     assert int(digits.train_images.max()) == 255
+
+
+def test_digits_are_those_of_scikit_learn():
+    """Every fifth of a class, counted from its fourth, is for testing; grey levels 0 to 16."""
+    digits, theirs = load("digits", Path("unused")), load_digits()
+    grey = torch.from_numpy(theirs.images).mul(255 / 16).round()
+    for digit in range(10):
+        of_digit = grey[theirs.target == digit]
+        test = torch.arange(len(of_digit)) % 5 == 4
+        for images, labels, part in (
+            (digits.train_images, digits.train_labels, ~test),
+            (digits.test_images, digits.test_labels, test),
+        ):
+            assert torch.equal(images[labels == digit][:, 0].double(), of_digit[part])
 
 
 @fashion

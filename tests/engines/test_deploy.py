@@ -1,91 +1,28 @@
 """The scripts of the deployment guide: TLS, node authentication, loopback only, the same bytes."""
 
 import os
-import shutil
 import socket
 import ssl
 import stat
 import subprocess
-import sys
-import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from deployment import Deployment, deployment, environment, in_group, make_keys, needs_flower
 
-SCRIPTS = ROOT / "docs" / "deploy"
-BIN = Path(sys.executable).parent
 NODES = 2
+CONFIG = 'device="cpu" alpha=0.5 rounds=2'  # the CPU, so that its bytes can be compared
 LOOPBACK = "0100007F"  # 127.0.0.1 as /proc/net/tcp writes it
-NEEDED = ("bash", "openssl", "ssh-keygen", "ps")
 
-pytestmark = [
-    pytest.mark.xdist_group("deployment"),
-    pytest.mark.skipif(
-        not all(map(shutil.which, NEEDED)) or not Path("/proc/net/tcp").exists(),
-        reason=f"needs Linux with {', '.join(NEEDED)}",
-    ),
-]
-flower = pytest.mark.skipif(
-    not (BIN / "flower-superlink").exists(),
-    reason="Flower's commands are not beside this Python",
-)
+pytestmark = in_group
 
 
-def script(name, *arguments):
-    return ["bash", str(SCRIPTS / name), *map(str, arguments)]
-
-
-def make_keys(folder, nodes, *hosts):
-    call = script("keys.sh", folder, nodes, *hosts)
-    return subprocess.run(call, capture_output=True, text=True, timeout=60)
-
-
-def environment(**more):
-    return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | more
-
-
-def start(keys, work, log):
-    """Start local.sh; its run trains on the CPU, so that its bytes can be compared."""
-    with log.open("w") as out:
-        return subprocess.Popen(
-            script("local.sh", keys, work, 'device="cpu" alpha=0.5'),
-            env=environment(LIMIT="240", FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1"),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=work.parent,
-        )
-
-
-def wait_for_nodes(local, work, log):
-    """Wait until every SuperNode is connected."""
-    logs = [work / f"node-{k}.log" for k in range(NODES)]
-    end = time.monotonic() + 90
-    while not all(path.exists() and "SuperNode ID" in path.read_text() for path in logs):
-        assert local.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.1)
-
-
-def processes(work):
-    """Return the processes that have a Flower home in ``work``; zombies have none."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            given = (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"FLWR_HOME={work}".encode() in given:
-            found.append(entry)
-    return found
-
-
-def listening(work):
-    """Return the addresses, in hexadecimal, at which processes of ``work`` listen."""
+def listening(running: Deployment):
+    """Return the addresses, in hexadecimal, at which its processes listen."""
     sockets = set()
-    for entry in processes(work):
+    for entry in running.processes():
         for descriptor in (entry / "fd").glob("*"):
             try:
                 sockets.add(os.readlink(descriptor))
@@ -96,19 +33,15 @@ def listening(work):
     return {r[1].split(":")[0] for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in sockets}
 
 
-def stranger(keys, address, home, *key):
+def stranger(running: Deployment, home, key=None):
     """Run a SuperNode that nobody registered."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-    call = [BIN / "flower-supernode", "--superlink", address, "--port", port, *key]
-    call += ["--root-certificates", keys / "ca.pem", "--node-config", "partition-id=0"]
     log = home.with_suffix(".log")
     with log.open("w") as out:  # a pipe would stay open in its child until the SuperNode is reaped
         code = subprocess.call(
-            [str(word) for word in call],
-            env=environment(
-                FLWR_HOME=str(home), FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1"
-            ),
+            running.supernode(key, port, "partition-id=0"),
+            env=environment(FLWR_HOME=str(home)),
             stdout=out,
             stderr=subprocess.STDOUT,
             timeout=30,
@@ -144,32 +77,24 @@ class Seen:
 def deployed(tmp_path_factory):
     """Run the scripts once, and look at the SuperLink while they run."""
     folder = tmp_path_factory.mktemp("deployed")
-    keys, work, log = folder / "keys", folder / "work", folder / "log"
-    assert make_keys(keys, NODES).returncode == 0
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", folder / "unknown"],
         check=True,
     )
-    local = start(keys, work, log)
-    try:
-        wait_for_nodes(local, work, log)
-        listened_at = listening(work)
-        address = (work / "cli" / "config.toml").read_text().split('"')[1]
-        home = folder / "stranger"
-        own = ("--auth-supernode-private-key", folder / "unknown")
-        unknown_key = stranger(keys, address, home, *own)
-        no_key = stranger(keys, address, home)
+    with deployment(folder, NODES, CONFIG) as running:
+        running.wait_for_nodes()
+        listened_at = listening(running)
+        unknown_key = stranger(running, folder / "stranger", folder / "unknown")
+        no_key = stranger(running, folder / "stranger")
+        url, ca = f"{running.address}/health", running.keys / "ca.pem"
         answers = {
-            "plain": answer(f"http://{address}/health"),
-            "no CA": answer(f"https://{address}/health"),
-            "CA": answer(f"https://{address}/health", keys / "ca.pem"),
+            "plain": answer(f"http://{url}"),
+            "no CA": answer(f"https://{url}"),
+            "CA": answer(f"https://{url}", ca),
         }
-        code = local.wait(timeout=240)
-    finally:
-        local.terminate()
-        local.wait(timeout=30)
-    left = processes(work)
-    return Seen(work, code, log.read_text(), unknown_key, no_key, answers, listened_at, left)
+        code = running.process.wait(timeout=240)
+    left = running.processes()
+    return Seen(running.work, code, running.log, unknown_key, no_key, answers, listened_at, left)
 
 
 def test_private_keys_are_their_owners_alone_and_nothing_is_overwritten(tmp_path):
@@ -190,14 +115,14 @@ def test_private_keys_are_their_owners_alone_and_nothing_is_overwritten(tmp_path
 
 
 @pytest.mark.slow
-@flower
+@needs_flower
 def test_a_deployment_gives_the_bytes_of_the_local_engine(deployed, quick):
     assert deployed.code == 0, deployed.log[-4000:]
     assert "the run ended as finished:completed" in deployed.log
     local = quick(
         clients=NODES,
         clients_per_round=NODES,
-        rounds=3,
+        rounds=2,
         eval_every=1,
         alpha=0.5,
         algorithm="fedasam",
@@ -210,7 +135,7 @@ def test_a_deployment_gives_the_bytes_of_the_local_engine(deployed, quick):
 
 
 @pytest.mark.slow
-@flower
+@needs_flower
 def test_a_supernode_that_is_not_registered_is_refused(deployed):
     code, log = deployed.unknown_key
     assert code != 0
@@ -221,7 +146,7 @@ def test_a_supernode_that_is_not_registered_is_refused(deployed):
 
 
 @pytest.mark.slow
-@flower
+@needs_flower
 def test_only_a_client_with_tls_and_the_ca_gets_an_answer(deployed):
     assert deployed.answers["CA"] == 200
     assert deployed.answers["no CA"] is ssl.SSLCertVerificationError
@@ -229,23 +154,17 @@ def test_only_a_client_with_tls_and_the_ca_gets_an_answer(deployed):
 
 
 @pytest.mark.slow
-@flower
+@needs_flower
 def test_a_deployment_listens_on_loopback_only_and_leaves_no_process(deployed):
     assert deployed.listened_at == {LOOPBACK}
     assert deployed.left == []
 
 
 @pytest.mark.slow
-@flower
+@needs_flower
 def test_a_deployment_that_is_terminated_leaves_no_process(tmp_path):
-    keys, work, log = tmp_path / "keys", tmp_path / "work", tmp_path / "log"
-    assert make_keys(keys, NODES).returncode == 0
-    local = start(keys, work, log)
-    try:
-        wait_for_nodes(local, work, log)
-        assert processes(work)
-    finally:
-        local.terminate()
-        code = local.wait(timeout=30)
-    assert code == 143, log.read_text()
-    assert processes(work) == []
+    with deployment(tmp_path, 1, CONFIG) as running:
+        running.wait_for_nodes()
+        assert running.processes()
+    assert running.process.returncode == 143, running.log
+    assert running.processes() == []

@@ -93,7 +93,7 @@ def flower(tmp_path):
 
 
 @pytest.fixture
-def engine(quick, flower, tmp_path):
+def engine(quick, flower, tmp_path, request):
     """Return a function that runs the experiment on an engine and returns the run's folder."""
 
     def on(name: str, **options) -> Path:
@@ -101,6 +101,8 @@ def engine(quick, flower, tmp_path):
         if name != "local":
             pytest.importorskip("ray", reason=f"{name} needs ray: pip install 'fedsam[{name}]'")
         if name != "flower":
+            if name == "ray":
+                request.getfixturevalue("shared_ray")
             return quick(**keys, engine=name).folder
         if not FLWR.exists():
             pytest.skip("Flower's commands are not beside this Python")
@@ -125,14 +127,14 @@ def vector(path: Path) -> torch.Tensor:
 
 ENGINES = {
     "local-2-threads": ("local", {"threads": 2}),
-    "ray-1-actor": ("ray", {"workers": 1}),
     "ray-2-actors": ("ray", {"workers": 2}),
     "flower": ("flower", {}),
 }
-# what an engine need not start for: FedSMOO keeps and sends all that SCAFFOLD does
+# what an engine need not start for: FedSMOO keeps and sends all that SCAFFOLD does, and test_deploy
+# plays FedASAM with SWA in Flower's runtime; one actor is enough for test_ray
 NEEDLESS = {
-    ("ray-1-actor", "fedsmoo"),
-    *((e, "asam on scaffold") for e in ("ray-1-actor", "flower")),
+    *((e, "asam on scaffold") for e in ("ray-2-actors", "flower")),
+    ("flower", "fedasam"),
 }
 CASES = [pair for pair in itertools.product(ENGINES, METHODS) if pair not in NEEDLESS]
 

@@ -1,5 +1,6 @@
 """The Ray engine at its seam, without a cluster: whatever way an actor is lost, and the address."""
 
+import functools
 import logging
 import os
 import socket
@@ -28,6 +29,13 @@ from fedsam.training.client import ClientJob, Trainer
 grpc = pytest.importorskip("grpc")
 exceptions = pytest.importorskip("ray.exceptions", reason="pip install 'fedsam[ray]'")
 engine = pytest.importorskip("fedsam.engines.ray")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster():
+    """End the Ray that tests before have left in this process."""
+    pytest.importorskip("ray").shutdown()
+
 
 FULL = exceptions.ObjectStoreFullError("the store is full")
 
@@ -310,6 +318,16 @@ def test_an_address_where_something_else_listens_is_one_line_at_once(kind):
     start = f"--ray-address 127.0.0.1:{listener.port}: no Ray cluster there ("
     assert str(refused.value).startswith(start)
     assert str(refused.value).endswith("); give auto or HOST:PORT")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nowhere", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatch, tmp_path):
+    # clusters that happen to run on this machine, of other tests or users, are none of ours
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(frozenset))
+    with pytest.raises(UsageError, match=f"--ray-address {address}: no Ray cluster there"):
+        quick(engine="ray", ray_address=address)
 
 
 def flags():

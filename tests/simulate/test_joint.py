@@ -33,7 +33,7 @@ class DoubleCNN(DigitsCNN):
 AXES = {
     "model": "tests.simulate.test_joint:DoubleCNN",
     "algorithm": "fedasam",
-    "batch_size": 8,
+    "batch_size": 16,
     "local_epochs": 2,
 }
 
@@ -42,11 +42,16 @@ def configs_in(folder, **more):
     return [quick_config(folder / str(n), **AXES, **given, **more) for n, given in enumerate(RUNS)]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return [run(config) for config in configs_in(tmp_path_factory.mktemp("alone"), cohort="off")]
+
+
 @pytest.mark.slow
+@pytest.mark.xdist_group("joint")  # which are alone but once
 @pytest.mark.parametrize("cohort", ["off", "slots", "vmap"])
-def test_each_run_is_what_it_is_alone(tmp_path, cohort):
+def test_each_run_is_what_it_is_alone(tmp_path, alone, cohort):
     together = run_together(configs_in(tmp_path / "together", cohort=cohort))
-    alone = [run(config) for config in configs_in(tmp_path / "alone", cohort="off")]
     for mine, theirs in zip(together, alone, strict=True):
         first, second = (load_file(o.folder / "model.safetensors") for o in (mine, theirs))
         for name, tensor in first.items():

@@ -77,6 +77,7 @@ def test_only_clients_with_images_of_the_task_are_asked(quick, caplog):
     assert "left out" not in caplog.text
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_files_hold_accuracy_by_task(quick):
     outcome = quick(**SPLIT, lifelong_options={"memory": 2, "order": 1})
     lines = {line["round"]: line for line in lines_of(outcome.folder)}

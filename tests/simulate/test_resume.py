@@ -297,9 +297,15 @@ WORDS += ["--algorithm", "scaffold", "--minimizer", "asam", "--swa", "--swa-star
 WORDS += ["--swa-cycle", "5", "--device", "cpu", "--quiet"]
 
 
+def call(*words):
+    """Call the command in this process."""
+    return main([*map(str, words)])
+
+
 def begin(*words):
-    call = [sys.executable, "-m", "fedsam.simulate", *map(str, words)]
-    return subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """Call the command in a process of its own."""
+    words = [sys.executable, "-m", "fedsam.simulate", *map(str, words)]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_lines(folder, number, process):
@@ -313,7 +319,7 @@ def wait_for_lines(folder, number, process):
 @pytest.fixture(scope="module")
 def never_interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert begin(*WORDS, "--rounds", 60, "--out", folder).wait(120) == 0
+    assert call(*WORDS, "--rounds", 60, "--out", folder) == 0
     return folder
 
 
@@ -329,10 +335,10 @@ def test_a_signal_ends_it_in_good_order_and_names_the_way_on(
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
     assert "stopping after the clients at hand; again: now" in said
+    assert json.loads((folder / "summary.json").read_text())["ended"] == "interrupted"
     command = said.strip().splitlines()[-1].partition("go on with: python -m fedsam.simulate ")[2]
     assert command == f"--resume {folder}"
-    again = begin(*command.split(), "--threads", 1)
-    assert again.wait(120) == 0
+    assert call(*command.split(), "--threads", 1) == 0
     assert models(folder) == models(never_interrupted)
     assert metrics(folder) == metrics(never_interrupted)
 
@@ -426,7 +432,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path, kills):
     rounds = 25 * kills + 40
     words = [*WORDS, "--rounds", rounds, "--checkpoint-every", "1"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert begin(*words, "--out", whole).wait(600) == 0
+    assert call(*words, "--out", whole) == 0
     done = kill_and_go_on(cut, words, kills, np.random.default_rng(kills))
     assert done == kills
     assert models(cut) == models(whole)
@@ -434,8 +440,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path, kills):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("clusters")
+@pytest.mark.usefixtures("shared_ray")
 def test_killed_on_ray_it_goes_on_locally_and_the_other_way_round(tmp_path, never_interrupted):
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
     folder = tmp_path / "run"
     ray = ["--engine", "ray", "--workers", "2"]
     words = [*WORDS, "--rounds", 60, "--checkpoint-every", 3, "--out", folder]
@@ -444,7 +451,7 @@ def test_killed_on_ray_it_goes_on_locally_and_the_other_way_round(tmp_path, neve
         wait_for_lines(folder, lines, process)
         process.kill()
         process.communicate()
-    assert begin("--resume", folder, *ray).wait(120) == 0
+    assert call("--resume", folder, *ray) == 0
     assert models(folder) == models(never_interrupted)
     assert metrics(folder) == metrics(never_interrupted)
 
@@ -461,6 +468,7 @@ def no_file_longer_than():
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize(("every", "kept"), [("1", 2), ("2", 2)], ids=["checkpoint", "metrics"])
 def test_a_full_disk_is_one_line_and_what_was_kept_is_whole(tmp_path, every, kept):
     keys = {"rounds": 6, "eval_every": 1, "checkpoint_every": every}
@@ -499,7 +507,7 @@ def test_a_really_full_disk(tmp_path, never_interrupted):
         assert files.checkpoints(folder)
         ballast.unlink()
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-        assert begin("--resume", folder).wait(120) == 0
+        assert call("--resume", folder) == 0
         assert models(folder) == models(never_interrupted)
         assert metrics(folder) == metrics(never_interrupted)
     finally:

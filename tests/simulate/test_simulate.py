@@ -1,11 +1,7 @@
-"""The command, as real processes: what it prints, what it leaves, how it says no."""
+"""The command, as a process where that matters: what it prints, what it leaves, how it says no."""
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -68,8 +64,7 @@ def test_a_run_leaves_every_file_and_says_where(tmp_path):
 
 def test_a_saved_config_repeats_the_run_to_the_byte(tmp_path):
     first, again = tmp_path / "first", tmp_path / "again"
-    command(
-        *QUICK,
+    words = [
         "--algorithm",
         "fedasam",
         "--rho",
@@ -79,13 +74,11 @@ def test_a_saved_config_repeats_the_run_to_the_byte(tmp_path):
         "2",
         "--swa-cycle",
         "2",
-        "--out",
-        str(first),
-    )
-    done = command("--config", str(first / "config.yaml"), "--out", str(again))
-    assert done.returncode == 0, done.stderr
-    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
-    assert (first / "config.yaml").read_bytes() == (again / "config.yaml").read_bytes()
+    ]
+    assert main([*QUICK, *words, "--out", str(first)]) == 0
+    assert main(["--config", str(first / "config.yaml"), "--out", str(again)]) == 0
+    for name in ("model.safetensors", "model-trained.safetensors", "config.yaml"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_help_shows_every_flag_with_default_and_meaning():
@@ -154,29 +147,27 @@ def test_a_mistake_is_the_exit_code_of_the_process(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_not_touched(tmp_path):
+def test_an_existing_folder_is_not_touched(tmp_path, capfd):
     (tmp_path / "note").write_text("mine")
-    done = command(*QUICK, "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "exists already" in done.stderr
+    assert main([*QUICK, "--out", str(tmp_path)]) == 2
+    assert "exists already" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
-def test_missing_data_says_what_to_put_where(tmp_path):
-    done = command(
-        "--dataset", "cifar10", "--data-root", str(tmp_path), "--out", str(tmp_path / "run")
-    )
-    assert done.returncode == 2
-    assert re.fullmatch(r"fedsam: error: [^\n]*--data-root[^\n]*\n", done.stderr), done.stderr
+def test_missing_data_says_what_to_put_where(tmp_path, capfd):
+    words = ["--dataset", "cifar10", "--data-root", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    said = capfd.readouterr().err
+    assert re.fullmatch(r"fedsam: error: [^\n]*--data-root[^\n]*\n", said), said
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_diverges_exits_1_and_keeps_the_last_good_model(tmp_path):
+def test_a_run_that_diverges_exits_1_and_keeps_the_last_good_model(tmp_path, capfd):
     out = tmp_path / "run"
-    done = command(*QUICK, "--rounds", "50", "--lr", "1e30", "--out", str(out))
-    assert done.returncode == 1
-    assert "left out: its update is not finite" in " ".join(done.stderr.split())
-    assert "training stopped: round" in done.stderr
+    assert main([*QUICK, "--rounds", "50", "--lr", "1e30", "--out", str(out)]) == 1
+    said = capfd.readouterr().err
+    assert "left out: its update is not finite" in " ".join(said.split())
+    assert "training stopped: round" in said
     with safe_open(out / "model.safetensors", "np") as model:
         assert all(np.isfinite(model.get_tensor(name)).all() for name in model.keys())  # noqa: SIM118
     ended = json.loads((out / "summary.json").read_text())["ended"]
@@ -184,41 +175,17 @@ def test_a_run_that_diverges_exits_1_and_keeps_the_last_good_model(tmp_path):
     assert "smaller --lr or --rho may help" in ended
 
 
-def test_an_interrupt_keeps_what_was_done_and_exits_130(tmp_path):
-    out = tmp_path / "run"
-    call = [
-        sys.executable,
-        "-m",
-        "fedsam.simulate",
-        *QUICK,
-        "--rounds",
-        "100000",
-        "--out",
-        str(out),
-    ]
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    metrics = out / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert json.loads((out / "summary.json").read_text())["ended"] == "interrupted"
+def test_without_a_terminal_there_are_plain_lines_and_quiet_has_none(tmp_path, capfd):
+    assert main([*QUICK, "--out", str(tmp_path / "loud")]) == 0
+    loud = capfd.readouterr().out
+    assert main([*QUICK, "--quiet", "--out", str(tmp_path / "quiet")]) == 0
+    quiet = capfd.readouterr().out
+    assert "round 6/6" in loud
+    assert "\x1b[" not in loud
+    assert "round 6/6" not in quiet
+    assert "accuracy" in quiet
 
 
-def test_without_a_terminal_there_are_plain_lines_and_quiet_has_none(tmp_path):
-    loud = command(*QUICK, "--out", str(tmp_path / "loud"))
-    quiet = command(*QUICK, "--quiet", "--out", str(tmp_path / "quiet"))
-    assert "round 6/6" in loud.stdout
-    assert "\x1b[" not in loud.stdout
-    assert "round 6/6" not in quiet.stdout
-    assert "accuracy" in quiet.stdout
-
-
-def test_config_yaml_holds_every_key(tmp_path):
-    out = tmp_path / "run"
-    command(*QUICK, "--out", str(out))
-    assert set(yaml.safe_load((out / "config.yaml").read_text())) == set(Config.model_fields)
+def test_config_yaml_holds_every_key(quick):
+    text = (quick().folder / "config.yaml").read_text()
+    assert set(yaml.safe_load(text)) == set(Config.model_fields)

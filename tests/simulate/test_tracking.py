@@ -81,6 +81,7 @@ def mlflow_curves(client, run) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.usefixtures("pictures")
 def test_tensorboard_reads_every_value_step_and_hyperparameter(quick):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.metadata import (
@@ -130,6 +131,7 @@ def test_tensorboards_file_of_a_failed_run_is_whole(tmp_path):
     assert b"no client returned a usable update" in ended.tensor_proto.string_val[0]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_mlflow_reads_back_a_run_from_its_files(quick, mlflow_files):
     folder = quick(track="mlflow", alpha=0.3, partition_options="{}").folder
     found = only_run(mlflow_files)
@@ -246,6 +248,7 @@ def wandb_records(file: Path) -> list:
     return records
 
 
+@pytest.mark.usefixtures("pictures")
 def test_wandb_offline_writes_everything_and_connects_to_nobody(quick, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
