@@ -2,9 +2,7 @@
 
 import difflib
 import textwrap
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
 
 class UsageError(ValueError):
@@ -23,17 +21,6 @@ class StorageError(TrainingError):
     """A file that cannot be written: nothing more is."""
 
 
-@contextmanager
-def storing(folder: Path) -> Iterator[None]:
-    """Raise StorageError where the disk is full or gone."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: {error.strerror or error}; the checkpoints written before are whole"
-        ) from error
-
-
 def flag(key: str) -> str:
     """Return the command-line flag of a config key, e.g. ``swa_start`` -> ``--swa-start``."""
     return "--" + key.replace("_", "-")
@@ -45,6 +32,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the message of somebody else's error as one line of bounded length."""
     return textwrap.shorten(str(error), width=300, placeholder=" ...")

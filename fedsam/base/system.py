@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
         """How to go on."""
         if self.folder is None:
             return ""
-        return f"; go on with: python -m fedsam.simulate --resume {self.folder}"
+        return f"; go on with: python -m fedsam.simulate --resume {shown(self.folder)}"
 
 
 class Stop:
@@ -74,6 +75,12 @@ def listening() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def shown(path: Path) -> str:
+    """Return a path as a word of a command that can be copied into a shell."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def cores() -> int:

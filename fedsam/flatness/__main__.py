@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam import cli
-from fedsam.base.errors import UsageError, flag, storing
+from fedsam.base.errors import UsageError, flag
 from fedsam.base.system import write_whole
 from fedsam.cli import Parser, progress_bar
 from fedsam.flatness.options import COHORT, COMPARISONS, MEASURES, OPTIONS, QUICK
@@ -138,7 +138,7 @@ def measure_models(models: Sequence[ModelFile], options: dict[str, Any]) -> None
 
 def write(folder: Path, results: Results) -> None:
     """Write a run's flatness.json."""
-    with storing(folder):
+    with files.storing(folder):
         write_whole(folder / files.FLATNESS, json.dumps(_finite(results), indent=1) + "\n")
 
 

@@ -97,6 +97,7 @@ BACKWARD_TRANSFER = "backward_transfer"
 FORWARD_TRANSFER = "forward_transfer"
 OF_LIFELONG = (AVERAGE_ACCURACY, FORGETTING, BACKWARD_TRANSFER, FORWARD_TRANSFER)
 
+ALL_ROUNDS = "all rounds done"  # why most runs end
 ACCURACIES = (FINAL_ACCURACY, LAST_ACCURACY, BEST_ACCURACY)
 LAST = 100  # rounds whose evaluations make the final accuracy, as in the paper
 

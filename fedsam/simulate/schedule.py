@@ -26,7 +26,12 @@ class EarlyStop:
         """Return why to stop after an evaluation with this accuracy, or ""."""
         self.since = 0 if accuracy > self.best else self.since + 1
         self.best = max(self.best, accuracy)
-        if self.target and accuracy >= self.target:
+        return self.met
+
+    @property
+    def met(self) -> str:
+        """Why to stop by the evaluations so far, or ""."""
+        if self.target and self.best >= self.target:
             return f"reached --target-accuracy {self.target:g}"
         if self.patience and self.since >= self.patience:
             return f"--patience {self.patience}: no better accuracy since {self.best:.4f}"

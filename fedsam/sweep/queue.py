@@ -44,11 +44,12 @@ def run_here(cells: Sequence[SweepPoint]) -> Failures:
     from fedsam.simulate.run import run
 
     try:
-        begins = [went_on(cell.prepare()) for cell in cells]
+        places = [went_on(cell.prepare()) for cell in cells]
+        begins = [place for place in places if place is not None]
         configs, snapshots = [c for c, _ in begins], [s for _, s in begins]
-        if len(cells) == 1:
+        if len(begins) == 1:
             run(configs[0], snapshot=snapshots[0])
-        else:
+        elif begins:
             run_together(configs, snapshots=snapshots)
     except (UsageError, TrainingError) as error:
         return _failures(cells, str(error))
