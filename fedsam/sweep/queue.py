@@ -1,5 +1,6 @@
 """How the cells of a sweep are run: alone or as one program, in processes here or Ray tasks."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,11 +86,16 @@ class ProcessPool:
         for file, cell in zip(files, cells, strict=True):
             file.write_text(dump(cell.prepare()))
         named = [word for file in files for word in ("--config", str(file))]
-        call = [sys.executable, "-m", "fedsam.simulate", *named, "--go-on", "--quiet"]
-        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        call = [sys.executable, "-m", "fedsam.sweep.cell", *named, "--go-on", "--quiet"]
+        theirs, ours = os.pipe()  # for as long as this process lives
+        process = subprocess.Popen(
+            call, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        os.close(theirs)
         self._running.add(process)
         said, errors = process.communicate()
         self._running.discard(process)
+        os.close(ours)
         for file in files:
             file.unlink()
         if process.returncode == 0:
