@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,15 +19,9 @@ from fedsam.runs import files
 from fedsam.simulate.__main__ import main
 
 WORKERS: ForkServerContext = multiprocessing.get_context("forkserver")
-LATE = [
-    "sklearn.datasets",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "safetensors.torch",
-]
-WORKERS.set_forkserver_preload(
-    ["kills", "fedsam.simulate.joint", "fedsam.simulate.progress", *LATE]
-)
+LATE = ["sklearn.datasets", "matplotlib.backends.backend_agg", "safetensors.torch"]
+COMMAND = ["kills", "fedsam.simulate.joint", "fedsam.simulate.progress"]
+WORKERS.set_forkserver_preload([*COMMAND, *LATE])
 STOPS = ("kill", "freeze and kill", "term", "int")
 ENDS_WITH = {"kill": -9, "freeze and kill": -9, "term": 143, "int": 130}
 REFUSED = ("writes there", "exists already", "went on with it just now")  # of two at once
@@ -41,7 +36,7 @@ def simulate(words: list[str], said: str) -> None:
     sys.exit(main(words))
 
 
-def start(words: list[str], said: Path) -> BaseProcess:
+def start(words: Sequence[object], said: Path) -> BaseProcess:
     """Return a process that runs the command, once that could be interrupted."""
     said.unlink(missing_ok=True)
     process = WORKERS.Process(target=simulate, args=(list(map(str, words)), str(said)))
@@ -82,7 +77,8 @@ def ended_well(process: BaseProcess, said: Path, how: str = "") -> bool:
     assert "Traceback" not in text, text
     if code == 2:
         lines = [line for line in text.splitlines() if line.startswith("fedsam: error: ")]
-        assert len(lines) == 1 and any(reason in lines[0] for reason in REFUSED), text
+        assert len(lines) == 1, text
+        assert any(reason in lines[0] for reason in REFUSED), text
         return False
     assert code in (0, ENDS_WITH.get(how)), (code, how, text)
     if code in (130, 143):
@@ -119,7 +115,8 @@ def killed_again_and_again(
         file = folder / files.METRICS
         before = file.stat().st_mtime_ns if file.exists() else 0
         resume = bool(files.checkpoints(folder)) and generator.random() < 0.5
-        command = ["--resume", folder] if resume else [*words, "--out", folder, "--go-on"]
+        anew: list[object] = [*words, "--out", folder, "--go-on"]
+        command = ["--resume", folder] if resume else anew
         logs = [scratch / f"said{n}" for n in range(at_once)]
         processes = [start(command, log) for log in logs]
         how = ""

@@ -29,7 +29,7 @@ from fedsam.base.system import write_whole
 from fedsam.base.vector import Layout
 from fedsam.messages import VectorRecord, tensor_of
 from fedsam.runs.files import CHECKPOINTS, checkpoints
-from fedsam.runs.seals import seal_of
+from fedsam.runs.seals import own_seal, seal_of
 
 log = logging.getLogger("fedsam")
 KEPT = 2
@@ -113,17 +113,13 @@ def _body(folder: Path, name: str) -> dict[str, Any]:
     body = json.loads((folder / f"{name}.json").read_bytes())
     if not isinstance(body, dict):
         raise ValueError("its JSON is no mapping")
-    if body.pop("self") != _own_sum(body):
+    if body.pop("self") != own_seal(body):
         raise ValueError("its JSON has another checksum")
     return body
 
 
 def _write(folder: Path, name: str, body: dict[str, Any]) -> None:
-    write_whole(folder / f"{name}.json", json.dumps(body | {"self": _own_sum(body)}))
-
-
-def _own_sum(body: dict[str, Any]) -> str:
-    return seal_of(json.dumps(body, sort_keys=True).encode())
+    write_whole(folder / f"{name}.json", json.dumps(body | {"self": own_seal(body)}))
 
 
 Tensors = dict[str, Tensor]

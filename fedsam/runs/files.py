@@ -82,7 +82,12 @@ def folders_below(path: Path) -> list[Path]:
 
 def weights(folder: Path, model: str) -> Path:
     """Return the file of one of a run's models."""
-    return folder / f"{model}{WEIGHTS}"
+    return folder / weights_name(model)
+
+
+def weights_name(model: str) -> str:
+    """Return the name of the file of a model, from the run's folder on."""
+    return f"{model}{WEIGHTS}"
 
 
 def model_after(round: int) -> str:

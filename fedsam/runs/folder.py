@@ -24,7 +24,7 @@ from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.lock import Lock
 from fedsam.runs.plots import draw_curves, draw_lifelong, draw_partition
-from fedsam.runs.seals import seal_of, sealed
+from fedsam.runs.seals import own_seal, seal_of, sealed
 
 
 class RunDir:
@@ -69,8 +69,11 @@ class RunDir:
     @property
     def position(self) -> dict[str, Any]:
         """What a checkpoint keeps of the folder: where its files end, and their seals."""
-        seals = self._seals | {files.METRICS: [self._sum.hexdigest()]}
-        return {"metrics": self.length, "seconds": self.seconds, "seals": seals}
+        return {"metrics": self.length, "seconds": self.seconds, "seals": self._all_seals()}
+
+    def _all_seals(self) -> dict[str, list[str]]:
+        """Return the seals of files, as they are now, by name."""
+        return self._seals | {files.METRICS: [self._sum.hexdigest()]}
 
     @staticmethod
     def check(out: str, *, new: bool) -> None:
@@ -135,8 +138,8 @@ class RunDir:
         os.fsync(self._metrics.fileno())
         checkpoint.save(self.path, snapshot)
 
-    def save_model(self, name: str, model: VectorRecord) -> None:
-        """Write a model's file by its name: tensors as its ``state_dict`` calls them."""
+    def save_model(self, name: str, model: VectorRecord) -> str:
+        """Write a model's file, tensors as its ``state_dict`` calls them; return its seal."""
         from safetensors.torch import save
 
         self._lock.check()
@@ -144,7 +147,9 @@ class RunDir:
         path.parent.mkdir(exist_ok=True)
         tensors = model.layout.read(model.state)
         whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-        write_whole(path, save(whole))
+        data = save(whole)
+        write_whole(path, data)
+        return seal_of(data)
 
     @classmethod
     def create(cls, config: Config, partition: Partition, labels: Tensor) -> "RunDir":
@@ -202,10 +207,15 @@ class RunDir:
             Whether that was its end, and not a failure or an interruption.
         """
         self._metrics.close()
-        self.save_model(files.MODEL, evaluated)
+        models = {files.MODEL: evaluated}
         if evaluated is not trained:
-            self.save_model(files.TRAINED, trained)
+            models[files.TRAINED] = trained
+        seals = {files.weights_name(name): self.save_model(name, m) for name, m in models.items()}
         summary = {metrics.FINISHED: finished} | self.summary(evaluated.layout.trainable, reason)
+        if finished:
+            of_files = {name: seal for name, (seal,) in self._all_seals().items()}
+            summary[metrics.SEALS] = of_files | seals
+            summary[metrics.SEAL] = own_seal(summary)
         write_whole(self.path / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / files.CURVES_PICTURE)
         if self.config.lifelong:

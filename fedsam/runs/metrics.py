@@ -44,6 +44,9 @@ key                    meaning
 ``parameters``         how many the model trains
 ``split``              how unlike the clients are: ``fedsam.data.partition.heterogeneity``
 ``versions``           of the packages that a result depends on
+``seals``              of a run that has finished: SHA-256 of config.yaml, metrics.jsonl,
+                       partition.npz and the models, by name
+``seal``               of the rest of this file, as ``runs/seals.py`` makes it
 ``lifelong``           of a lifelong run: ``accuracy_matrix`` a, where a[k][j] is the accuracy on
                        task j after task k; ``average_accuracy``, ``forgetting``,
                        ``backward_transfer`` and ``forward_transfer``, null before the last task is
@@ -80,6 +83,8 @@ UNSEEN_ACCURACY = "unseen_accuracy"
 
 FINISHED = "finished"
 ENDED = "ended"
+SEALS = "seals"
+SEAL = "seal"
 FINAL_ACCURACY = "final_accuracy"
 LAST_ACCURACY = "last_accuracy"
 BEST_ACCURACY = "best_accuracy"

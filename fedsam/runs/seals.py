@@ -1,8 +1,10 @@
 """Seals: SHA-256 by which a file is known to be what the run wrote."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedsam.base.errors import UsageError
 
@@ -10,6 +12,11 @@ from fedsam.base.errors import UsageError
 def seal_of(content: bytes) -> str:
     """Return the seal of a file with this content."""
     return hashlib.sha256(content).hexdigest()
+
+
+def own_seal(values: Mapping[str, Any]) -> str:
+    """Return the seal that a JSON object can hold of its other values."""
+    return seal_of(json.dumps(values, sort_keys=True).encode())
 
 
 def sealed(path: Path, seals: Iterable[str], length: int | None = None) -> bytes:
