@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | Non
         from fedsam.simulate.resume import ended, resumed
 
         config, snapshot = resumed(folder, given)
-        if ended(config, snapshot):
+        if not given and ended(config, snapshot):
             _leave_alone(folder)
             return []
         return [(config, snapshot)]
