@@ -6,11 +6,12 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 import fedsam
 from fedsam.base.errors import TrainingError, UsageError, flag, nearest
-from fedsam.base.system import Interrupted, expanded
+from fedsam.base.system import Interrupted, Signalled, end_at_once, expanded
 from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import Config, groups
 
@@ -147,13 +148,15 @@ def run(
     except Interrupted as error:
         print(f"fedsam: interrupted after round {error.round}{error.advice}", file=sys.stderr)
         return 128 + error.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"fedsam: {interrupted}", file=sys.stderr)
-        return 130
+        return 128 + (error.signal if isinstance(error, Signalled) else SIGINT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``fedsam``: hand the rest of the words to the command that the first one names."""
+    if arguments is None:  # a process of its own
+        end_at_once()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))

@@ -1,9 +1,7 @@
 """The errors a user can cause: one line that names the flag and says what would be right."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
 LONGEST_MESSAGE = 1000  # characters; of what somebody else says
 LONGEST_REASON = 300
@@ -27,17 +25,6 @@ class TrainingError(RuntimeError):
 
 class StorageError(TrainingError):
     """A file that cannot be written: nothing more is."""
-
-
-@contextmanager
-def storing(folder: Path) -> Iterator[None]:
-    """Raise StorageError where the disk is full or gone."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: {error.strerror or error}; the checkpoints written before are whole"
-        ) from error
 
 
 def flag(key: str) -> str:

@@ -2,10 +2,10 @@
 
 import os
 import re
+import shlex
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -40,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
         """How to go on."""
         if self.folder is None:
             return ""
-        return f"; go on with: python -m fedsam.simulate --resume {self.folder}"
+        return f"; go on with: python -m fedsam.simulate --resume {shown(self.folder)}"
 
 
 class Stop:
@@ -55,6 +55,46 @@ class Stop:
             raise Interrupted(self.signal)
 
 
+class Signalled(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, where it may come at any moment."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__("interrupted")
+        self.signal = signal
+
+
+def _say(line: bytes) -> None:
+    """Write to stderr from a signal's handler: no print, it may be in the middle of one."""
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, line)
+
+
+def end_at_once() -> None:
+    """Let SIGINT and SIGTERM end the process in one line: while there is nothing to lose."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _say(b"fedsam: interrupted\n")  # no exception: it could come out of any import
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise Signalled in what runs inside."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Signalled(number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def listening() -> Iterator[Stop]:
     """Let SIGINT and SIGTERM ask what runs inside to stop; a second one ends the process."""
@@ -65,8 +105,7 @@ def listening() -> Iterator[Stop]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         stop.signal = number
-        # no print: it may be in the middle of one
-        os.write(sys.stderr.fileno(), b"\nstopping after the clients at hand; again: now\n")
+        _say(b"\nstopping after the clients at hand; again: now\n")
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
@@ -74,6 +113,12 @@ def listening() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def shown(path: Path) -> str:
+    """Return a path as a word of a command that can be copied into a shell."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def cores() -> int:

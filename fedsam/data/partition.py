@@ -1,5 +1,6 @@
 """A split of the training images over the clients, and the pieces that splits are made of."""
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
+from fedsam.base.system import write_whole
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Partition:
     def save(self, path: Path, counts: Tensor) -> None:
         """Write a NumPy archive: ``indices``, ``offsets``, and ``counts`` (clients, classes)."""
         indices, offsets = self.indices.numpy(), self.offsets.numpy()
-        np.savez_compressed(path, indices=indices, offsets=offsets, counts=counts.numpy())
+        archive = io.BytesIO()
+        np.savez_compressed(archive, indices=indices, offsets=offsets, counts=counts.numpy())
+        write_whole(path, archive.getvalue())
 
     def same_as(self, other: "Partition") -> bool:
         """Return whether every client holds the same images in the same order."""

@@ -1,8 +1,15 @@
 """``python -m fedsam.flatness RUN...``: how flat the loss is around the models of runs."""
 
+import sys
+
+from fedsam.base.system import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # by a signal, while what follows is imported
+
+import importlib
 import json
 import math
-import sys
 import time
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsam import cli
-from fedsam.base.errors import UsageError, flag, storing
-from fedsam.base.system import write_whole
+from fedsam.base.errors import UsageError, flag
+from fedsam.base.system import raising, write_whole
 from fedsam.cli import Parser, progress_bar
 from fedsam.flatness.options import COHORT, COMPARISONS, MEASURES, OPTIONS, QUICK
 from fedsam.runs import files
@@ -73,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def act() -> None:
         options = flags().read(arguments)
         paths = options.pop("runs")
-        measure_models([model for path in paths for model in models_at(path)], options)
+        models = [model for path in paths for model in models_at(path)]
+        importlib.import_module("fedsam.flatness.registry")  # nothing is raised out of this
+        with raising():
+            measure_models(models, options)
 
     return cli.run(act, stopped="stopped", interrupted="interrupted; what was measured is kept")
 
@@ -138,7 +148,7 @@ def measure_models(models: Sequence[ModelFile], options: dict[str, Any]) -> None
 
 def write(folder: Path, results: Results) -> None:
     """Write a run's flatness.json."""
-    with storing(folder):
+    with files.storing(folder):
         write_whole(folder / files.FLATNESS, json.dumps(_finite(results), indent=1) + "\n")
 
 

@@ -1,6 +1,12 @@
 """``python -m fedsam.report RUN...``: tables and figures of finished runs."""
 
 import sys
+
+from fedsam.base.system import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # by a signal, while what follows is imported
+
 from collections.abc import Sequence
 from pathlib import Path
 

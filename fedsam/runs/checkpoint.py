@@ -9,12 +9,11 @@ is pickled, and nothing is made on the way back but these: an object of the stra
 filled where the config made it.
 """
 
-import hashlib
 import json
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -30,6 +29,7 @@ from fedsam.base.system import write_whole
 from fedsam.base.vector import Layout
 from fedsam.messages import VectorRecord, tensor_of
 from fedsam.runs.files import CHECKPOINTS, checkpoints
+from fedsam.runs.seals import own_seal, seal_of
 
 log = logging.getLogger("fedsam")
 KEPT = 2
@@ -47,11 +47,14 @@ class Snapshot:
         What JSON can hold.
     tensors : dict
         By name, as they were when it was taken.
+    newest : str
+        The last checkpoint that there was when it was read.
     """
 
     round: int
     tree: dict[str, Any]
     tensors: dict[str, Tensor]
+    newest: str = ""
 
 
 def save(run: Path, snapshot: Snapshot) -> None:
@@ -65,8 +68,8 @@ def save(run: Path, snapshot: Snapshot) -> None:
     whole = {n: t.detach().cpu().contiguous().clone() for n, t in snapshot.tensors.items()}
     data = dump_tensors(whole)
     write_whole(folder / f"{name}.safetensors", data)
-    body = {"round": snapshot.round, "tensors": _sum(data), "tree": snapshot.tree}
-    write_whole(folder / f"{name}.json", json.dumps(body | {"self": _own_sum(body)}))
+    body = {"round": snapshot.round, "tensors": seal_of(data), "tree": snapshot.tree}
+    _write(folder, name, body)
     for old in checkpoints(run)[:-KEPT]:
         (folder / f"{old}.json").unlink()
         (folder / f"{old}.safetensors").unlink(missing_ok=True)
@@ -74,35 +77,49 @@ def save(run: Path, snapshot: Snapshot) -> None:
 
 def load(run: Path) -> Snapshot | None:
     """Return a run's newest checkpoint that is not damaged; warn of those that are."""
-    for name in reversed(checkpoints(run)):
+    names = checkpoints(run)
+    for name in reversed(names):
         try:
-            return _read(run / CHECKPOINTS, name)
+            return replace(_read(run / CHECKPOINTS, name), newest=names[-1])
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); the one before is used", name, error)
     return None
 
 
+def accept(run: Path, file: str, seal: str) -> None:
+    """Let each checkpoint go with another content of a file, too, before that is written."""
+    folder = run / CHECKPOINTS
+    for name in checkpoints(run):
+        try:
+            body = _body(folder, name)
+        except (OSError, ValueError, KeyError):  # damaged: it goes with nothing
+            continue
+        seals = body["tree"]["seals"]
+        seals[file] = [*seals[file], seal]
+        _write(folder, name, body)
+
+
 def _read(folder: Path, name: str) -> Snapshot:
     from safetensors.torch import load as load_tensors
 
-    body = json.loads((folder / f"{name}.json").read_text())
-    if not isinstance(body, dict):
-        raise ValueError("its JSON is no mapping")
-    own = body.pop("self")
-    if own != _own_sum(body):
-        raise ValueError("its JSON has another checksum")
+    body = _body(folder, name)
     data = (folder / f"{name}.safetensors").read_bytes()
-    if _sum(data) != body["tensors"]:
+    if seal_of(data) != body["tensors"]:
         raise ValueError("its tensors have another checksum")
     return Snapshot(body["round"], body["tree"], load_tensors(data))
 
 
-def _sum(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _body(folder: Path, name: str) -> dict[str, Any]:
+    body = json.loads((folder / f"{name}.json").read_bytes())
+    if not isinstance(body, dict):
+        raise ValueError("its JSON is no mapping")
+    if body.pop("self") != own_seal(body):
+        raise ValueError("its JSON has another checksum")
+    return body
 
 
-def _own_sum(body: dict[str, Any]) -> str:
-    return _sum(json.dumps(body, sort_keys=True).encode())
+def _write(folder: Path, name: str, body: dict[str, Any]) -> None:
+    write_whole(folder / f"{name}.json", json.dumps(body | {"self": own_seal(body)}))
 
 
 Tensors = dict[str, Tensor]

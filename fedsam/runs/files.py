@@ -15,6 +15,7 @@
 ``checkpoints/``                  what the run needs to go on: ``runs/checkpoint.py``
 ``profile.json``                  time by phase
 ``trace.json.gz``                 a PyTorch profiler's trace
+``.lock``                         held by the process that writes there: ``runs/lock.py``
 ``tracking.json``                 under which ids trackers' services know the run
 ``tensorboard/``                  what a tracker of that name writes
 ``flatness.json``                 what ``fedsam.flatness`` measured, by model and measure
@@ -23,7 +24,11 @@
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from fedsam.base.errors import StorageError
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -32,6 +37,7 @@ PARTITION = "partition.npz"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile.json"
 TRACE = "trace.json.gz"
+LOCK = ".lock"
 TRACKING = "tracking.json"
 TENSORBOARD = "tensorboard"
 FLATNESS = "flatness.json"
@@ -56,9 +62,19 @@ def is_run(folder: Path) -> bool:
 
 def is_barren(folder: Path) -> bool:
     """Return whether a folder is empty, or that of a run that ended before it left anything."""
-    if not is_run(folder):
-        return not any(folder.iterdir())
-    return not checkpoints(folder) and not (folder / SUMMARY).exists()
+    if is_run(folder):
+        return not checkpoints(folder) and not (folder / SUMMARY).exists()
+    return all(path.name == LOCK or path.suffix == ".part" for path in folder.iterdir())
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Raise StorageError where the disk is full or gone."""
+    try:
+        yield
+    except OSError as error:
+        whole = "; the checkpoints written before are whole" if checkpoints(folder) else ""
+        raise StorageError(f"{folder}: {error.strerror or error}{whole}") from error
 
 
 def folders_below(path: Path) -> list[Path]:
@@ -68,7 +84,12 @@ def folders_below(path: Path) -> list[Path]:
 
 def weights(folder: Path, model: str) -> Path:
     """Return the file of one of a run's models."""
-    return folder / f"{model}{WEIGHTS}"
+    return folder / weights_name(model)
+
+
+def weights_name(model: str) -> str:
+    """Return the name of the file of a model, from the run's folder on."""
+    return f"{model}{WEIGHTS}"
 
 
 def model_after(round: int) -> str:

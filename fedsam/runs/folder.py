@@ -1,12 +1,13 @@
 """What a run leaves behind: config, metrics, summary, model, partition and pictures."""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import platform
-import shutil
 import time
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -14,14 +15,16 @@ from typing import IO, Any
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
-from fedsam.base.system import version, write_whole
+from fedsam.base.system import shown, version, write_whole
 from fedsam.base.timers import timed
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition, heterogeneity
 from fedsam.messages import VectorRecord
 from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
+from fedsam.runs.lock import Lock
 from fedsam.runs.plots import draw_answers, draw_curves, draw_lifelong, draw_partition
+from fedsam.runs.seals import own_seal, seal_of, sealed
 
 
 class RunDir:
@@ -29,21 +32,33 @@ class RunDir:
 
     Parameters
     ----------
-    path : Path
-        An empty folder.
+    lock : Lock
+        Of the folder.
     config : Config
-        What is run.
-    split : dict
-        How unlike its clients are: ``heterogeneity`` of the split.
+        What is run; config.yaml holds it.
+    partition : Partition
+        Of the training images; partition.npz holds it.
+    labels : Tensor
+        int64, of these.
+    new : bool
+        Whether this process made it.
     """
 
-    def __init__(self, path: Path, config: Config, split: dict[str, float]) -> None:
-        self.path = path
+    def __init__(
+        self, lock: Lock, config: Config, partition: Partition, labels: Tensor, *, new: bool
+    ) -> None:
+        self.path = path = lock.folder
         self.config = config
-        self.split = split
+        self.new = new
+        self.split = heterogeneity(_counts(partition, labels))
         self.lines: list[dict[str, Any]] = []
         self.length = 0  # of metrics.jsonl, in bytes
         self.began = time.perf_counter()
+        self._lock = lock
+        self._seals = {
+            name: [seal_of((path / name).read_bytes())] for name in (files.CONFIG, files.PARTITION)
+        }
+        self._sum = hashlib.sha256()  # of metrics.jsonl so far
         self._metrics: IO[bytes] = (path / files.METRICS).open("ab", buffering=0)
 
     @property
@@ -51,11 +66,25 @@ class RunDir:
         """Seconds that the run has taken so far."""
         return time.perf_counter() - self.began
 
+    @property
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the folder: where its files end, and their seals."""
+        return {"metrics": self.length, "seconds": self.seconds, "seals": self._all_seals()}
+
+    def _all_seals(self) -> dict[str, list[str]]:
+        """Return the seals of files, as they are now, by name."""
+        return self._seals | {files.METRICS: [self._sum.hexdigest()]}
+
     @staticmethod
-    def check(out: str) -> None:
-        """Raise UsageError if the folder ``out`` is there already."""
+    def check(out: str, *, new: bool) -> None:
+        """Raise UsageError if the folder ``out`` cannot be made, or gone on with, by now."""
+        if not new:
+            with Lock(Path(out)):
+                return
         if out and Path(out).exists():
-            raise UsageError(f"--out {out}: exists already; name a new folder, or --resume {out}")
+            raise UsageError(
+                f"--out {out}: exists already; name a new folder, or --resume {shown(Path(out))}"
+            )
 
     @classmethod
     def reopen(
@@ -66,45 +95,61 @@ class RunDir:
         Raises
         ------
         UsageError
-            If the metrics or the split are not those of the run.
+            If another process writes there, or metrics or split are not those of the run.
         """
-        path = Path(config.out)
-        if not partition.same_as(Partition.load(path / files.PARTITION)):
-            raise UsageError(f"--resume {path}: the data are split in another way than there")
-        length = snapshot.tree["metrics"]
-        lines = path / files.METRICS
-        if lines.stat().st_size < length:
-            raise UsageError(
-                f"--resume {path}: {files.METRICS} is shorter than it was; start it anew"
-            )
-        write_whole(path / files.CONFIG, dump(config.model_copy(update={"out": ""})))
-        os.truncate(lines, length)
-        run = cls(path, config, heterogeneity(_counts(partition, labels)))
-        run.length = length
-        run.began -= snapshot.tree["seconds"]
-        for line in lines.read_text().splitlines():
-            run._remember(json.loads(line))
-        return run
+        path, seals = Path(config.out), snapshot.tree["seals"]
+        with ExitStack() as failing:
+            lock = failing.enter_context(Lock(path))
+            if snapshot.newest not in ("", *files.checkpoints(path)[-1:]):
+                raise UsageError(
+                    f"--resume {path}: another process went on with it just now; try again"
+                )
+            sealed(path / files.PARTITION, seals[files.PARTITION])
+            if not partition.same_as(Partition.load(path / files.PARTITION)):
+                raise UsageError(f"--resume {path}: the data are split in another way than there")
+            lines = path / files.METRICS
+            before = sealed(lines, seals[files.METRICS], snapshot.tree["metrics"])
+            with files.storing(path):
+                _unfinish(path, snapshot.round)
+                _rewrite_config(path, config)
+                os.truncate(lines, len(before))
+                run = cls(lock, config, partition, labels, new=False)
+            run.began -= snapshot.tree["seconds"]
+            for line in before.splitlines():
+                run._remember(json.loads(line))
+            run.length = len(before)
+            run._sum.update(before)
+            failing.pop_all()
+            return run
 
     def remove(self) -> None:
         """Remove the folder of a run that could not begin, so that it can be tried again."""
         self._metrics.close()
-        shutil.rmtree(self.path)
+        self._lock.remove_folder()
+
+    def close(self) -> None:
+        """Let others write here."""
+        self._metrics.close()
+        self._lock.close()
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint; what metrics.jsonl held then is on the disk before."""
+        self._lock.check()
         os.fsync(self._metrics.fileno())
         checkpoint.save(self.path, snapshot)
 
-    def save_model(self, name: str, model: VectorRecord) -> None:
-        """Write a model's file by its name: tensors as its ``state_dict`` calls them."""
+    def save_model(self, name: str, model: VectorRecord) -> str:
+        """Write a model's file, tensors as its ``state_dict`` calls them; return its seal."""
         from safetensors.torch import save
 
+        self._lock.check()
         path = files.weights(self.path, name)
         path.parent.mkdir(exist_ok=True)
         tensors = model.layout.read(model.state)
         whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-        write_whole(path, save(whole))
+        data = save(whole)
+        write_whole(path, data)
+        return seal_of(data)
 
     @classmethod
     def create(cls, config: Config, partition: Partition, labels: Tensor) -> "RunDir":
@@ -112,18 +157,24 @@ class RunDir:
         path = Path(config.out) if config.out else _new_name(config)
         try:
             path.mkdir(parents=True)
+            lock = Lock(path)
         except FileExistsError as error:
             if not config.out:  # another run took the name just now
                 return cls.create(config, partition, labels)
             raise UsageError(f"--out {path}: exists already; name a new folder") from error
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
-        (path / files.CONFIG).write_text(dump(config.model_copy(update={"out": ""})))
-        counts = _counts(partition, labels)
-        split = heterogeneity(counts)
-        partition.save(path / files.PARTITION, counts)
-        draw_partition(counts, path / files.PARTITION_PICTURE)
-        return cls(path, config, split)
+        try:
+            with files.storing(path):
+                write_whole(path / files.CONFIG, _text(config))
+                counts = _counts(partition, labels)
+                partition.save(path / files.PARTITION, counts)
+                draw_partition(counts, path / files.PARTITION_PICTURE)
+                return cls(lock, config, partition, labels, new=True)
+        except BaseException:
+            lock.remove_folder()
+            lock.close()
+            raise
 
     @timed("write")
     def log(self, line: dict[str, Any]) -> None:
@@ -133,6 +184,7 @@ class RunDir:
         if self._metrics.write(data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.length += len(data)
+        self._sum.update(data)
         self._remember(clean)
 
     def _remember(self, line: dict[str, Any]) -> None:
@@ -155,10 +207,15 @@ class RunDir:
             Whether that was its end, and not a failure or an interruption.
         """
         self._metrics.close()
-        self.save_model(files.MODEL, evaluated)
+        models = {files.MODEL: evaluated}
         if evaluated is not trained:
-            self.save_model(files.TRAINED, trained)
+            models[files.TRAINED] = trained
+        seals = {files.weights_name(name): self.save_model(name, m) for name, m in models.items()}
         summary = {metrics.FINISHED: finished} | self.summary(evaluated.layout.trainable, reason)
+        if finished:
+            of_files = {name: seal for name, (seal,) in self._all_seals().items()}
+            summary[metrics.SEALS] = of_files | seals
+            summary[metrics.SEAL] = own_seal(summary)
         write_whole(self.path / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
         draw_curves(self.lines, self.path / files.CURVES_PICTURE)
         if self.config.lifelong:
@@ -189,6 +246,28 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     packages = ("fedsam", "flwr", "torch", "torchvision", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _text(config: Config) -> str:
+    """Return what config.yaml holds."""
+    return dump(config.model_copy(update={"out": ""}))
+
+
+def _rewrite_config(path: Path, config: Config) -> None:
+    """Let config.yaml hold the config with which a run goes on."""
+    text = _text(config)
+    if (path / files.CONFIG).read_bytes() == text.encode():
+        return
+    checkpoint.accept(path, files.CONFIG, seal_of(text.encode()))
+    write_whole(path / files.CONFIG, text)
+
+
+def _unfinish(path: Path, round: int) -> None:
+    """Let summary.json, where there is one, say that the run goes on."""
+    file = path / files.SUMMARY
+    if file.exists():
+        said = {metrics.FINISHED: False, metrics.ENDED: f"goes on after round {round}"}
+        write_whole(file, json.dumps(said, indent=2) + "\n")
 
 
 def _new_name(config: Config) -> Path:

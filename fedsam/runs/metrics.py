@@ -54,6 +54,9 @@ key                    meaning
 ``parameters``         how many the model trains
 ``split``              how unlike the clients are: ``fedsam.data.partition.heterogeneity``
 ``versions``           of the packages that a result depends on
+``seals``              of a run that has finished: SHA-256 of config.yaml, metrics.jsonl,
+                       partition.npz and the models, by name
+``seal``               of the rest of this file, as ``runs/seals.py`` makes it
 ``lifelong``           of a lifelong run: ``accuracy_matrix`` a, where a[k][j] is the accuracy on
                        task j after task k; ``average_accuracy``, ``forgetting``,
                        ``backward_transfer`` and ``forward_transfer``, null before the last task is
@@ -92,6 +95,8 @@ UPDATE_NORM = "update_norm"
 
 FINISHED = "finished"
 ENDED = "ended"
+SEALS = "seals"
+SEAL = "seal"
 EVALUATIONS = "evaluations"
 ROUNDS = "rounds"
 ROUNDS_PER_SECOND = "rounds_per_second"
@@ -103,6 +108,7 @@ FORGETTING = "forgetting"
 BACKWARD_TRANSFER = "backward_transfer"
 FORWARD_TRANSFER = "forward_transfer"
 
+ALL_ROUNDS = "all rounds done"  # why most runs end
 LAST = 100  # rounds whose evaluations make the final number, as in the paper
 
 Line = Mapping[str, Any]

@@ -1,7 +1,10 @@
 """Finished runs, read back from their folders."""
 
+import io
 import json
 import math
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +13,15 @@ from typing import Any
 from zipfile import BadZipFile
 
 from fedsam import tasks
-from fedsam.base.errors import UsageError
+from fedsam.base.errors import UsageError, one_line
 from fedsam.config.schema import Config, resolve
 from fedsam.runs import files, metrics
+from fedsam.runs.seals import own_seal, sealed
+
+DAMAGED_ARCHIVE = (  # what NumPy and zipfile raise of one
+    *(OSError, KeyError, ValueError, BadZipFile, zlib.error, struct.error, EOFError),
+    *(RuntimeError, MemoryError, OverflowError, TypeError),
+)
 
 
 def _no_network(config: Config) -> Any:
@@ -111,11 +120,22 @@ class Run:
 
     def model(self) -> Any:
         """Return the network that was evaluated, on the CPU and in eval mode."""
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         module = self.new_network(self.config)
-        module.load_state_dict(load_file(files.weights(self.path, files.MODEL)))
+        content = self._content(files.weights_name(files.MODEL))
+        try:
+            tensors = load(content)
+        except SafetensorError as error:
+            file = files.weights(self.path, files.MODEL)
+            raise UsageError(f"{file}: damaged: {one_line(error)}") from error
+        module.load_state_dict(tensors)
         return module.eval()
+
+    def _content(self, name: str) -> bytes:
+        """Return what a file holds, if it is as the run left it, as far as the summary says."""
+        return _content(self.path / name, self.summary)
 
     def partition_counts(self) -> Any:
         """Return how many images of each class each client holds: int64 (clients, classes)."""
@@ -123,10 +143,15 @@ class Run:
         import torch
 
         try:
-            with np.load(self.path / files.PARTITION, allow_pickle=False) as archive:
+            content = io.BytesIO(self._content(files.PARTITION))
+            with np.load(content, allow_pickle=False) as archive:
                 return torch.from_numpy(archive["counts"])
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
-            raise UsageError(f"{self.path}: damaged {files.PARTITION}: {error}") from error
+        except UsageError:
+            raise
+        except DAMAGED_ARCHIVE as error:
+            raise UsageError(
+                f"{self.path / files.PARTITION}: damaged: {one_line(error)}"
+            ) from error
 
     def curve(self, name: str) -> dict[int, float]:
         """Return a metric by round, where it was measured."""
@@ -153,17 +178,56 @@ def load(path: Path, new_network: Callable[[Config], Any] = _no_network) -> Run:
     UsageError
         If it is no folder of a finished run.
     """
+    for name in (files.SUMMARY, files.METRICS, files.CONFIG):
+        if not (path / name).is_file():
+            raise UsageError(f"{path}: no finished run: it has no {name}")
+    summary = _summary(path)
+    if not summary[metrics.FINISHED]:
+        raise UsageError(f"{path}: no finished run: {summary[metrics.ENDED]}")
+    lines = _lines(path / files.METRICS, summary)
+    _content(path / files.CONFIG, summary)
     try:
-        summary = _summary(path)
-        if not summary[metrics.FINISHED]:
-            raise UsageError(f"{path}: no finished run: {summary[metrics.ENDED]}")
-        lines = [json.loads(line) for line in (path / files.METRICS).read_text().splitlines()]
-        return Run(path, resolve({}, path / files.CONFIG), lines, summary, new_network)
-    except FileNotFoundError as error:
-        name = Path(error.filename).name
-        raise UsageError(f"{path}: no finished run: it has no {name}") from error
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}: damaged: {error}") from error
+        config = resolve({}, path / files.CONFIG)
+    except UsageError as error:
+        raise UsageError(f"{path / files.CONFIG}: {error}") from error
+    run = Run(path, config, lines, summary, new_network)
+    try:
+        _ = run.accuracy
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path / files.SUMMARY}: damaged: {error!r}") from error
+    return run
+
+
+def _content(path: Path, summary: Mapping[str, Any]) -> bytes:
+    """Return what a file holds, if it is as the run left it, as far as its summary says."""
+    seal = summary.get(metrics.SEALS, {}).get(path.name)
+    try:
+        return path.read_bytes() if seal is None else sealed(path, [seal])
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _lines(path: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl."""
+    lines = []
+    for number, text in enumerate(_content(path, summary).splitlines(), 1):
+        line = _parsed(text, f"{path}: line {number}")
+        numbers = all(isinstance(value, int | float | list | None) for value in line.values())
+        if type(line.get(metrics.ROUND)) is not int or not numbers:
+            raise UsageError(f"{path}: line {number}: damaged: must hold a round and numbers")
+        lines.append(line)
+    return lines
+
+
+def _parsed(content: bytes, where: str) -> dict[str, Any]:
+    """Return the mapping that JSON holds."""
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: damaged: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: damaged: must hold a mapping")
+    return values
 
 
 def load_all(paths: Sequence[Path]) -> list[Run]:
@@ -200,8 +264,13 @@ def ending(folder: Path) -> tuple[bool, str]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads((folder / files.SUMMARY).read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{folder}: damaged {files.SUMMARY}: {error}") from error
+    file = folder / files.SUMMARY
+    summary = _parsed(file.read_bytes(), str(file))
+    if not isinstance(summary.get(metrics.SEALS, {}), dict):
+        raise UsageError(f"{file}: damaged: {metrics.SEALS} must hold a mapping")
+    rest = {key: value for key, value in summary.items() if key != metrics.SEAL}
+    if summary.get(metrics.SEAL, seal := own_seal(rest)) != seal:
+        raise UsageError(
+            f"{file}: was changed or damaged after the run wrote it (its checksum is another one)"
+        )
     return {metrics.FINISHED: False, metrics.ENDED: "unknown"} | summary

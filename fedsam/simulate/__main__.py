@@ -1,7 +1,14 @@
 """``python -m fedsam.simulate``: one run of federated training, from flags and a YAML file."""
 
 import sys
+
+from fedsam.base.system import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # by a signal, while what follows is imported
+
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsam import cli
@@ -50,7 +57,7 @@ def parser() -> Parser:
 def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | None"]]:
     """Return the configs of these command-line arguments, and where their runs go on.
 
-    One, or one a ``--config``; None is a run that begins.
+    One, or one a ``--config``, but for those that have ended; None is a run that begins.
 
     Raises
     ------
@@ -62,9 +69,13 @@ def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | Non
     if folder:
         if files or go_on or "out" in given:
             raise UsageError("--resume: stands without --config, --out and --go-on")
-        from fedsam.simulate.resume import resumed
+        from fedsam.simulate.resume import ended, resumed
 
-        return [resumed(folder, given)]
+        config, snapshot = resumed(folder, given)
+        if not given and ended(config, snapshot):
+            _leave_alone(folder)
+            return []
+        return [(config, snapshot)]
     found: list[tuple[Config, Snapshot | None]] = []
     for config in [resolve(given, file) for file in files or [""]]:
         if not go_on:
@@ -72,8 +83,22 @@ def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | Non
             continue
         from fedsam.simulate.resume import went_on
 
-        found.append(went_on(config))
+        place = went_on(config)
+        if place is None:
+            _leave_alone(Path(config.out))
+        else:
+            found.append(place)
     return found
+
+
+def _leave_alone(folder: Path) -> None:
+    """Say that a run has ended, and how it would go on all the same."""
+    from fedsam.runs.run import ending
+
+    print(
+        f"{folder}: has ended ({ending(folder)[1]}) and is left as it is; more --rounds, another "
+        "--target-accuracy or another --patience let it go on"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str] | None) -> None:
     """Train what the arguments say, with a line of progress and a summary."""
-    configs, snapshots = map(list, zip(*parse(arguments), strict=True))
+    begins = parse(arguments)
+    if not begins:
+        return
+    configs, snapshots = map(list, zip(*begins, strict=True))
     # only now: --help and a wrong flag are answered before torch is imported
     from fedsam.simulate.joint import run_together
     from fedsam.simulate.progress import Progress

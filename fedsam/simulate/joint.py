@@ -60,8 +60,7 @@ def run_together(
     check_alike(configs)
     begins = snapshots or [None] * len(configs)
     for config, snapshot in zip(configs, begins, strict=True):
-        if snapshot is None:
-            RunDir.check(config.out)
+        RunDir.check(config.out, new=snapshot is None)
     stop = stop or Stop()
     with one_compute_thread(), ExitStack() as leaving:
         first, initial = new_trainer(configs[0])

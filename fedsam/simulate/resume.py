@@ -1,7 +1,6 @@
 """What a run needs to go on: gathered after a round, put back before the next one."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,19 @@ from fedsam.base.errors import UsageError, flag
 from fedsam.config.presets import over
 from fedsam.config.schema import Config, keys, resolve
 from fedsam.messages import VectorRecord
-from fedsam.runs import checkpoint, files
+from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot, load
+from fedsam.runs.lock import Lock
+from fedsam.runs.run import finished
+from fedsam.runs.seals import sealed
 from fedsam.server.side_vectors import SideVectors
 from fedsam.simulate.build import new_method
 from fedsam.simulate.schedule import EarlyStop
 from fedsam.training.method import Vectors
 
 log = logging.getLogger("fedsam")
-FORMAT = 2  # of a snapshot's tree: 1 had the fields of strategies that did without the adapter
+ENDS = ("rounds", "target_accuracy", "patience")  # keys that say when a run ends
+FORMAT = 3  # of a snapshot's tree: 2 had no seals, 1 the fields of strategies without the adapter
 
 
 @dataclass
@@ -48,7 +51,7 @@ class RunState:
     def __post_init__(self) -> None:
         self._made = checkpoint.flatten(self.strategy, "strategy", {})
 
-    def gather(self, round: int, arrays: VectorRecord, metrics: int, seconds: float) -> Snapshot:
+    def gather(self, round: int, arrays: VectorRecord, folder: Mapping[str, Any]) -> Snapshot:
         """Return the state after a round; tensors are held, not copied.
 
         Parameters
@@ -57,10 +60,8 @@ class RunState:
             The last one that is done.
         arrays : VectorRecord
             The global model.
-        metrics : int
-            Length of metrics.jsonl in bytes.
-        seconds : float
-            That the run has taken so far.
+        folder : mapping
+            What is kept of the run's folder: ``RunDir.position``.
         """
         tensors = {"model": arrays.state}
         strategy = checkpoint.flatten(self.strategy, "strategy", tensors)
@@ -70,8 +71,7 @@ class RunState:
             "best": self.stop.best,
             "since": self.stop.since,
             "clients": sorted(self.memories),
-            "metrics": metrics,
-            "seconds": seconds,
+            **folder,
         }
         tensors |= {f"sent.{name}": vector for name, vector in self.side_vectors.vectors.items()}
         for client, vectors in self.memories.items():
@@ -95,25 +95,52 @@ class RunState:
         return VectorRecord(layout, vectors["model"])
 
 
-def went_on(config: Config) -> tuple[Config, Snapshot | None]:
+def went_on(config: Config) -> tuple[Config, Snapshot | None] | None:
     """Return a config, and where its run goes on in ``config.out`` if it was begun there.
 
-    A folder that holds nothing to go on from is removed, and the run begins anew.
+    None if it has ended there, by this config too: it is to be left alone. A folder that holds
+    nothing to go on from is removed, and the run begins anew.
 
     Raises
     ------
     UsageError
-        As ``resumed``, and if the config names no folder.
+        As ``resumed``, if the config names no folder, or if another process writes there.
     """
     if not config.out:
         raise UsageError("--go-on: needs --out")
     folder = Path(config.out)
     if folder.is_dir() and files.is_barren(folder):
-        log.warning("--go-on: %s has no checkpoint; the run begins anew", folder)
-        shutil.rmtree(folder)
+        with Lock(folder) as lock:
+            if files.is_barren(folder):  # still
+                log.warning("--go-on: %s has no checkpoint; the run begins anew", folder)
+                lock.remove_folder()
     if not folder.exists():
         return config, None
-    return resumed(folder, config.model_dump())
+    if files.is_run(folder) and not files.checkpoints(folder) and _finished(folder):
+        before, _ = _both(folder, config.model_dump())  # it wrote none: --checkpoint-every 0
+        if all(getattr(before, key) == getattr(config, key) for key in ENDS):
+            return None
+    config, snapshot = resumed(folder, config.model_dump())
+    return None if ended(config, snapshot) else (config, snapshot)
+
+
+def ended(config: Config, snapshot: Snapshot) -> str:
+    """Return why a run is over where the snapshot was taken, and all is written; or "".
+
+    By the config with which it would go on: with more rounds, another target, ... it is not.
+    """
+    tree = snapshot.tree
+    early = EarlyStop(config.target_accuracy, config.patience, tree["best"], tree["since"])
+    reason = early.met or (metrics.ALL_ROUNDS if snapshot.round >= config.rounds else "")
+    return reason if reason and _finished(Path(config.out)) else ""
+
+
+def _finished(folder: Path) -> bool:
+    """Return whether a summary says so; a damaged one is written anew."""
+    try:
+        return finished(folder)
+    except UsageError:
+        return False
 
 
 def _over_all_rounds(before: Config, config: Config) -> str:
@@ -138,6 +165,20 @@ def _unlike(one: object, other: object) -> bool:
     )
 
 
+def _both(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Config]:
+    """Return the config of the run in a folder, and that with which it would go on."""
+    before = resolve({}, folder / files.CONFIG)
+    config = resolve(over(before.model_dump(), given))
+    free = keys("how") + keys("free")
+    for key, value in config.model_dump().items():
+        if key not in free and value != getattr(before, key):
+            raise UsageError(
+                f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
+                "it can only go on with that"
+            )
+    return before, config
+
+
 def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
     """Return the config with which a run goes on, and where it was.
 
@@ -153,22 +194,8 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
     UsageError
         If there is no checkpoint, or the config contradicts the run.
     """
-    if not files.is_run(folder):
+    if not files.is_run(folder) and not files.checkpoints(folder):
         raise UsageError(f"--resume {folder}: there is no run")
-    before = resolve({}, folder / files.CONFIG)
-    config = resolve(over(before.model_dump(), given))
-    free = keys("how") + keys("free")
-    for key, value in config.model_dump().items():
-        if key not in free and value != getattr(before, key):
-            raise UsageError(
-                f"{flag(key)} {value}: the run in {folder} has {getattr(before, key)}; "
-                "it can only go on with that"
-            )
-    if config.rounds != before.rounds and (what := _over_all_rounds(before, config)):
-        raise UsageError(
-            f"--rounds {config.rounds}: {what} of the run in {folder} goes by its {before.rounds}; "
-            "it can only go on with that"
-        )
     snapshot = load(folder)
     if snapshot is None:
         raise UsageError(f"--resume {folder}: it has no checkpoint to go on from; start it anew")
@@ -176,6 +203,13 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Snapshot]:
         raise UsageError(
             f"--resume {folder}: another version of fedsam wrote its checkpoint; go on with that "
             "one, or start it anew"
+        )
+    sealed(folder / files.CONFIG, snapshot.tree["seals"][files.CONFIG])
+    before, config = _both(folder, given)
+    if config.rounds != before.rounds and (what := _over_all_rounds(before, config)):
+        raise UsageError(
+            f"--rounds {config.rounds}: {what} of the run in {folder} goes by its {before.rounds}; "
+            "it can only go on with that"
         )
     if config.rounds < snapshot.round:
         raise UsageError(f"--rounds {config.rounds}: the run has done {snapshot.round} already")

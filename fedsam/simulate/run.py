@@ -3,8 +3,8 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from signal import SIGINT
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from flwr.serverapp import Grid
+from torch import Tensor
 
-from fedsam.base.errors import StorageError, TrainingError, UsageError, one_line, storing
+from fedsam.base.errors import StorageError, TrainingError, UsageError, one_line
 from fedsam.base.randomness import numpy_generator, sample_clients, torch_generator
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
@@ -98,8 +99,7 @@ def run(
         raise UsageError(
             "--client-timeout: a thread of the local engine cannot be stopped; --engine ray"
         )
-    if snapshot is None:
-        RunDir.check(config.out)
+    RunDir.check(config.out, new=snapshot is None)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
         leaving.enter_context(computing(trainer))
@@ -165,7 +165,8 @@ def play_out(
     """Play a run's rounds on a Grid, from its beginning or a snapshot; write down what happens."""
     trainer, memories = threads.trainer, grid.memories if isinstance(grid, LocalGrid) else {}
     side_vectors = SideVectors(trainer.method, trainer.layout, config.clients)
-    early = EarlyStop(config.target_accuracy, config.patience, headline_of(trainer.task))
+    headline = headline_of(trainer.task)
+    early = EarlyStop(config.target_accuracy, config.patience, headline=headline)
     state = RunState(new_strategy(config), side_vectors, memories, early)
     trackers = new_trackers(config.track)
     labels = trainer.train.classes.cpu()
@@ -197,17 +198,17 @@ def play_out(
     )
     if config.trace:
         turns = traced(turns, folder.path / files.TRACE)
-    with ExitStack() as leaving:
+    with closing(folder), ExitStack() as leaving:
         try:
             told = tracking(trackers, config, folder.path, folder.lines)
             track = leaving.enter_context(told)
         except BaseException:  # a tracker could not start
-            if snapshot is None:
+            if folder.new:
                 folder.remove()
             raise
 
         def write(line: dict[str, Any]) -> None:
-            with storing(folder.path):
+            with files.storing(folder.path):
                 folder.log(line)
             track(line)
             watch(line)
@@ -245,6 +246,8 @@ class RunLoop:
         The global model.
     done : int
         Rounds that were played.
+    kept : Snapshot
+        The run after the last round that is written down.
     """
 
     config: Config
@@ -255,6 +258,7 @@ class RunLoop:
     stop: Stop
     arrays: VectorRecord
     done: int
+    kept: Snapshot = field(init=False)
 
     @cached_property
     def groups(self) -> EvaluationGroups:
@@ -263,37 +267,65 @@ class RunLoop:
 
     def play(self, turns: Iterable[Round]) -> dict[str, Any]:
         """Play the rounds; return the summary."""
-        due, reason = Due(self.config.checkpoint_every), "all rounds done"
-        kept = self._gather()
+        self.kept = self._gather()
         try:
-            if not self.done:
-                self.write({metrics.ROUND: 0, **self._measure()})
-                kept = self._gather()
-            for turn in turns:
-                wanted = self._take(turn)
-                kept = self._gather() if due.ever else kept
-                if due.now(turn.number):
-                    self._save(kept)
-                if wanted:
-                    reason = wanted
-                    break
-                self.stop.check()
+            reason = self._play(turns)
         except StorageError:
             raise
-        except TrainingError as error:
-            self._finish(kept, str(error), finished=False)
-            raise
         except KeyboardInterrupt as error:
-            self._finish(kept, "interrupted", finished=False)
-            folder = self.folder.path if due.ever else None
-            raise Interrupted(self.stop.signal or SIGINT, folder, kept.round) from error
-        except Exception as error:  # a plug-in's own: its traceback is shown, the run is kept
-            if self.folder.length:
-                self._finish(kept, f"{type(error).__name__}: {one_line(error)}", finished=False)
-            else:
+            self._finish("interrupted", finished=False)
+            folder = self.folder.path if Due(self.config.checkpoint_every).ever else None
+            raise Interrupted(self.stop.signal or SIGINT, folder, self.kept.round) from error
+        except TrainingError as error:
+            self._keep(str(error))
+            raise
+        except (Exception, SystemExit) as error:  # a plug-in's own: its traceback is shown
+            self._keep(f"{type(error).__name__}: {one_line(error)}")
+            if isinstance(error, SystemExit):
+                raise RuntimeError("a plug-in asked Python to exit") from error
+            raise
+        return self._finish(reason, finished=True)
+
+    def _play(self, turns: Iterable[Round]) -> str:
+        """Play the rounds; return why to end."""
+        due = Due(self.config.checkpoint_every)
+        if due.ever and self.folder.new:
+            self._save()
+        if not self.folder.lines:
+            self._begin()
+        if reason := self.state.stop.met:  # it was killed before it said so
+            return reason
+        for turn in turns:
+            reason = self._take(turn)
+            if due.ever:
+                self.kept = self._gather()
+            if due.now(turn.number):
+                self._save()
+            if reason:
+                return reason
+            self.stop.check()
+        return metrics.ALL_ROUNDS
+
+    def _begin(self) -> None:
+        """Measure the model before training."""
+        try:
+            self.write({metrics.ROUND: 0, **self._measure()})
+        except (TrainingError, KeyboardInterrupt):
+            raise
+        except BaseException:  # a plug-in's own: there is nothing to keep
+            if self.folder.new:
                 self.folder.remove()
             raise
-        return self._finish(kept, reason, finished=True)
+        self.kept = self._gather()
+
+    def _keep(self, reason: str) -> None:
+        """Write all files of a run that something ended; what fails in that does not hide it."""
+        if not self.folder.path.exists():
+            return
+        try:
+            self._finish(reason, finished=False)
+        except Exception as error:
+            log.exception("%s: could not be kept whole: %s", self.folder.path, one_line(error))
 
     def _take(self, turn: Round) -> str:
         """Take in a round that was played; return why to stop after it, or ""."""
@@ -304,7 +336,7 @@ class RunLoop:
         if self.config.evaluates(number):
             line |= self._measure(number) | drift_of(turn)
         if self.config.save_every and number % self.config.save_every == 0:
-            with storing(self.folder.path):
+            with files.storing(self.folder.path):
                 self.folder.save_model(files.model_after(number), self._evaluated())
         self.write(line)
         self.done = number
@@ -332,30 +364,36 @@ class RunLoop:
 
     def _gather(self) -> Snapshot:
         """Return what is needed to go on after the last round."""
-        return self.state.gather(self.done, self.arrays, self.folder.length, self.folder.seconds)
+        return self.state.gather(self.done, self.arrays, self.folder.position)
 
-    def _save(self, snapshot: Snapshot) -> None:
-        with storing(self.folder.path):
-            self.folder.save(snapshot)
+    def _save(self) -> None:
+        with files.storing(self.folder.path):
+            self.folder.save(self.kept)
 
-    def _finish(self, kept: Snapshot, reason: str, *, finished: bool) -> dict[str, Any]:
+    def _finish(self, reason: str, *, finished: bool) -> dict[str, Any]:
         """Write all files of the run."""
         if Due(self.config.checkpoint_every).ever:
-            self._save(kept)
-        model = self._evaluated()
-        with storing(self.folder.path):
-            summary = self.folder.finish(model, self.arrays, reason, finished=finished)
-            self._draw_answers(model)
+            self._save()
+        try:
+            evaluated = self._evaluated()
+            answers = self._answers(evaluated)
+        except Exception as error:  # a plug-in's, after another mistake
+            if finished:
+                raise
+            log.exception("the trained model stands for the one evaluated: %s", one_line(error))
+            evaluated, answers = self.arrays, None
+        with files.storing(self.folder.path):
+            summary = self.folder.finish(evaluated, self.arrays, reason, finished=finished)
+            if answers:
+                self.folder.draw_answers(*answers, self.threads.trainer.test.pixels.outside)
         return summary
 
-    def _draw_answers(self, model: VectorRecord) -> None:
-        """Draw what the model says of the pixels of some test images, where it does so."""
+    def _answers(self, model: VectorRecord) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return some test images, and what is true and said of their pixels, where it is."""
         test = self.threads.trainer.test
         rows = torch.linspace(0, len(test) - 1, min(SHOWN, len(test))).long()
         answers = self.threads.answers(model.state, test, rows) if test.aligned else None
-        if answers is not None:
-            of_rows = (test.raw[rows], test.targets[rows], answers)
-            self.folder.draw_answers(*of_rows, test.pixels.outside)
+        return None if answers is None else (test.raw[rows], test.targets[rows], answers)
 
 
 def drift_of(turn: Round) -> dict[str, float]:

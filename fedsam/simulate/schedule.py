@@ -4,6 +4,8 @@ import re
 import time
 from dataclasses import dataclass
 
+from fedsam.tasks import HEADLINE
+
 
 @dataclass
 class EarlyStop:
@@ -15,21 +17,28 @@ class EarlyStop:
         Value of the headline that is enough; 0 for none.
     patience : int
         Evaluations without a better one that are too many; 0 for any number.
+    best, since : float, int
+        The best value so far, and the evaluations after it.
     headline : str
         What the number is called.
     """
 
     target: float
     patience: int
-    headline: str
     best: float = -1.0
     since: int = 0
+    headline: str = HEADLINE
 
     def reason(self, value: float) -> str:
         """Return why to stop after an evaluation with this value of the headline, or ""."""
         self.since = 0 if value > self.best else self.since + 1
         self.best = max(self.best, value)
-        if self.target and value >= self.target:
+        return self.met
+
+    @property
+    def met(self) -> str:
+        """Why to stop by the evaluations so far, or ""."""
+        if self.target and self.best >= self.target:
             return f"reached --target-accuracy {self.target:g}"
         if self.patience and self.since >= self.patience:
             return f"--patience {self.patience}: no better {self.headline} since {self.best:.4f}"

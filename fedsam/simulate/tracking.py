@@ -21,8 +21,8 @@ log = logging.getLogger("fedsam")
 class Tracker(Protocol):
     """What follows a run. It is made without arguments, and follows one run.
 
-    What a tracker raises ends the run; its folder is left as after a mistake in training if that
-    is a TrainingError or a KeyboardInterrupt.
+    What a tracker raises ends the run; its folder is left as after a mistake in training: with a
+    checkpoint of the round before, and a summary.
     """
 
     def start(self, config: Config, folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:

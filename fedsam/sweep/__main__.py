@@ -1,7 +1,12 @@
 """``python -m fedsam.sweep FILE``: a grid of runs, and their report; started again, it goes on."""
 
-import signal
 import sys
+
+from fedsam.base.system import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # by a signal, while what follows is imported
+
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -9,9 +14,10 @@ from pathlib import Path
 
 from fedsam import cli
 from fedsam.base.errors import UsageError
-from fedsam.base.system import cores, expanded
+from fedsam.base.system import cores, expanded, raising
 from fedsam.cli import Parser, key_parser
 from fedsam.report import __main__ as report
+from fedsam.runs.lock import Lock
 from fedsam.runs.run import finished
 from fedsam.sweep.grid import SweepPoint, cells_of, read
 from fedsam.sweep.live import LiveTable
@@ -57,14 +63,11 @@ def flags() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 (a cell failed), 2 (wrong input) or 130."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as Ctrl-C does
-    try:
+    """Run the command; return its exit code: 0, 1 (a cell failed), 2 (wrong input), 130 or 143."""
+    with raising():
         return cli.run(
             lambda: sweep(arguments), interrupted="interrupted; the same command goes on"
         )
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def sweep(arguments: Sequence[str] | None) -> int:
@@ -81,15 +84,20 @@ def sweep(arguments: Sequence[str] | None) -> int:
     shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
     shares |= {"threads": 1} if ray else {}
     cells = cells_of(read(name), out, shares | given)
-    jobs = jobs_of([cell for cell in cells if not cell.done()], together)
-    print(f"{len(cells)} cells, {len(cells) - sum(map(len, jobs))} done before", flush=True)
-    failed = {}
-    if jobs:
-        place = RayTasks(jobs[0][0].config) if ray else ProcessPool(parallel)
-        with closing(place):
-            failed = run_all(jobs, place.submit)
-    if len(failed) < len(cells):
-        report.write([out], out / "report", target)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made: {error.strerror}") from error
+    with Lock(out):
+        jobs = jobs_of([cell for cell in cells if not cell.done()], together)
+        print(f"{len(cells)} cells, {len(cells) - sum(map(len, jobs))} done before", flush=True)
+        failed = {}
+        if jobs:
+            place = RayTasks(jobs[0][0].config) if ray else ProcessPool(parallel)
+            with closing(place):
+                failed = run_all(jobs, place.submit)
+        if len(failed) < len(cells):
+            report.write([out], out / "report", target)
     return 1 if failed else 0
 
 

@@ -1,7 +1,6 @@
 """The cells of a sweep: a grid over config keys, each cell a run in a folder of its own."""
 
 import itertools
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,10 @@ from fedsam.config import text
 from fedsam.config.presets import CONFIGS, OPTIONS, over
 from fedsam.config.schema import Config, keys, resolve
 from fedsam.runs import files
+from fedsam.runs.lock import Lock
 from fedsam.runs.run import finished
+
+PATIENCE = 60.0  # seconds for the cells of this sweep that a kill of it left to end
 
 
 class When(BaseModel):
@@ -79,8 +81,10 @@ class SweepPoint:
 
     def prepare(self) -> Config:
         """Return the config, with the folder as its out; remove what cannot be gone on with."""
-        if not files.checkpoints(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.is_dir():
+            with Lock(self.folder, PATIENCE) as lock:
+                if not files.checkpoints(self.folder):
+                    lock.remove_folder()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return self.config.model_copy(update={"out": str(self.folder)})
 

@@ -1,5 +1,6 @@
 """How the cells of a sweep are run: alone or as one program, in processes here or Ray tasks."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,11 +45,12 @@ def run_here(cells: Sequence[SweepPoint]) -> Failures:
     from fedsam.simulate.run import run
 
     try:
-        begins = [went_on(cell.prepare()) for cell in cells]
+        places = [went_on(cell.prepare()) for cell in cells]
+        begins = [place for place in places if place is not None]
         configs, snapshots = [c for c, _ in begins], [s for _, s in begins]
-        if len(cells) == 1:
+        if len(begins) == 1:
             run(configs[0], snapshot=snapshots[0])
-        else:
+        elif begins:
             run_together(configs, snapshots=snapshots)
     except (UsageError, TrainingError) as error:
         return _failures(cells, str(error))
@@ -84,11 +86,16 @@ class ProcessPool:
         for file, cell in zip(files, cells, strict=True):
             file.write_text(dump(cell.prepare()))
         named = [word for file in files for word in ("--config", str(file))]
-        call = [sys.executable, "-m", "fedsam.simulate", *named, "--go-on", "--quiet"]
-        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        call = [sys.executable, "-m", "fedsam.sweep.cell", *named, "--go-on", "--quiet"]
+        theirs, ours = os.pipe()  # for as long as this process lives
+        process = subprocess.Popen(
+            call, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        os.close(theirs)
         self._running.add(process)
         said, errors = process.communicate()
         self._running.discard(process)
+        os.close(ours)
         for file in files:
             file.unlink()
         if process.returncode == 0:

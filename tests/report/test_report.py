@@ -183,8 +183,8 @@ def test_runs_that_did_not_go_to_their_end_are_left_out_and_said_so(tmp_path, ca
         (lambda run: (run / "summary.json").unlink(), "no finished run: it has no summary.json"),
         (lambda run: (run / "summary.json").write_text("{"), "damaged"),
         (lambda run: (run / "config.yaml").write_text("alpha: x"), "alpha"),
-        (lambda run: (run / "partition.npz").unlink(), "damaged partition.npz"),
-        (lambda run: (run / "partition.npz").write_bytes(b"PK"), "damaged partition.npz"),
+        (lambda run: (run / "partition.npz").unlink(), "partition.npz: cannot be read"),
+        (lambda run: (run / "partition.npz").write_bytes(b"PK"), "partition.npz: damaged"),
     ],
 )
 def test_a_damaged_run_is_one_line(tmp_path, capsys, damage, message):

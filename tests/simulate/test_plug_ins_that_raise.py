@@ -6,8 +6,9 @@ import pytest
 from conftest import quick_config
 from flwr.serverapp.strategy import FedAvg
 
+from fedsam.runs.folder import RunDir
 from fedsam.simulate.resume import resumed
-from fedsam.simulate.run import run
+from fedsam.simulate.run import RunLoop, run
 from fedsam.tasks.classification import Classification
 
 HERE = "test_plug_ins_that_raise"
@@ -78,3 +79,100 @@ def test_one_that_raises_before_round_0_is_written_leaves_no_folder(tmp_path, mo
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(Metrics, "after", 9)
     assert run(config).summary["finished"]
+
+
+class Exiting(Raising):
+    """One that ends Python in its third round."""
+
+    def aggregate_train(self, server_round, replies):
+        if server_round == 3 and self.broken:
+            raise SystemExit(0)
+        return super().aggregate_train(min(server_round, 2), replies)
+
+
+class Tracking:
+    """A tracker that fails where it is told to."""
+
+    at = ""
+
+    def start(self, config, folder, lines):
+        self.fail("start")
+
+    def log(self, line):
+        if line["round"] == 3:
+            self.fail("log")
+
+    def finish(self, summary, error):
+        self.fail("finish")
+
+    def fail(self, place):
+        if Tracking.at == place:
+            raise ZeroDivisionError(f"in {place}")
+
+
+def test_one_that_ends_python_leaves_what_can_be_gone_on_with(tmp_path, monkeypatch):
+    keys = {"strategy": f"{HERE}:Exiting", "rounds": 5}
+    with pytest.raises(RuntimeError, match="a plug-in asked Python to exit") as raised:
+        run(quick_config(tmp_path / "cut", **keys))
+    assert isinstance(raised.value.__cause__, SystemExit)
+    assert not json.loads((tmp_path / "cut" / "summary.json").read_text())["finished"]
+    assert resumed(tmp_path / "cut", {})[1].round == 2
+
+
+def test_a_tracker_that_raises_at_a_line_costs_that_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tracking, "at", "log")
+    keys = {"track": f"{HERE}:Tracking"}
+    with pytest.raises(ZeroDivisionError, match="in log"):
+        run(quick_config(tmp_path / "cut", **keys))
+    summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
+    assert (summary["finished"], summary["ended"]) == (False, "ZeroDivisionError: in log")
+    monkeypatch.setattr(Tracking, "at", "")
+    config, snapshot = resumed(tmp_path / "cut", {})
+    assert snapshot.round == 2
+    assert model_of(run(config, snapshot=snapshot)) == model_of(
+        run(quick_config(tmp_path / "whole"))
+    )
+
+
+def test_a_tracker_that_raises_at_the_end_leaves_a_finished_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tracking, "at", "finish")
+    with pytest.raises(ZeroDivisionError, match="in finish"):
+        run(quick_config(tmp_path / "run", track=f"{HERE}:Tracking"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]
+
+
+def test_a_tracker_that_cannot_start_again_leaves_the_checkpoint(tmp_path, monkeypatch):
+    keys = {"track": f"{HERE}:Tracking"}
+    run(quick_config(tmp_path / "run", **keys))
+    config, snapshot = resumed(tmp_path / "run", {"rounds": 5})
+    monkeypatch.setattr(Tracking, "at", "start")
+    with pytest.raises(ZeroDivisionError, match="in start"):
+        run(config, snapshot=snapshot)
+    monkeypatch.setattr(Tracking, "at", "")
+    assert run(config, snapshot=resumed(tmp_path / "run", {})[1]).summary["rounds"] == 5
+
+
+def test_what_fails_while_a_run_is_kept_does_not_hide_why_it_ended(tmp_path, monkeypatch, caplog):
+    """The strategy raises; then so does the model that would be evaluated."""
+
+    def evaluated(self):
+        if self.done == 2:
+            raise KeyError("the average, too")
+        return self.arrays
+
+    monkeypatch.setattr(RunLoop, "_evaluated", evaluated)
+    keys = {"strategy": f"{HERE}:Raising", "rounds": 5, "eval_every": 5}
+    with pytest.raises(ZeroDivisionError, match="a mistake of mine"):
+        run(quick_config(tmp_path / "cut", **keys))
+    assert "the trained model stands for the one evaluated: 'the average, too'" in caplog.text
+    assert (tmp_path / "cut" / "summary.json").exists()
+
+    def save(self, snapshot):
+        if snapshot.round:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunDir, "save", save)
+    with pytest.raises(ZeroDivisionError, match="a mistake of mine"):
+        run(quick_config(tmp_path / "full", **keys))
+    assert "full: could not be kept whole: " in caplog.text
+    assert "No space left on device" in caplog.text

@@ -20,6 +20,7 @@ from fedsam.base.system import Interrupted
 from fedsam.config.schema import resolve
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.runs import checkpoint, files
+from fedsam.runs.seals import seal_of
 from fedsam.simulate.__main__ import main
 from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed
@@ -217,15 +218,17 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path, capsys
 def test_other_data_or_lost_metrics_are_noticed(tmp_path):
     folder = run(quick_config(tmp_path / "run")).folder
     config, snapshot = resumed(folder, {"rounds": 6})
-    with np.load(folder / "partition.npz") as archive:
+    file = folder / "partition.npz"
+    whole = file.read_bytes()
+    with np.load(file) as archive:
         arrays = dict(archive)
-    wrong = arrays | {"indices": arrays["indices"][::-1]}
-    np.savez_compressed(folder / "partition.npz", **wrong)
+    np.savez_compressed(file, **arrays | {"indices": arrays["indices"][::-1]})
+    checkpoint.accept(folder, "partition.npz", seal_of(file.read_bytes()))
     with pytest.raises(UsageError, match="the data are split in another way than there"):
-        run(config, snapshot=snapshot)
-    np.savez_compressed(folder / "partition.npz", **arrays)
+        run(config, snapshot=resumed(folder, {"rounds": 6})[1])
+    file.write_bytes(whole)
     os.truncate(folder / "metrics.jsonl", 10)
-    with pytest.raises(UsageError, match=r"metrics\.jsonl is shorter than it was"):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: is shorter than it was"):
         run(config, snapshot=snapshot)
 
 

@@ -26,6 +26,7 @@ def test_a_run_leaves_every_file_and_says_where(tmp_path):
     assert "fedavg" in done.stdout
     names = {path.name for path in out.iterdir()}
     assert names == {
+        ".lock",
         "config.yaml",
         "curves.png",
         "metrics.jsonl",
