@@ -19,7 +19,7 @@ log = logging.getLogger("fedsam")
 POLL = 0.5  # seconds between looks for nodes that have not connected yet
 LINE = 10.0  # seconds between lines that say who is waited for
 SETTLED = 3.0  # seconds without a new node after which as many nodes as clients are all of them
-ANSWER = 60.0  # seconds in which a deployed node says what it holds; it is asked again later
+ANSWER = 60.0  # seconds in which a deployed node says what it holds; doubled while one does not
 MUTE = "it does not say which partition it holds"
 
 
@@ -114,6 +114,7 @@ class RollCall(Mapping[int, int]):
         self._silent: set[int] = set()  # partitions whose node did not answer, or that have none
         self._left_out: dict[int, str] = {}  # nodes, and why
         self._asked: dict[int, tuple[int, float]] = {}  # nodes: how often, when they may be again
+        self._answer = timeout if compat.is_simulated(grid) else min(ANSWER, timeout)
         self._gather()
 
     def __getitem__(self, partition: int) -> int:
@@ -144,13 +145,14 @@ class RollCall(Mapping[int, int]):
             nodes, now = list(self.grid.get_node_ids()), time.monotonic()
             enough = len(nodes) >= self.clients
             if enough or (now > say and not simulated):
-                self._take(self._ask(nodes, self.timeout if simulated else ANSWER))
+                self._take(self._ask(nodes))
             missing = [p for p in range(self.clients) if p not in self._node_of]
             if not missing:
                 return
             if len(nodes) > most:
                 most, since = len(nodes), now
-            coming = not enough or any(self._left_out.get(node) == MUTE for node in nodes)
+            mute = [node for node in nodes if self._left_out.get(node) == MUTE]
+            coming = not enough or bool(mute)
             if now - since > (self.timeout if coming and not simulated else SETTLED):
                 if simulated and not enough:
                     raise UsageError(
@@ -158,6 +160,8 @@ class RollCall(Mapping[int, int]):
                         f"--federation-config 'num-supernodes={self.clients}'"
                     )
                 return self._begin_without(missing, nodes)
+            for node in mute:  # at once; a slow node needs more time, and is no worse for it
+                self._asked.pop(node, None)
             if now > say:
                 say = now + LINE
                 log.warning(
@@ -179,7 +183,7 @@ class RollCall(Mapping[int, int]):
         log.warning("the run begins without %s; a node may still join", _named(missing))
         self._silent |= set(missing)
 
-    def _ask(self, nodes: Iterable[int], timeout: float) -> dict[int, int]:
+    def _ask(self, nodes: Iterable[int]) -> dict[int, int]:
         """Return which partitions nodes hold, by node; of those whose turn it is and that may."""
         due, keys, answers = self._due(nodes), dict[int, str](), dict[int, int]()
         if due and self.owners is not None:
@@ -190,7 +194,7 @@ class RollCall(Mapping[int, int]):
         if not due:
             return answers
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in due]
-        for reply in self.grid.send_and_receive(questions, timeout=min(timeout, self.timeout)):
+        for reply in self.grid.send_and_receive(questions, timeout=self._answer):
             node = reply.metadata.src_node_id
             if node not in due:
                 continue
@@ -202,6 +206,10 @@ class RollCall(Mapping[int, int]):
                 answers[node] = partition
         for node in due:
             self._leave_out(node, MUTE)
+            times, _ = self._asked[node]  # a round that waits for it takes a tenth longer at most
+            self._asked[node] = times, time.monotonic() + 10 * self._answer
+        if due:
+            self._answer = min(2 * self._answer, self.timeout)
         return answers
 
     def _claimed(self, reply: Message, key: str) -> tuple[int | None, str]:
@@ -250,7 +258,7 @@ class RollCall(Mapping[int, int]):
     def _look_for(self, partition: int) -> None:
         """Ask the nodes that hold nothing; one of them may take the place of one that left."""
         nodes = list(self.grid.get_node_ids())
-        for held in self._take(self._ask(nodes, ANSWER)):
+        for held in self._take(self._ask(nodes)):
             log.warning("client %d: node %d holds it now", held, self._node_of[held])
         if partition in self._silent and self._node_of.get(partition) not in {None, *nodes}:
             log.warning(
