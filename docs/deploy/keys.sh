@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make a CA, the SuperLink's TLS certificate and one key pair per SuperNode, in a new folder.
+# Make a CA, the SuperLink's TLS certificate and one key pair per SuperNode, in a new folder; and
+# the file that says which partition is whose, partitions.
 #
 #   keys.sh FOLDER NODES [HOST...]
 #
@@ -57,6 +58,7 @@ openssl verify -x509_strict -CAfile ca.pem superlink.pem >/dev/null
 # Flower reads SuperNode keys in OpenSSH's format, which openssl does not write
 for ((node = 0; node < nodes; node++)); do
     ssh-keygen -q -t ecdsa -b 384 -N "" -C "node-$node" -f "node-$node"
+    echo "$node $(cat "node-$node.pub")" >>partitions # whose partition is whose: node-keys
 done
 rm -f openssl.cnf ca.srl
 echo "made $folder: CA, certificate for $names, keys of $nodes SuperNodes"

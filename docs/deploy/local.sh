@@ -15,7 +15,7 @@ die() {
 }
 
 [ $# -eq 2 ] || [ $# -eq 3 ] || die "usage: local.sh KEYS WORK [RUN-CONFIG]" 2
-[ -f "$1/superlink.pem" ] && [ -f "$1/node-0.pub" ] || die "KEYS $1: not a folder of keys.sh with keys of SuperNodes" 2
+[ -f "$1/superlink.pem" ] && [ -f "$1/partitions" ] || die "KEYS $1: not a folder of keys.sh with keys of SuperNodes" 2
 [ ! -e "$2" ] || die "WORK $2: exists already; name a new folder" 2
 limit=${LIMIT:-300}
 [[ $limit =~ ^[1-9][0-9]*$ ]] || die "LIMIT $limit: must be a whole number of seconds" 2
@@ -120,7 +120,8 @@ for ((k = 0; k < nodes; k++)); do
 done
 
 config="clients=$nodes clients-per-round=$nodes alpha=1.0 rounds=3 eval-every=1
-    algorithm=\"fedasam\" swa=true swa-start=1 swa-cycle=1 out=\"$work/run\""
+    algorithm=\"fedasam\" swa=true swa-start=1 swa-cycle=1 out=\"$work/run\"
+    node-keys=\"$keys/partitions\""
 flwr run "$app" deployment --stream --run-config "$config" --run-config "${3:-}" &
 run=$!
 within "$limit" "the run" ended "$run"

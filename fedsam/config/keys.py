@@ -308,6 +308,9 @@ class Server(_Group):
     client_timeout: float = Field(0.0, ge=0)
     """Seconds after which a client that has not answered is left out (0: never); with Ray and on
     Flower's runtime, as a thread of the local engine cannot be stopped."""
+    node_keys: Annotated[PathText, Key(how=True)] = ""
+    """File with a line for each partition: its number and the public key of the SuperNode that may
+    train it; on Flower's runtime with node authentication (empty: who says so first holds it)."""
     max_norm: float = Field(0.0, ge=0)
     """Leave out updates that are longer, l2 (0: off): of parameters, BatchNorm's statistics and
     what is frozen together. Vectors beside the model are scaled down in proportion."""

@@ -18,6 +18,7 @@ GROUPS = (Data, Federation, Client, Server, Run)
 WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
+LOCAL_PATHS = ("data_root", "out", "node_keys")
 TRACED = range(3, 6)  # rounds that --trace shows
 
 
@@ -195,7 +196,7 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
         if key in given:
             raise UsageError(f"{flag(key)}: on Flower's runtime nodes train; leave it out")
     config = resolve(given)
-    paths: dict[str, str] = {k: getattr(config, k) for k in ("data_root", "out") if k in given}
+    paths: dict[str, str] = {k: getattr(config, k) for k in LOCAL_PATHS if k in given}
     if config.partition == "csv":
         paths["partition_options"] = str(config.partition_options.get("path", ""))
     for key, path in paths.items():
@@ -212,9 +213,9 @@ def of_ours(
 ) -> dict[str, bool | int | float | str]:
     """Return what a run config, of this app or another's, says to our ClientApp.
 
-    That writes nothing, so another app's ``out`` may be what it likes.
+    That writes nothing and asks nobody for a key, so another app's ``out`` may be what it likes.
     """
-    ours = set(Config.model_fields) - set(keys("engine")) - {"out"}
+    ours = set(Config.model_fields) - set(keys("engine")) - {"out", "node_keys"}
     return {key: value for key, value in run_config.items() if key.replace("-", "_") in ours}
 
 

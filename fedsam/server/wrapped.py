@@ -88,19 +88,21 @@ class Averaged(Wrapped):
         self.rule = rule
         self.state: Tensor | None = None
         self.members = 0
+        self.layout: Layout | None = None  # of the first model that is sent
 
     def model(self, arrays: RecordType) -> RecordType | VectorRecord:
         """Return the average in place of the global model ``arrays``, once there is one."""
         if self.state is None:
             return arrays
-        return VectorRecord(layout_of(arrays), self.state)
+        return VectorRecord(self.layout or layout_of(arrays), self.state)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy send its messages, with the round's learning rate."""
+        self.layout = self.layout or layout_of(arrays)
         if server_round == self.rule.start + 1:
-            self.state = state_of(arrays, layout_of(arrays)).clone()
+            self.state = state_of(arrays, self.layout).clone()
         config = ConfigRecord(dict(config))
         if LEARNING_RATE in config:
             lr = float(config[LEARNING_RATE])  # type: ignore[arg-type]
@@ -113,7 +115,7 @@ class Averaged(Wrapped):
         """Return the strategy's model; put a copy of it into the average when it is time."""
         arrays, metrics = super().aggregate_train(server_round, replies)
         if arrays is not None and self.state is not None and self.rule.collects(server_round):
-            w = state_of(arrays, layout_of(arrays))
+            w = state_of(arrays, self.layout or layout_of(arrays))
             self.state = self.rule.average(self.state, self.members, w)
             self.members += 1
         return arrays, metrics

@@ -22,6 +22,7 @@ from fedsam.config.schema import Config
 from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, RollCall
 from fedsam.engines.local import LocalGrid
+from fedsam.engines.node_keys import owners
 from fedsam.engines.threads import ThreadExecutor, computing, one_compute_thread
 from fedsam.messages import VectorRecord, model_of, state_of
 from fedsam.runs import files, metrics
@@ -99,6 +100,8 @@ def run(
         raise UsageError(
             "--client-timeout: a thread of the local engine cannot be stopped; --engine ray"
         )
+    if config.node_keys and flower is None:
+        raise UsageError("--node-keys: only Flower's nodes have keys (flwr run .); leave it out")
     RunDir.check(config.out, new=snapshot is None)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
@@ -107,7 +110,10 @@ def run(
         leaving.callback(threads.close)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
-            nodes = roll = RollCall(flower, config.clients)
+            holders = owners(config.node_keys, config.clients) if config.node_keys else None
+            nodes = roll = RollCall(
+                flower, config.clients, owners=holders, needed=config.min_clients
+            )
             grid: Grid = FlowerGrid(flower, roll)
         elif config.engine == "ray":
             executor = new_ray_executor(config, trainer)

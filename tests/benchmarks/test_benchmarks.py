@@ -13,6 +13,7 @@ from conftest import ROOT
 SCRIPTS = [p for p in sorted(ROOT.glob("benchmarks/*.py")) if "__main__" in p.read_text()]
 # what the last line of a tiny round begins with
 LAST = {
+    "attacks": "| FedTrimmedAvg | ",
     "cohort": "| vmap | ",
     "engines": "| pfl | not installed",
     "growth": "| quantity | 0.",

@@ -101,7 +101,7 @@ def test_private_keys_are_their_owners_alone_and_nothing_is_overwritten(tmp_path
     made = make_keys(tmp_path / "keys", 2, "superlink.example.org", "192.0.2.7", "2001:db8::7")
     assert made.returncode == 0, made.stderr
     private = {"ca.key", "superlink.key", "node-0", "node-1"}
-    public = {"ca.pem", "superlink.pem", "node-0.pub", "node-1.pub"}
+    public = {"ca.pem", "superlink.pem", "node-0.pub", "node-1.pub", "partitions"}
     assert {path.name for path in (tmp_path / "keys").iterdir()} == private | public
     for name in private:
         assert stat.S_IMODE((tmp_path / "keys" / name).stat().st_mode) == 0o600

@@ -108,14 +108,11 @@ def test_who_is_waited_for_is_said_and_waited_for(monkeypatch, caplog):
 def test_nodes_that_do_not_come_are_named():
     grid = Deployment({70: 1})
     with pytest.raises(TrainingError) as ended:
-        RollCall(grid, 6, timeout=0.1)
+        RollCall(grid, 6, timeout=0.1, needed=2)
     assert str(ended.value) == "no node holds partition 0 (5 are missing; 1 nodes are there)"
-    grid = Deployment({70: 1, 71: 1})
-    with pytest.raises(TrainingError, match=r"^two nodes hold partition 1$"):
-        RollCall(grid, 2)
 
 
-def test_a_node_that_cannot_answer_is_said_at_once(monkeypatch):
+def test_nodes_that_cannot_answer_are_said_at_once(monkeypatch):
     grid = Deployment({70: 0, 71: 1})
     monkeypatch.setattr(
         client_app, "app", lambda message, context: Message(Error(2, "no torch"), reply_to=message)

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedsam.base.errors import TrainingError
+from fedsam.engines import flower
 from fedsam.engines.flower import RollCall
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
@@ -82,8 +83,9 @@ def test_evaluate_messages_are_answered_on_the_clients_own_images(local):
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_other_messages_are_answered_with_an_error(local):
+def test_other_messages_are_answered_with_an_error(local, monkeypatch):
     grid, _, _ = local
+    monkeypatch.setattr(flower, "SETTLED", 0.0)
     (reply,) = grid.send_and_receive([Message(RecordDict(), 0, MessageType.QUERY)])
     assert reply.has_error()
     assert "'query'" in reply.error.reason

@@ -366,6 +366,21 @@ def test_a_poisoned_variance_costs_no_accuracy(tmp_path, monkeypatch, poison, av
     assert outcome.summary["final_accuracy"] > 0.6  # of ten classes; 0.1 with the poison
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"stragglers": 0.6, "local_epochs": 1.5},
+        {"lifelong": 2, "lifelong_options": {"memory": 2}, "stragglers": 0.3},
+        {"local_epochs": 0.0},
+    ],
+    ids=str,
+)
+def test_what_honest_clients_did_is_what_they_were_asked_for(tmp_path, keys):
+    outcome = run(quick_config(tmp_path / "run", batch_size=7, **keys))
+    assert not [line for line in lines(outcome.folder) if "left_out" in line]
+    assert outcome.summary["rounds"] == 4
+
+
 class Faulty(Minimizer):
     """SGD of which the clients named in ``bad`` raise."""
 

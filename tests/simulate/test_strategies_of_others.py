@@ -1,6 +1,7 @@
 """Flower's own strategies in a run: what they must not touch, and what is refused by name."""
 
 import json
+import math
 from signal import SIGINT
 from threading import Timer
 
@@ -10,6 +11,7 @@ import torch
 from conftest import quick_config
 from flwr.serverapp.strategy import FedAvg
 from safetensors.torch import load_file
+from torch import nn
 
 from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted, Stop
@@ -20,6 +22,14 @@ from fedsam.simulate.run import run
 
 FLOWER = "flwr.serverapp.strategy"
 NORMED = {"model": "tests.training.test_dry_pass:OverPixels", "rounds": 6, "eval_every": 3}
+
+
+class InTheMiddle(nn.Sequential):
+    """BatchNorm before the last layer: Flower's arrays have it between parameters."""
+
+    def __init__(self, shape, classes):
+        norm = nn.BatchNorm1d(8)
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), 8), norm, nn.Linear(8, classes))
 
 
 class Telling(FedAvg):
@@ -66,6 +76,23 @@ def test_a_robust_strategy_chooses_the_statistics_as_well(quick, monkeypatch):
     own = tensors_of(quick(**keys))
     monkeypatch.setattr(build, "OWN_STATISTICS", MethodStrategy)
     assert not torch.equal(tensors_of(quick(**keys))["bn.running_var"], own["bn.running_var"])
+
+
+@pytest.mark.parametrize("average", ["swa", "ema", "wima"])
+def test_an_average_of_one_model_of_theirs_is_that_model(quick, average):
+    options = {"swa": {}, "ema": {"decay": 0.0}, "wima": {"window": 1}}[average]
+    keys = {
+        "model": f"{__name__}:InTheMiddle",
+        "rounds": 3,
+        "eval_every": 3,
+        "average": average,
+        "average_options": options,
+        "swa_cycle": 1,
+    }
+    done = quick(**keys, swa_start=2, strategy=f"{FLOWER}:FedMedian")
+    trained = load_file(done.folder / "model-trained.safetensors")
+    for name, tensor in tensors_of(done).items():
+        assert torch.allclose(tensor, trained[name]), name
 
 
 @pytest.mark.parametrize(
