@@ -1,22 +1,28 @@
 """The errors a user can cause: one line that names the flag and says what would be right."""
 
 import difflib
-import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LONGEST_MESSAGE = 1000  # characters; of what somebody else says
+LONGEST_REASON = 300
 
 
 class UsageError(ValueError):
     """A wrong flag, key or file. The commands print it as one line and exit with code 2."""
 
     def __str__(self) -> str:
-        """Return the message, with what cannot be printed as its escape: it stays one line."""
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        """Return the message as one line that can be printed, of bounded length."""
+        return plain(super().__str__())
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on. The commands print it as one line and exit with code 1."""
+
+    def __str__(self) -> str:
+        """Return the message as one line that can be printed, of bounded length."""
+        return plain(super().__str__())
 
 
 class StorageError(TrainingError):
@@ -45,6 +51,24 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of somebody else's error as one line of bounded length."""
-    return textwrap.shorten(str(error), width=300, placeholder=" ...")
+def plain(text: str, most: int = LONGEST_MESSAGE) -> str:
+    r"""Return a text as one line that is safe to print, of at most ``most`` characters.
+
+    Characters that do not print (line ends, terminals' control codes, surrogates, marks that turn
+    the direction of writing) are written as their escapes, such as ``\x1b``. What is too long is
+    cut in its middle: the end often says what would be right.
+    """
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in _cut(text, most))
+    return _cut(escaped, most)
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 3
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def one_line(error: object, most: int = LONGEST_REASON) -> str:
+    """Return the message of somebody else's error as one line, safe to print, of bounded length."""
+    return plain(" ".join(_cut(str(error), 4 * most).split()), most)
