@@ -1,10 +1,11 @@
 """What a model's output means: its loss and its metrics, behind a seam the engine never opens."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Task(Protocol):
     """A loss an example, and statistics that add up over examples."""
 
