@@ -4,9 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
+from fedsam.base.errors import UsageError
 from fedsam.base.system import expanded
 from fedsam.config import text
 
@@ -47,8 +54,10 @@ def _options(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = text.parse(value or "{}")
-        except yaml.YAMLError as error:
-            raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
+        except UsageError as error:
+            raise ValueError(
+                f"must be a mapping in YAML or JSON, such as '{{k: 2}}': {error}"
+            ) from error
     if isinstance(value, dict):
         for key, given in value.items():
             for scalar in given if isinstance(given, list) else [given]:
@@ -56,6 +65,8 @@ def _options(value: Any) -> Any:
                     raise ValueError(
                         f"{key} must be a number, a text, true, false or a list of them"
                     )
+                if isinstance(scalar, text.Word):
+                    raise ValueError(f"{key}: {scalar} is true, false or a quoted text: write that")
                 if isinstance(scalar, float) and not math.isfinite(scalar):
                     raise ValueError(f"{key} must be a finite number")
     return value
@@ -88,6 +99,14 @@ class _Group(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("must be a number or a text, not true or false")
+        return value
 
 
 class Data(_Group):

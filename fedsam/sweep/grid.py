@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
@@ -93,15 +92,21 @@ def read(path: str) -> Sweep:
     UsageError
         If there is none, or it is wrong; one line.
     """
-    places = [Path(expanded(path)), CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
+    try:
+        own = Path(expanded(path))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    places = [own, CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))
         raise UsageError(f"{path}: no such sweep{nearest(path, names)}; have {', '.join(names)}")
     try:
-        return Sweep.model_validate(text.parse(file.read_text()) or {})
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+        values = text.load(file)
+    except UsageError as error:
+        raise UsageError(f"{file}: no YAML: {error}") from error
+    try:
+        return Sweep.model_validate({} if values is None else values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
