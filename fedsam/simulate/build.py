@@ -73,7 +73,7 @@ OF_OTHER_CLIENTS: dict[Any, str] = {
     "themselves; give the server-side one of that name",
 }
 CROP_PADDING = 4  # pixels, as in the paper
-WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load then unpickles nothing else
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch then unpickles nothing else
 
 
 @runtime_checkable
