@@ -289,9 +289,9 @@ class Run(_Group):
     ] = "auto"
     """How the local engine trains a round's clients: off (each by itself), slots or vmap (as one
     batched program, which a GPU replays as a CUDA graph), auto (slots on a GPU, off on a CPU)."""
-    threads: Annotated[int, Key(how=True)] = Field(0, ge=0)
-    """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
-    depend on it."""
+    threads: Annotated[int, Key(how=True)] = Field(0, ge=0, le=512)
+    """Clients trained at a time on a CPU, each on one core, 512 at most (0: one a core); the result
+    does not depend on it."""
     engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
     """Where clients run: local (threads of this process) or ray (actors, on one machine or a
     cluster); on Flower's runtime: flwr run ."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from fedsam.base.errors import UsageError
+from fedsam.base.errors import StorageError, UsageError
 from fedsam.base.system import version, write_whole
 from fedsam.base.timers import timed
 from fedsam.config.schema import Config, dump
@@ -118,12 +118,16 @@ class RunDir:
             raise UsageError(f"--out {path}: exists already; name a new folder") from error
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from error
-        (path / files.CONFIG).write_text(dump(config.model_copy(update={"out": ""})))
         counts = _counts(partition, labels)
         split = heterogeneity(counts)
-        partition.save(path / files.PARTITION, counts)
-        draw_partition(counts, path / files.PARTITION_PICTURE)
-        return cls(path, config, split)
+        try:
+            (path / files.CONFIG).write_text(dump(config.model_copy(update={"out": ""})))
+            partition.save(path / files.PARTITION, counts)
+            draw_partition(counts, path / files.PARTITION_PICTURE)
+            return cls(path, config, split)
+        except OSError as error:  # a full disk: nothing is left that a later start could stumble at
+            shutil.rmtree(path, ignore_errors=True)
+            raise StorageError(f"{path}: {error.strerror or error}; nothing was kept") from error
 
     @timed("write")
     def log(self, line: dict[str, Any]) -> None:

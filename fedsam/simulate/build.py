@@ -18,7 +18,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
-from fedsam.base.errors import UsageError, nearest
+from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
 from fedsam.base.strategy import Average, ServerMethod
 from fedsam.base.system import cores, expanded
@@ -72,6 +72,7 @@ OF_OTHER_CLIENTS: dict[Any, str] = {
     | flower.DifferentialPrivacyClientSideFixedClipping: "needs clients that clip their updates "
     "themselves; give the server-side one of that name",
 }
+MOST_IMAGES = 50_000_000  # of a client in a round: its plan has then 0.4 GB
 CROP_PADDING = 4  # pixels, as in the paper
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch then unpickles nothing else
 
@@ -368,6 +369,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     layout = Layout.of(template)
     method = new_method(config)
     work = _work(config, dataset, keys=method.loss.draws)
+    _check_work(config, work, partition)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
     task = plugins.build("task", plugins.find("task", config.task, "fedsam.tasks", Task), {})
@@ -480,6 +482,21 @@ def _work(config: Config, dataset: Dataset, *, keys: bool) -> Work:
     augmentations += [Mixup(config.mixup)] if config.mixup else []
     augmentations += [Keys()] if keys else []  # last: the rest of a plan is the same without them
     return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+
+
+def _check_work(config: Config, work: Work, partition: Partition) -> None:
+    """Raise UsageError where a client's plan of a round, drawn up front, would fill the memory."""
+    most = int(partition.sizes.max())
+    key = "local_steps" if config.local_steps else "local_epochs"
+    if not math.isfinite(config.local_epochs * most):
+        images = math.inf
+    else:
+        images = work.steps(most) * min(config.batch_size, most)
+    if images > MOST_IMAGES:
+        raise UsageError(
+            f"{flag(key)} {getattr(config, key):g}: a client would take {images:.3g} images "
+            f"a round; {MOST_IMAGES:,} at most, as each is planned before"
+        )
 
 
 def _check_mini_batches(config: Config, partition: Partition, least: int) -> None:

@@ -1,6 +1,8 @@
 """The cells of a sweep: a grid over config keys, each cell a run in a folder of its own."""
 
 import itertools
+import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +12,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
-from fedsam.base.system import expanded
+from fedsam.base.system import LONGEST_NAME, expanded
 from fedsam.config import text
 from fedsam.config.presets import CONFIGS, OPTIONS, over
 from fedsam.config.schema import Config, keys, resolve
 from fedsam.runs import files
 from fedsam.runs.run import finished
+
+MOST_CELLS = 100_000
 
 
 class When(BaseModel):
@@ -125,17 +129,25 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[SweepPoi
     twice = sorted(set(given) & {key.partition(".")[0] for key in sweep.grid})
     if twice:
         raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
+    if (number := math.prod(map(len, sweep.grid.values()))) > MOST_CELLS:
+        raise UsageError(f"the grid has {number} cells; {MOST_CELLS} at most")
     products = itertools.product(*sweep.grid.values())
     places = [dict(zip(sweep.grid, values, strict=True)) for values in products]
     for number, when in enumerate(sweep.when):
         if not any(when.match.items() <= place.items() for place in places):
             raise UsageError(f"when.{number}: no cell of the grid has {when.match}")
-    cells = []
+    cells: list[SweepPoint] = []
+    names: set[str] = set()
     for place in places:
         layers = [sweep.set, place]
         layers += [when.set for when in sweep.when if when.match.items() <= place.items()]
         values = over(*map(nested, layers), given)
         name = ",".join(f"{key}={value}".replace("/", "-") for key, value in place.items())
+        if name in names:
+            raise UsageError(f"the grid has the cell {name} twice; leave out one of its values")
+        if len(os.fsencode(name)) > LONGEST_NAME - len(".yaml.part") or not name.isprintable():
+            raise UsageError(f"no folder can be named {name}, as the cell would be")
+        names.add(name)
         cells.append(SweepPoint(name, out / name, resolve(values, sweep.config)))
     return cells
 
