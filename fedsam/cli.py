@@ -5,12 +5,13 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin
 
 import fedsam
-from fedsam.base.errors import TrainingError, UsageError, flag, nearest
+from fedsam.base.errors import TrainingError, UsageError, flag, nearest, plain
 from fedsam.base.system import Interrupted, Signalled, end_at_once, expanded
 from fedsam.config.presets import CONFIGS
 from fedsam.config.schema import Config, groups
@@ -87,6 +88,13 @@ def _kind(annotation: Any) -> str:
     return names.get(annotation, "NAME")
 
 
+def console(*, stderr: bool = False) -> "Console":
+    """Return the console of every command: what it prints is text, with no markup in it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 def progress_bar(
     console: "Console", *columns: "str | ProgressColumn", **options: Any
 ) -> "Progress":
@@ -96,7 +104,7 @@ def progress_bar(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    what = TextColumn("{task.description}")
+    what = TextColumn("{task.description}", markup=False)
     disable = options.pop("disable", False) or not console.is_terminal
     return Progress(
         what,
@@ -137,6 +145,9 @@ def run(
     int
         0, 1 (it could not go on), 2 (wrong input), 128 + n (signal n).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or file that has not every character
+            stream.reconfigure(errors="backslashreplace")
     try:
         return act() or 0
     except UsageError as error:
@@ -146,7 +157,8 @@ def run(
         print(f"fedsam: {stopped}: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
-        print(f"fedsam: interrupted after round {error.round}{error.advice}", file=sys.stderr)
+        said = plain(f"interrupted after round {error.round}{error.advice}")
+        print(f"fedsam: {said}", file=sys.stderr)
         return 128 + error.signal
     except KeyboardInterrupt as error:
         print(f"fedsam: {interrupted}", file=sys.stderr)
@@ -169,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "list":
         return run(lambda: show(words[1:]))
     if words[0] not in COMMANDS:
-        what = f"{words[0]}: no such command{nearest(words[0], COMMANDS)}"
+        what = f"{plain(words[0])}: no such command{nearest(words[0], COMMANDS)}"
         print(f"fedsam: error: {what}; have {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     code: int = importlib.import_module(f"fedsam.{words[0]}.__main__").main(words[1:])

@@ -11,6 +11,7 @@ from types import FrameType
 
 from fedsam.base.errors import UsageError
 
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes: what file systems take
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -142,13 +143,22 @@ def expanded(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     UsageError
-        If there is no such variable.
+        If there is no such variable, or no file can have such a name.
     """
     text = os.fspath(path)
     for braced, plain in re.findall(r"\$(?:\{(\w+)\}|(\w+))", text, re.ASCII):
         if (braced or plain) not in os.environ:
             raise UsageError(f"the environment has no variable {braced or plain}")
-    return os.path.expanduser(os.path.expandvars(text))
+    whole = os.path.expanduser(os.path.expandvars(text))
+    try:
+        name = whole.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("holds a character that is none") from error
+    if b"\0" in name:
+        raise UsageError("holds the character NUL, which no path can")
+    if len(name) > LONGEST_PATH or max(map(len, name.split(b"/"))) > LONGEST_NAME:
+        raise UsageError(f"is too long for a path; a name has {LONGEST_NAME} bytes at most")
+    return whole
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

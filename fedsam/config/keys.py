@@ -5,9 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
+from fedsam.base.errors import UsageError
 from fedsam.base.system import expanded
 from fedsam.config import text
 
@@ -48,8 +55,10 @@ def _options(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = text.parse(value or "{}")
-        except yaml.YAMLError as error:
-            raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'") from error
+        except UsageError as error:
+            raise ValueError(
+                f"must be a mapping in YAML or JSON, such as '{{k: 2}}': {error}"
+            ) from error
     if isinstance(value, dict):
         for key, given in value.items():
             for scalar in given if isinstance(given, list) else [given]:
@@ -57,6 +66,8 @@ def _options(value: Any) -> Any:
                     raise ValueError(
                         f"{key} must be a number, a text, true, false or a list of them"
                     )
+                if isinstance(scalar, text.Word):
+                    raise ValueError(f"{key}: {scalar} is true, false or a quoted text: write that")
                 if isinstance(scalar, float) and not math.isfinite(scalar):
                     raise ValueError(f"{key} must be a finite number")
     return value
@@ -141,6 +152,14 @@ class _Group(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("must be a number or a text, not true or false")
+        return value
 
 
 class Data(_Group):
@@ -332,9 +351,9 @@ class Run(_Group):
     ] = "auto"
     """How the local engine trains a round's clients: off (each by itself), slots or vmap (as one
     batched program, which a GPU replays as a CUDA graph), auto (slots on a GPU, off on a CPU)."""
-    threads: Annotated[int, Key(how=True)] = Field(0, ge=0)
-    """Clients trained at a time on a CPU, each on one core (0: one a core); the result does not
-    depend on it."""
+    threads: Annotated[int, Key(how=True)] = Field(0, ge=0, le=512)
+    """Clients trained at a time on a CPU, each on one core, 512 at most (0: one a core); the result
+    does not depend on it."""
     engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
     """Where clients run: local (threads of this process) or ray (actors, on one machine or a
     cluster); on Flower's runtime: flwr run ."""

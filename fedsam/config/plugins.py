@@ -2,18 +2,24 @@
 
 ``asam`` is the class ``ASAM`` of ``clients/minimizers/asam.py``: a file holds one method, the
 class whose lower-case name is the file's without underscores. ``package.module:Class`` is yours.
+
+A config that was received names import paths, too, and gives them arguments. So nothing is called
+that is not known beforehand to make what is asked for: see ``imported``.
 """
 
 import importlib
 import inspect
 import sys
+import sysconfig
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import FunctionType, MappingProxyType, UnionType
+from typing import Any, get_args
 
 from fedsam.base.errors import UsageError, flag, nearest, one_line
 
+Kind = type | UnionType
 NONE: Mapping[str, Any] = MappingProxyType({})
 EXTRAS = {"flwr_datasets": "flwr-datasets"}  # modules that an extra of ours installs
 
@@ -25,25 +31,27 @@ def names(package: str) -> list[str]:
     return sorted(path.stem for path in files if path.stem != "__init__")
 
 
-def find(key: str, value: str, package: str) -> type:
-    """Return the class that ``value`` means.
+def find(key: str, value: str, package: str, kind: Kind, *, functions: bool = True) -> Any:
+    """Return the class or function that ``value`` means.
 
     Parameters
     ----------
     key : str
         The config key it came from, for the error message.
     value : str
-        A name out of ``package``, or ``package.module:Class``.
+        A name out of ``package``, or ``package.module:Name``.
     package : str
         Where names are looked up.
+    kind, functions
+        As ``imported`` takes them.
 
     Raises
     ------
     UsageError
-        If there is no such method, module or class.
+        If there is no such method, module or class, or it is of another kind.
     """
     if ":" in value:
-        return imported(key, value)
+        return imported(key, value, kind, functions=functions)
     value = value.replace("-", "_")
     if value not in names(package):
         raise UsageError(
@@ -55,15 +63,57 @@ def find(key: str, value: str, package: str) -> type:
     return next(c for n, c in inspect.getmembers(module, inspect.isclass) if n.lower() == wanted)
 
 
-def imported(key: str, path: str) -> Any:
-    """Return the object that ``package.module:Name`` means; the working folder is searched too.
+def imported(
+    key: str, path: str, kind: Kind, *, classes: bool = True, functions: bool = True
+) -> Any:
+    """Return the class or function that ``package.module:Name`` means, which makes a ``kind``.
+
+    The working folder is searched, too. Importing a module runs it; beyond that, nothing is called
+    but a subclass of ``kind``, a function of the user's own, or an installed package's function
+    whose annotation says that it returns a ``kind``. Python's own modules hold no plug-ins and are
+    not imported.
+
+    Parameters
+    ----------
+    key : str
+        The config key it came from, for the error message.
+    path : str
+        ``package.module:Name``.
+    kind : type or union of types
+        What must be made; of a protocol, all methods must be there.
+    classes, functions : bool
+        Whether a class, a function may make it.
 
     Raises
     ------
     UsageError
-        If the module or the name does not exist.
+        If the module or the name does not exist, or means something else.
     """
+    here = f"{flag(key)} {path}"
+    must = _must(kind, classes=classes, functions=functions)
     module, _, name = path.partition(":")
+    parts = module.split(".")
+    if not all(map(str.isidentifier, [*parts, name])):
+        raise UsageError(f"{here}: must be package.module:Name")
+    if parts[0] in sys.stdlib_module_names or "__main__" in parts:
+        raise UsageError(f"{here}: {module} is Python's own, or a program; {must}")
+    found = _member(here, module, name)
+    if inspect.isclass(found):
+        if not classes:
+            raise UsageError(f"{here}: is a class; {must}")
+        if not issubclass(found, kind):
+            raise UsageError(f"{here}: {must}")
+        return found
+    function = _function(found)
+    if function is None or not functions:
+        raise UsageError(f"{here}: {must}")
+    if _installed(function) and not _returns(function, kind):
+        raise UsageError(f"{here}: {must}; a package's function must say so, by its annotation")
+    return found
+
+
+def _member(here: str, module: str, name: str) -> Any:
+    """Import a module; return what it calls so."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -71,15 +121,62 @@ def imported(key: str, path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise UsageError(
-                f"{flag(key)} {path}: {module} imports {error.name!r}, which is not installed"
+                f"{here}: {module} imports {error.name!r}, which is not installed"
             ) from error
         extra = f"; pip install 'fedsam[{EXTRAS[error.name]}]'" if error.name in EXTRAS else ""
-        raise UsageError(f"{flag(key)} {path}: there is no module {error.name!r}{extra}") from error
+        raise UsageError(f"{here}: there is no module {error.name!r}{extra}") from error
+    except SystemExit as error:
+        raise UsageError(f"{here}: {module} is a program, which ended when imported") from error
     if not hasattr(found, name):
-        raise UsageError(
-            f"{flag(key)} {path}: {module} has no {name!r}{nearest(name, vars(found))}"
-        )
+        raise UsageError(f"{here}: {module} has no {name!r}{nearest(name, vars(found))}")
     return getattr(found, name)
+
+
+def own(found: Any) -> bool:
+    """Return whether a class or function lies in no installed package: it is the user's."""
+    function = _function(found)
+    return not _installed(function if function is not None else found)
+
+
+def _function(found: Any) -> FunctionType | None:
+    """Return the function written in Python that is behind ``found`` and its decorators."""
+    function = inspect.unwrap(found) if callable(found) else None
+    return function if isinstance(function, FunctionType) else None
+
+
+def _installed(found: Any) -> bool:
+    """Return whether a class or function comes with Python, with fedsam or another package."""
+    if (found.__module__ or "").partition(".")[0] == "fedsam":
+        return True
+    if isinstance(found, FunctionType):
+        file = Path(found.__code__.co_filename).resolve()
+    else:
+        file = Path(getattr(sys.modules.get(found.__module__), "__file__", None) or "")
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return bool({"site-packages", "dist-packages"} & set(file.parts)) or library in file.parents
+
+
+def _returns(function: FunctionType, kind: Kind) -> bool:
+    """Return whether its annotation says that a function returns a ``kind``."""
+    said = function.__annotations__.get("return")
+    if isinstance(said, str):
+        first, *rest = said.split(".")
+        first_held = function.__globals__.get(first)
+        said = reduce(lambda held, name: getattr(held, name, None), rest, first_held)
+    return inspect.isclass(said) and issubclass(said, kind)
+
+
+def _must(kind: Kind, *, classes: bool, functions: bool) -> str:
+    """Return what a class or function must be."""
+    kinds = get_args(kind) or (kind,)
+    named = [cls for cls in kinds if not getattr(cls, "_is_protocol", False)]
+    names = " or ".join(f"{cls.__module__}.{cls.__name__}" for cls in named)
+    if not classes:
+        return f"must be a function that returns a {names}"
+    if not named:
+        methods = [n for n, v in vars(kind).items() if isinstance(v, FunctionType) and n[0] != "_"]
+        return f"needs the methods {', '.join(methods[:-1])} and {methods[-1]}"
+    return f"must derive from {names}{', or be a function that returns one' if functions else ''}"
 
 
 def build(

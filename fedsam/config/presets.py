@@ -5,8 +5,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import fedsam
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.system import expanded
@@ -79,7 +77,7 @@ def _mapping(key: str, value: Any) -> Any:
         return value
     try:
         said = text.parse(value or "{}")
-    except yaml.YAMLError:
+    except UsageError:
         return value
     return said if isinstance(said, dict) else value
 
@@ -114,10 +112,9 @@ def located(file: str | PathLike[str]) -> Path:
 def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a file's keys ``over`` those of the file that its ``base`` key names, if any."""
     try:
-        values = text.parse(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"--config {path}: cannot be read as YAML: {reason}") from error
+        values = text.load(path)
+    except UsageError as error:
+        raise UsageError(f"--config {path}: cannot be read as YAML: {error}") from error
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"--config {path}: must be a mapping of keys to values")
@@ -126,7 +123,10 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if path in below:
         raise UsageError(f"--config {path}: builds on itself (base: {base})")
-    beside = path.parent / expanded(str(base))
+    try:
+        beside = path.parent / expanded(str(base))
+    except UsageError as error:
+        raise UsageError(f"--config {path}: base: {error}") from error
     if not beside.is_file():
         raise UsageError(f"--config {path}: base: there is no file {beside}")
     return over(read(beside, (*below, path)), values)

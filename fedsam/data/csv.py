@@ -57,13 +57,11 @@ def csv(
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv_file.DictReader(file)
-            if missing := [column for column in wanted if column not in (lines.fieldnames or ())]:
-                raise UsageError(
-                    f"{where}: its header has no column {missing[0]!r}; name its columns, such as "
-                    "{user: client_id, image: index, label: ''}"
-                )
+            _check_header(list(lines.fieldnames or ()), wanted, where)
             for line in lines:
                 here = f"{where}, line {lines.line_num}"
+                if None in line:
+                    raise UsageError(f"{here}: has more cells than the header")
                 if not line[user]:
                     raise UsageError(f"{here}: {user} is missing")
                 index = _index(line[image], truth, seen, f"{here}: {image}")
@@ -82,6 +80,18 @@ def csv(
     rows = [owners[user] for user in users]
     sizes = np.array([len(mine) for mine in rows])
     return cut(np.concatenate([np.array(mine, dtype=np.int64) for mine in rows]), sizes)
+
+
+def _check_header(header: list[str], wanted: list[str], where: str) -> None:
+    """Raise UsageError unless each column that is wanted is there, once."""
+    for column in wanted:
+        if column not in header:
+            raise UsageError(
+                f"{where}: its header has no column {column!r}; name its columns, such as "
+                "{user: client_id, image: index, label: ''}"
+            )
+        if header.count(column) > 1:
+            raise UsageError(f"{where}: its header has the column {column!r} twice")
 
 
 def rank(user: str) -> tuple[bool, Decimal, str]:

@@ -134,6 +134,7 @@ def check(dataset: Dataset) -> None:
             masks or _is(labels, torch.int64, 1),
             f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
         )
+        require(images[:1].numel() > 0 or not len(images), f"{part}_images have no pixels")
         require(
             len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
         )

@@ -5,7 +5,7 @@ each image's row number and label; the row numbers of its parts are the split.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,19 @@ from fedsam.config import plugins
 from fedsam.data.partition import Partition, cut, even_sizes
 
 WRONG_OPTION = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+
+
+@runtime_checkable
+class Partitioner(Protocol):
+    """What a ``flwr_datasets.partitioner.Partitioner`` has; importing that takes seconds."""
+
+    def load_partition(self, partition_id: int) -> Any:
+        """Return one client's part."""
+        ...
+
+    def is_dataset_assigned(self) -> bool:
+        """Return whether it has a data set to share out."""
+        ...
 
 
 def partitioned(

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from fedsam.base.errors import UsageError, one_line
 from fedsam.data.csv import rank
 from fedsam.data.partition import Partition, check, cut
+
+WRONG = (ValueError, OverflowError, LookupError, RecursionError, MemoryError)  # depth, huge shapes
 
 
 def saved(labels: Tensor, clients: int, path: Path) -> Partition:
@@ -39,7 +42,7 @@ def saved(labels: Tensor, clients: int, path: Path) -> Partition:
             partition, counts = _of_json(path), None
         else:
             partition, counts = _of_run(path)
-    except (OSError, BadZipFile, zlib.error, ValueError, OverflowError, KeyError) as error:
+    except (OSError, BadZipFile, zlib.error, *WRONG) as error:
         raise UsageError(
             f"{where}: neither a run's partition.npz nor JSON of clients and their rows: "
             f"{one_line(error)}"
@@ -53,7 +56,7 @@ def saved(labels: Tensor, clients: int, path: Path) -> Partition:
 
 
 def _of_json(path: Path) -> Partition:
-    owners = json.loads(path.read_text(encoding="utf-8-sig"))
+    owners = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     if not isinstance(owners, dict) or not owners:
         raise ValueError("it does not map clients to rows")
     for user, rows in owners.items():
@@ -61,6 +64,14 @@ def _of_json(path: Path) -> Partition:
             raise ValueError(f"the rows of client {user:.30} must be a list of whole numbers")
     rows = [np.array(owners[user], dtype=np.int64) for user in sorted(owners, key=rank)]
     return cut(np.concatenate(rows), np.array([len(own) for own in rows]))
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; a client that stands twice would lose its first rows."""
+    for name, times in Counter(name for name, _ in pairs).most_common(1):
+        if times > 1:
+            raise ValueError(f"client {name:.30} stands there {times} times")
+    return dict(pairs)
 
 
 def _of_run(path: Path) -> tuple[Partition, NDArray[np.int64] | None]:

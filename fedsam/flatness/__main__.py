@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam import cli
-from fedsam.base.errors import UsageError, flag
+from fedsam.base.errors import UsageError, flag, plain
 from fedsam.base.system import raising, write_whole
 from fedsam.cli import Parser, progress_bar
 from fedsam.flatness.options import COHORT, COMPARISONS, MEASURES, OPTIONS, QUICK
@@ -111,8 +111,6 @@ def models_at(path: Path) -> list[ModelFile]:
 
 def measure_models(models: Sequence[ModelFile], options: dict[str, Any]) -> None:
     """Measure models of runs; show, write and draw the results."""
-    from rich.console import Console
-
     from fedsam.flatness import registry
     from fedsam.flatness.figures import flatness as figures
 
@@ -122,11 +120,11 @@ def measure_models(models: Sequence[ModelFile], options: dict[str, Any]) -> None
         raise UsageError("--along: stands without --model")
     where = {key: options.pop(key, "") for key in ("device", "data_root")}
     registry.check(names, options)
-    console = Console()
+    console = cli.console()
     comparisons = [name for name in names if name in COMPARISONS]
     names = [name for name in names if name not in comparisons]
     for folder, one in models if names else ():
-        console.print(str(folder), highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(str(folder)))
         files_of_run = [one] if one else _models(folder, chosen, along=along)
         results = read(folder)
         for model, name, result in measured(folder, files_of_run, names, options, where, console):
@@ -155,7 +153,7 @@ def write(folder: Path, results: Results) -> None:
 def say_where(console: Any, pictures: Sequence[str], folder: Path) -> None:
     """Print which files were written."""
     names = ", ".join([files.FLATNESS, *pictures])
-    console.print(f"{names} in {folder}", highlight=False, markup=False, soft_wrap=True)
+    console.print(plain(f"{names} in {folder}"))
 
 
 def compare(
@@ -208,7 +206,7 @@ def measured(
                 else:
                     result = registry.take(subject, name, options, tick)
             seconds = time.perf_counter() - begin
-            console.print(f"  {model}: {name}, {seconds:.1f} s", highlight=False)
+            console.print(f"  {model}: {name}, {seconds:.1f} s")
             yield model, registry.key(name, options), result
 
 
@@ -242,10 +240,10 @@ def read(folder: Path) -> Results:
 
 def show(console: Any, results: Results, name: str) -> None:
     """Print a measure's scalars with their errors, and what there is to know about them."""
-    console.print(table(results, name))
+    console.print(table(results, name), soft_wrap=False)
     for model, measures in results.items():
         for line in measures.get(name, {}).get("warnings", ()):
-            console.print(f"  {model}: {name}: {line}", highlight=False, soft_wrap=True)
+            console.print(f"  {model}: {name}: {line}")
 
 
 def table(results: Results, name: str) -> Any:

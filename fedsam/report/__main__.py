@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsam import cli
-from fedsam.base.errors import UsageError
+from fedsam.base.errors import UsageError, plain
 from fedsam.cli import Parser, path
 
 
@@ -47,8 +47,6 @@ def check_target(target: float | None) -> None:
 
 def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     """Print the table of runs; write the page, table.md, table.tex, runs.csv and the figures."""
-    from rich.console import Console
-
     from fedsam.report import formats
     from fedsam.report.page import html
     from fedsam.report.paper import draw_all
@@ -71,19 +69,14 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
         written.append("tau.csv")
     (out / "report.html").write_text(html(table, target))
     pictures = draw_all(table, out, target)
-    console = Console()
-    console.print(formats.terminal(table))
+    console = cli.console()
+    console.print(formats.terminal(table), soft_wrap=False)
     written += [picture.name for picture in pictures]
-    console.print(
-        f"{len(table.runs)} runs; {', '.join(written)} in {out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print(plain(f"{len(table.runs)} runs; {', '.join(written)} in {out}"))
     if reason := why_no_tau(table):
-        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+        console.print(reason)
     if left_out := sum(not finished(folder) for path in paths for folder in folders_below(path)):
-        console.print(f"left out: {left_out} runs that are not finished", highlight=False)
+        console.print(f"left out: {left_out} runs that are not finished")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,16 @@ TITLE = 46  # letters in a line over a panel
 
 def draw_all(table: ResultTable, folder: Path, target: float | None = None) -> list[Path]:
     """Write every figure that the runs have data for, as PNG and PDF; return the PNGs."""
-    figures = {chart.name: draw(chart) for chart in all_charts(table, target)}
-    figures["partition"] = draw_partitions(table)
+    import matplotlib as mpl  # half a second of import that only this needs
+
     written = []
-    for name, figure in figures.items():
-        for ending in ("png", "pdf"):
-            figure.savefig(folder / f"{name}.{ending}", dpi=130)
-        written.append(folder / f"{name}.png")
+    with mpl.rc_context({"text.parse_math": False}):  # a run's names are no formulas
+        figures = {chart.name: draw(chart) for chart in all_charts(table, target)}
+        figures["partition"] = draw_partitions(table)
+        for name, figure in figures.items():
+            for ending in ("png", "pdf"):
+                figure.savefig(folder / f"{name}.{ending}", dpi=130)
+            written.append(folder / f"{name}.png")
     return written
 
 

@@ -35,7 +35,8 @@ def parser() -> Parser:
         action="append",
         default=[],
         help="YAML file with these keys, or a shipped one's name; several are trained as one "
-        "program, for which see docs/cohort.md",
+        "program, for which see docs/cohort.md; it names code to import: read one that you were "
+        "given before you run it",
     )
     out.add_argument(
         "--resume",
@@ -43,7 +44,8 @@ def parser() -> Parser:
         type=cli.path,
         default=None,
         help="go on with the run in this folder from its last checkpoint; of its keys only those "
-        "that say how it is computed, and --rounds, may be other ones",
+        "that say how it is computed, and --rounds, may be other ones; its config names code to "
+        "import",
     )
     out.add_argument(
         "--go-on",

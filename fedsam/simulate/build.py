@@ -6,10 +6,12 @@ Nothing else in the framework knows them all.
 import copy
 import inspect
 import math
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from flwr.serverapp import strategy as flower
@@ -17,9 +19,9 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
 
 from fedsam import tasks
-from fedsam.base.errors import UsageError, nearest
+from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.base.randomness import global_streams, numpy_generator
-from fedsam.base.strategy import ServerMethod
+from fedsam.base.strategy import Average, ServerMethod
 from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import keys, plugins
@@ -38,7 +40,7 @@ from fedsam.data.augment import (
     Scale,
 )
 from fedsam.data.datasets import Dataset
-from fedsam.data.flower_partitioner import partitioned
+from fedsam.data.flower_partitioner import Partitioner, partitioned
 from fedsam.data.groups import Groups
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
@@ -89,19 +91,25 @@ OF_OTHER_CLIENTS: dict[Any, str] = {
     | flower.DifferentialPrivacyClientSideFixedClipping: "needs clients that clip their updates "
     "themselves; give the server-side one of that name",
 }
+MOST_IMAGES = 50_000_000  # of a client in a round: its plan has then 0.4 GB
 CROP_PADDING = 4  # pixels, as in the paper
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch then unpickles nothing else
+
+
+@runtime_checkable
+class FormerStrategy(Protocol):
+    """A strategy of Flower's former API."""
+
+    def configure_fit(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return which clients train."""
+        ...
 
 
 def load_dataset(config: Config) -> Dataset:
     """Return the data set, one of ours or the user's."""
     if ":" not in config.dataset:
         return datasets.load(config.dataset, Path(config.data_root))
-    make = plugins.imported("dataset", config.dataset)
-    if inspect.isclass(make):
-        raise UsageError(
-            f"--dataset {config.dataset}: is a class; must be a function that returns a "
-            "fedsam.data.datasets.Dataset"
-        )
+    make = plugins.imported("dataset", config.dataset, Dataset, classes=False)
     dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
     datasets.check(dataset)
     return dataset
@@ -123,7 +131,7 @@ def split(config: Config, dataset: Dataset) -> Partition:
             raise UsageError(f"--partition-options: {config.partition} is a file and takes none")
         return saved(labels, clients, file)
     elif ":" in config.partition:
-        method = plugins.imported("partition", config.partition)
+        method = plugins.imported("partition", config.partition, Partition | Partitioner)
     else:
         raise UsageError(
             f"--partition: no {config.partition!r}{nearest(config.partition, METHODS)}; have "
@@ -131,7 +139,7 @@ def split(config: Config, dataset: Dataset) -> Partition:
         )
     seed = config.seed if config.split_seed is None else config.split_seed
     generator = numpy_generator(seed, "partition")
-    if hasattr(method, "load_partition"):
+    if inspect.isclass(method) and issubclass(method, Partitioner):
         made = partitioned(method, options, labels, clients, generator, alpha=config.alpha)
     else:
         made = plugins.build(
@@ -184,14 +192,14 @@ def choose_device(config: Config) -> torch.device:
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
-    make = plugins.find("model", name, "fedsam.models")
+    make = plugins.find("model", name, "fedsam.models", nn.Module)
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
     options, channels = config.model_options, {}
     if _says_nothing(make, facts):  # then it hands on what torchvision's and timm's models take
         channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
         options = {"num_classes": classes, **channels, **options}
-    with global_streams(config.seed, "initialisation"):
+    with global_streams(config.seed, "initialisation"), _unpickling_nothing(make):
         try:
             model = plugins.build("model", make, options, facts)
         except UsageError as error:
@@ -219,6 +227,20 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
         if config.update_bn:
             raise UsageError(f"--update-bn {config.update_bn}: the model has no BatchNorm")
     return model
+
+
+@contextmanager
+def _unpickling_nothing(make: Any) -> Iterator[None]:
+    """Let a package's model read weights alone, whatever file its options name."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    if not plugins.own(make):
+        os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(WEIGHTS_ONLY, None)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def new_network(config: Config) -> nn.Module:
@@ -296,11 +318,8 @@ def _options_of(name: str, options: Mapping[str, Any]) -> set[str]:
 
 
 def _derived(key: str, name: str, package: str, base: type) -> Any:
-    """Return the class that a name means, if it keeps the contract."""
-    cls = plugins.find(key, name, package)
-    if not (inspect.isclass(cls) and issubclass(cls, base)):
-        raise UsageError(f"--{key} {name}: must derive from {base.__module__}.{base.__name__}")
-    return cls
+    """Return the class that a name means; it keeps the contract."""
+    return plugins.find(key, name, package, base, functions=False)
 
 
 def new_strategy(config: Config) -> Strategy:
@@ -308,18 +327,14 @@ def new_strategy(config: Config) -> Strategy:
 
     A method of ours is put into its adapter, a Flower Strategy is taken as it is.
     """
-    make = plugins.find("strategy", config.strategy, "fedsam.strategies")
-    wrong = UsageError(
-        f"--strategy {config.strategy}: neither a ServerMethod (fedsam.base.strategy) nor a "
-        "Flower Strategy"
+    make = plugins.find(
+        "strategy", config.strategy, "fedsam.strategies", ServerMethod | Strategy | FormerStrategy
     )
-    if hasattr(make, "configure_fit"):
+    if inspect.isclass(make) and issubclass(make, FormerStrategy):
         raise UsageError(
             f"--strategy {config.strategy}: is of Flower's former API (configure_fit); give a "
             "Strategy of flwr.serverapp.strategy"
         )
-    if inspect.isclass(make) and not issubclass(make, ServerMethod | Strategy):
-        raise wrong
     # not all hold a task's images, or stay
     fewest = 1 if config.lifelong or config.dropout_rate else config.clients_per_round
     # a strategy is shown a round's clients alone, and must take them all
@@ -340,14 +355,16 @@ def new_strategy(config: Config) -> Strategy:
         facts = sampling | {"train_loss_key": LOSS}  # as QFedAvg calls what it reads of the replies
         strategy = plugins.build("strategy", make, config.strategy_options, facts, **run)
     if not isinstance(strategy, Strategy):
-        raise wrong
+        raise UsageError(
+            f"--strategy {config.strategy}: returns a {type(strategy).__name__}, no Flower Strategy"
+        )
     _check_strategy(config, strategy)
     pooled = config.bn == "pooled"
     if pooled or not isinstance(strategy, MethodStrategy | OWN_STATISTICS):
         strategy = Statistics(strategy, pooled=pooled)
     if config.averaging == "none":
         return strategy
-    rule = plugins.find("average", config.averaging, "fedsam.strategies.averages")
+    rule = _derived("average", config.averaging, "fedsam.strategies.averages", Average)
     values = {"start": config.averages_from, "cycle": config.swa_cycle, "lr": config.swa_lr}
     return Averaged(strategy, plugins.build("average", rule, config.average_options, **values))
 
@@ -371,7 +388,7 @@ def new_task(config: Config, dataset: Dataset) -> Task:
     """Return what the model's output means, for a data set whose targets fit."""
     facts = {"classes": dataset.classes}
     facts |= {} if dataset.ignore is None else {"ignore": dataset.ignore}
-    make = plugins.find("task", task_of(config, dataset), "fedsam.tasks")
+    make = plugins.find("task", task_of(config, dataset), "fedsam.tasks", Task)
     task: Task = plugins.build("task", make, config.task_options, facts)
     tasks.check(task, dataset)
     return task
@@ -404,6 +421,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     layout = Layout.of(template)
     method = new_method(config)
     work = _work(config, dataset, draws=method.loss.draws)
+    _check_work(config, work, partition)
     mean, std = _normalisation(config, dataset)
     sequence = _lifelong(config, dataset, partition)
     if sequence and sequence.heads == "multi":
@@ -525,6 +543,21 @@ def _work(config: Config, dataset: Dataset, *, draws: bool) -> Work:
     augmentations += [Mixup(config.mixup)] if config.mixup else []
     augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
     return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+
+
+def _check_work(config: Config, work: Work, partition: Partition) -> None:
+    """Raise UsageError where a client's plan of a round, drawn up front, would fill the memory."""
+    most = int(partition.sizes.max())
+    key = "local_steps" if config.local_steps else "local_epochs"
+    if not math.isfinite(config.local_epochs * most):
+        images = math.inf
+    else:
+        images = work.steps(most) * min(config.batch_size, most)
+    if images > MOST_IMAGES:
+        raise UsageError(
+            f"{flag(key)} {getattr(config, key):g}: a client would take {images:.3g} images "
+            f"a round; {MOST_IMAGES:,} at most, as each is planned before"
+        )
 
 
 def _check_mini_batches(config: Config, partition: Partition, least: int) -> None:

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedsam.base.errors import plain
 from fedsam.base.timers import WAITING
-from fedsam.cli import progress_bar
+from fedsam.cli import console, progress_bar
 from fedsam.config.schema import Config
 from fedsam.runs import metrics
 from fedsam.runs.metrics import words_of
 from fedsam.simulate.profile import Phase
 from fedsam.simulate.run import Outcome
 
+NAME = 80  # characters of a name beside a bar
 PLAIN_LINES = 20  # where there is no terminal, a run prints about so many
 
 
@@ -28,6 +29,14 @@ class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return the text."""
         return Text(f"{task.speed:.1f} rounds/s" if task.speed else "", style="cyan")
+
+
+class PlainLines(logging.Formatter):
+    """A message is one line that is safe to print, whatever names or reasons it quotes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, logging's name
+        """Return the line; a traceback follows as it is."""
+        return plain(record.message)
 
 
 class Progress:
@@ -42,21 +51,23 @@ class Progress:
     def __init__(self, configs: Sequence[Config]) -> None:
         self.configs = configs
         self.quiet = configs[0].quiet
-        self.console = Console()
-        self.errors = Console(stderr=True)
+        self.console = console()
+        self.errors = console(stderr=True)
         self.shown = [""] * len(configs)
-        shown = TextColumn("{task.fields[shown]}")
+        shown = TextColumn("{task.fields[shown]}", markup=False)
         self.bar = progress_bar(
             self.console, Rate(), TimeRemainingColumn(), shown, disable=self.quiet
         )
+        names = [plain(f"{c.algorithm} on {c.dataset}", NAME) for c in configs]
         self.tasks = [
-            self.bar.add_task(f"{c.algorithm} on {c.dataset}", total=c.rounds, shown="")
-            for c in configs
+            self.bar.add_task(name, total=c.rounds, shown="")
+            for name, c in zip(names, configs, strict=True)
         ]
 
     def __enter__(self) -> "Progress":
         logger = logging.getLogger("fedsam")
         self.handler = RichHandler(console=self.errors, show_time=False, show_path=False)
+        self.handler.setFormatter(PlainLines())
         logger.addHandler(self.handler)
         # Flower's strategies log every round, and warn that they do not evaluate on clients
         logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -81,7 +92,7 @@ class Progress:
         every = max(1, rounds // PLAIN_LINES)
         if self.bar.disable and not self.quiet and line["round"] % every == 0:
             which = f"run {run}  " if len(self.configs) > 1 else ""
-            self.console.print(f"{which}round {line['round']}/{rounds}  {shown}", highlight=False)
+            self.console.print(f"{which}round {line['round']}/{rounds}  {shown}")
 
     def summarise(self, config: Config, outcome: Outcome) -> None:
         """Print what was run, how well it did, and where the results lie."""
@@ -111,7 +122,7 @@ class Progress:
             )
         said["results"] = str(outcome.folder)
         for name, text in said.items():  # never cut: a path is there to be copied
-            self.console.print(f"{name:<9} {text}", soft_wrap=True, highlight=False, markup=False)
+            self.console.print(f"{name:<9} {plain(text)}")
         if outcome.phases:
             self._show(outcome.phases)
 
@@ -124,8 +135,8 @@ class Progress:
         for name, calls, seconds in phases:
             share = "" if name == WAITING else f"{seconds / whole:.1%}"
             table.add_row(name, f"{calls}", f"{seconds:.3f}", share)
-        self.console.print("\nTime by phase, summed over threads", highlight=False)
-        self.console.print(table, highlight=False)
+        self.console.print("\nTime by phase, summed over threads")
+        self.console.print(table)
 
 
 def _percent(value: float | None) -> str:

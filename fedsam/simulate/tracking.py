@@ -75,7 +75,7 @@ def new_trackers(track: str) -> list[Tracker]:
     """
     trackers: dict[Any, Tracker] = {}  # by what makes them
     for name in track.split(",") if track else []:
-        make: Any = plugins.find("track", name.strip(), "fedsam.simulate.trackers")
+        make: Any = plugins.find("track", name.strip(), "fedsam.simulate.trackers", Tracker)
         if make in trackers:
             raise UsageError(f"--track {track}: names {name.strip()} twice; leave out one")
         try:

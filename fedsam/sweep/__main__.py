@@ -75,7 +75,11 @@ def sweep(arguments: Sequence[str] | None) -> int:
     given = flags().read(arguments)
     name, target = given.pop("sweep"), given.pop("target")
     report.check_target(target)
-    out = Path(expanded(given.pop("out", "")) or Path("runs") / Path(name).stem).absolute()
+    try:
+        own = expanded(given.pop("out", ""))
+    except UsageError as error:
+        raise UsageError(f"--out: {error}") from error
+    out = (Path(own) if own else Path("runs") / Path(name).stem).absolute()
     parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
     for flag, number in (("--parallel", parallel), ("--together", together)):
         if number < 1:

@@ -1,16 +1,17 @@
 """The cells of a sweep: a grid over config keys, each cell a run in a folder of its own."""
 
 import itertools
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsam.base.errors import UsageError, nearest
-from fedsam.base.system import expanded
+from fedsam.base.system import LONGEST_NAME, expanded
 from fedsam.config import text
 from fedsam.config.presets import CONFIGS, OPTIONS, over
 from fedsam.config.schema import Config, keys, resolve
@@ -19,6 +20,7 @@ from fedsam.runs.lock import Lock
 from fedsam.runs.run import finished
 
 PATIENCE = 60.0  # seconds for the cells of this sweep that a kill of it left to end
+MOST_CELLS = 100_000
 
 
 class When(BaseModel):
@@ -97,15 +99,21 @@ def read(path: str) -> Sweep:
     UsageError
         If there is none, or it is wrong; one line.
     """
-    places = [Path(expanded(path)), CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
+    try:
+        own = Path(expanded(path))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    places = [own, CONFIGS.parent / path, CONFIGS / "sweeps" / f"{path}.yaml"]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         names = sorted(p.stem for p in CONFIGS.glob("sweeps/*.yaml"))
         raise UsageError(f"{path}: no such sweep{nearest(path, names)}; have {', '.join(names)}")
     try:
-        return Sweep.model_validate(text.parse(file.read_text()) or {})
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+        values = text.load(file)
+    except UsageError as error:
+        raise UsageError(f"{file}: no YAML: {error}") from error
+    try:
+        return Sweep.model_validate({} if values is None else values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -124,17 +132,25 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[SweepPoi
     twice = sorted(set(given) & {key.partition(".")[0] for key in sweep.grid})
     if twice:
         raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
+    if (number := math.prod(map(len, sweep.grid.values()))) > MOST_CELLS:
+        raise UsageError(f"the grid has {number} cells; {MOST_CELLS} at most")
     products = itertools.product(*sweep.grid.values())
     places = [dict(zip(sweep.grid, values, strict=True)) for values in products]
     for number, when in enumerate(sweep.when):
         if not any(when.match.items() <= place.items() for place in places):
             raise UsageError(f"when.{number}: no cell of the grid has {when.match}")
-    cells = []
+    cells: list[SweepPoint] = []
+    names: set[str] = set()
     for place in places:
         layers = [sweep.set, place]
         layers += [when.set for when in sweep.when if when.match.items() <= place.items()]
         values = over(*map(nested, layers), given)
         name = ",".join(f"{key}={value}".replace("/", "-") for key, value in place.items())
+        if name in names:
+            raise UsageError(f"the grid has the cell {name} twice; leave out one of its values")
+        if len(os.fsencode(name)) > LONGEST_NAME - len(".yaml.part") or not name.isprintable():
+            raise UsageError(f"no folder can be named {name}, as the cell would be")
+        names.add(name)
         cells.append(SweepPoint(name, out / name, resolve(values, sweep.config)))
     return cells
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsam.cli import progress_bar
+from fedsam.base.errors import plain
+from fedsam.cli import console, progress_bar
 from fedsam.runs import files, metrics
 from fedsam.sweep.grid import SweepPoint
 
@@ -25,13 +25,13 @@ class LiveTable:
 
     def __init__(self, cells: Sequence[SweepPoint]) -> None:
         self.open = {cell.name: cell for cell in cells}
-        self.console, self.errors = Console(), Console(stderr=True)
+        self.console, self.errors = console(), console(stderr=True)
         self.failed: dict[str, str] = {}
         self.done = 0
         self.rounds = 0  # of cells that have ended
         self.bar = progress_bar(
             self.console,
-            TextColumn("{task.fields[shown]}"),
+            TextColumn("{task.fields[shown]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -56,7 +56,8 @@ class LiveTable:
             if (line := last_line(cell)) is None:
                 continue
             if name not in self.running:
-                self.running[name] = self.bar.add_task(name, total=cell.config.rounds, shown="")
+                total = cell.config.rounds
+                self.running[name] = self.bar.add_task(plain(name, 80), total=total, shown="")
             task = self.running[name]
             self.bar.update(task, completed=line[metrics.ROUND])
             headline = metrics.headline_of(line)
@@ -82,11 +83,11 @@ class LiveTable:
             if cell.name in failures:
                 self.failed[cell.name] = failures[cell.name]
                 said = f"failed: {cell.name}: {failures[cell.name]}"
-                self.errors.print(said, highlight=False, markup=False)
+                self.errors.print(plain(said))
                 continue
             self.done += 1
             said = f"done: {cell.name}  ({len(self.open)} to go)"
-            self.console.print(said, highlight=False, markup=False)
+            self.console.print(plain(said))
 
 
 def last_line(cell: SweepPoint) -> dict[str, Any] | None:

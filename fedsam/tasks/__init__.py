@@ -1,6 +1,6 @@
 """What a model's output means: its loss and its metrics, behind a seam the engine never opens."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # who asks for a headline needs no torch
     from torch import Tensor
@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # who asks for a headline needs no torch
 HEADLINE = "accuracy"  # of a task that names none
 
 
+@runtime_checkable
 class Task(Protocol):
     """A loss an example, and statistics that add up over examples.
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedsam.base.errors import UsageError
+from fedsam.base.strategy import ServerMethod
 from fedsam.config.plugins import build, find, imported
 from fedsam.config.schema import resolve
 from fedsam.simulate.build import load_dataset, new_method, new_model, new_strategy
@@ -13,6 +14,7 @@ from fedsam.simulate.build import load_dataset, new_method, new_model, new_strat
 MINE = """
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
+from fedsam.base import strategy as base
 from fedsam.training.method import Correction, Minimizer
 
 class Server(FedAvg):
@@ -34,7 +36,7 @@ class Descent(Minimizer):
     def step(self, w, grad, descend, local):
         return descend(w, grad(w)), {}
 
-class Average:
+class Average(base.Average):
     def __init__(self, start, lr=5.0, cycle=3):
         self.start, self.lr, self.cycle = start, lr, cycle
 
@@ -96,7 +98,7 @@ def test_ours_name_what_they_want_of_the_run():
     config = resolve({"swa": True, "swa_lr": 0.5, "swa_cycle": 4, "rounds": 8})
     rule = new_strategy(config).rule
     assert (rule.start, rule.lr, rule.cycle) == (6, 0.5, 4)
-    nova = find("strategy", "fednova", "fedsam.strategies")
+    nova = find("strategy", "fednova", "fedsam.strategies", ServerMethod)
     assert build("strategy", nova, {}, momentum=0.5).momentum == 0.5
 
 
@@ -160,7 +162,7 @@ def test_a_module_that_imports_what_is_not_there_is_one_line(tmp_path, monkeypat
     (tmp_path / "of_mine.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError) as refused:
-        imported("model", "of_mine:Net")
+        imported("model", "of_mine:Net", torch.nn.Module)
     said = "--model of_mine:Net: of_mine imports 'no_such_package', which is not installed"
     assert str(refused.value) == said
 

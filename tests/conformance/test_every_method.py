@@ -78,12 +78,12 @@ def test_a_minimiser_learns_the_digits(quick, minimizer):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_server_method_extends_its_contract_and_no_other_method(name):
-    assert find("strategy", name, "fedsam.strategies").__bases__ == (ServerMethod,)
+    assert find("strategy", name, "fedsam.strategies", ServerMethod).__bases__ == (ServerMethod,)
 
 
 @pytest.mark.parametrize("name", AVERAGES)
 def test_a_rule_of_averaging_extends_its_contract_and_no_other_rule(name):
-    assert find("average", name, "fedsam.strategies.averages").__bases__ == (Average,)
+    assert find("average", name, "fedsam.strategies.averages", Average).__bases__ == (Average,)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -96,7 +96,7 @@ def test_every_average_goes_around_every_strategy(quick, strategy, average):
 
 @pytest.mark.parametrize(("key", "package", "name"), FILES, ids=lambda v: v)
 def test_a_file_holds_one_method_with_formula_and_documentation(key, package, name):
-    cls = find(key, name, package)
+    cls = find(key, name, package, object)
     module = inspect.getmodule(cls)
     assert module.__name__ == f"{package}.{name}"
     assert module.__doc__

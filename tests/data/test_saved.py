@@ -69,11 +69,15 @@ REFUSED = {
     '{"0": [0], "1": [0]}': "image 0 is given out more than once",
     '{"0": [0], "1": []}': "client 1 has no images",
     '{"0": [], "1": []}': "client 0 has no images",
+    '{"0": [0], "0": [1]}': "client 0 stands there 2 times",
+    '{"0": [NaN], "1": [1]}': "the rows of client 0 must be a list of whole numbers",
+    '{"0": ' + "[" * 100_000: "neither a run's partition.npz nor JSON",
+    '{"0": [' + "9" * 5000 + "]}": "neither a run's partition.npz nor JSON",
     '{"0": [0]}': "makes 1; give --clients 1",
 }
 
 
-@pytest.mark.parametrize("text", REFUSED, ids=str)
+@pytest.mark.parametrize("text", REFUSED, ids=lambda text: str(text)[:40])
 def test_a_wrong_json_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(UsageError) as caught:
         saved(LABELS, 2, written(tmp_path / "split.json", text))

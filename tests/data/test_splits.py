@@ -402,6 +402,8 @@ CSV_REFUSED = {
     "user_id,image_id\n1,0\n": "its header has no column 'class'; name its columns",
     "client_id,image_id,class\n1,0,0\n": "its header has no column 'user_id'; name its columns",
     "": "its header has no column 'user_id'",
+    "user_id,image_id,class,user_id\n1,0,0,2\n": "its header has the column 'user_id' twice",
+    "user_id,image_id,class\n1,0,0,7\n": "line 2: has more cells than the header",
     "user_id,image_id,class\n": "has 0 users",
     GOOD + "2,9,0\n": "line 6: image_id must lie in 0..5, got '9'",
     GOOD + "2,x,0\n": "line 6: image_id must lie in 0..5, got 'x'",

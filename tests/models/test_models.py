@@ -90,7 +90,7 @@ ALL = pytest.mark.parametrize("name", NAMES)
 
 
 def new(name, shape=(3, 32, 32), classes=10, **options):
-    return find("model", name, "fedsam.models")(shape, classes, **options)
+    return find("model", name, "fedsam.models", nn.Module)(shape, classes, **options)
 
 
 @pytest.mark.parametrize(

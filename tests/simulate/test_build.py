@@ -91,8 +91,8 @@ def test_a_users_subclass_of_flowers_that_takes_nothing_runs(quick):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("builtins:dict", "--strategy builtins:dict: neither a ServerMethod"),
-        (f"{HERE}:Duck", f"--strategy {HERE}:Duck: neither a ServerMethod"),
+        ("builtins:dict", "--strategy builtins:dict: builtins is Python's own"),
+        (f"{HERE}:Duck", f"--strategy {HERE}:Duck: must derive from fedsam.base.str"),
         ("builtins:repr", "--strategy"),
         (f"{HERE}:WithoutUpdate", "--strategy: WithoutUpdate: .*update"),
     ],
