@@ -73,7 +73,7 @@ TALKING = {  # runs whose metrics.jsonl and summary.json are recorded, key by ke
     "heads": FURTHER["lifelong"],
     "target": "--target-accuracy 0.1 --eval-every 1 --lr 0.3",
 }
-TIMES = {"seconds", "rounds_per_second", "versions"}
+TIMES = {"seconds", "rounds_per_second", "versions", "seals", "seal"}
 RAY = {"ray": "--engine ray --workers 2 --algorithm fedgamma"}
 
 
@@ -130,7 +130,7 @@ def models(folder: Path, *, ray: bool) -> Iterator[tuple[str, dict[str, Tensor]]
 
 
 def said(words: str, folder: Path) -> list[object]:
-    """Return the lines and the summary of a run, without times and versions."""
+    """Return the lines and the summary of a run, without times, versions and seals."""
     ended(words, folder)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(text) for text in [*lines, (folder / "summary.json").read_text()]]
