@@ -108,8 +108,6 @@ def test_a_deployment_with_a_hostile_node_ends_well(tmp_path):
     assert all(out in ([], [HOSTILE]) for out in left_out)
     assert lines[-1]["accuracy"] > lines[0]["accuracy"]
     assert "left out: it says partition 0, its key's is 2" in said
-    assert "the run begins without partition 2; a node may still join" in said
-    assert "client 2: node " in said
     for reason in ("no NumPy file of a plain array", "loss is a list", "steps is -5"):
         assert reason in said
     assert "num-examples is 1000000, it was asked for" in said
