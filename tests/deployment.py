@@ -98,7 +98,9 @@ class Deployment:
 
 
 @contextmanager
-def deployment(folder: Path, nodes: int, config: str = "", **more: str) -> Iterator[Deployment]:
+def deployment(
+    folder: Path, nodes: int, config: str = "", scripts: Path = SCRIPTS, **more: str
+) -> Iterator[Deployment]:
     """Start local.sh in a folder, with keys of its own; terminate it at the end.
 
     Parameters
@@ -109,6 +111,8 @@ def deployment(folder: Path, nodes: int, config: str = "", **more: str) -> Itera
         SuperNodes, and clients of the run.
     config : str
         Keys of the run over those of local.sh, as for ``flwr run --run-config``.
+    scripts : Path
+        Folder of local.sh, which deploys the app that it belongs to.
     **more : str
         Environment variables of everything that is started.
     """
@@ -117,7 +121,7 @@ def deployment(folder: Path, nodes: int, config: str = "", **more: str) -> Itera
     assert made.returncode == 0, made.stderr
     with work.with_suffix(".log").open("w") as out:
         process = subprocess.Popen(
-            ["bash", str(SCRIPTS / "local.sh"), str(keys), str(work), config],
+            ["bash", str(scripts / "local.sh"), str(keys), str(work), config],
             env=environment(LIMIT="240", FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1") | more,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -36,8 +36,8 @@ def preset(algorithm: str, dataset: str) -> dict[str, Any]:
 
 def usual(dataset: str) -> dict[str, Any]:
     """Return the values that a data set is trained with, where those of all others do not fit."""
-    path = CONFIGS / "datasets" / f"{dataset}.yaml"
-    return read(path) if path.stem == dataset and path.is_file() else {}
+    files = {path.stem: path for path in CONFIGS.glob("datasets/*.yaml")}
+    return read(files[dataset]) if dataset in files else {}
 
 
 def over(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,14 +50,14 @@ class BisenetV2(nn.Module):
             _block(128, 128),
             _block(128, 128),
         )
-        self.stem = Stem(channels)
-        self.stage3 = nn.Sequential(GatherExpand(16, 32, stride=2), GatherExpand(32, 32))
-        self.stage4 = nn.Sequential(GatherExpand(32, 64, stride=2), GatherExpand(64, 64))
+        self.stem = _Stem(channels)
+        self.stage3 = nn.Sequential(_GatherExpand(16, 32, stride=2), _GatherExpand(32, 32))
+        self.stage4 = nn.Sequential(_GatherExpand(32, 64, stride=2), _GatherExpand(64, 64))
         self.stage5 = nn.Sequential(
-            GatherExpand(64, 128, stride=2), *(GatherExpand(128, 128) for _ in range(3))
+            _GatherExpand(64, 128, stride=2), *(_GatherExpand(128, 128) for _ in range(3))
         )
-        self.context = ContextEmbedding()
-        self.aggregation = Aggregation()
+        self.context = _ContextEmbedding()
+        self.aggregation = _Aggregation()
         self.head = _head(128, 1024, classes, 8, dropout)
         self.auxiliary = nn.ModuleList(
             _head(width, 128, classes, factor, dropout)
@@ -98,7 +98,7 @@ def _head(into: int, width: int, classes: int, factor: int, dropout: float) -> n
     )
 
 
-class Stem(nn.Module):
+class _Stem(nn.Module):
     """A quarter of the size in two ways, by convolutions and by pooling, joined."""
 
     def __init__(self, channels: int) -> None:
@@ -114,7 +114,7 @@ class Stem(nn.Module):
         return self.join(torch.cat([self.convolutions(x), pooled], 1))
 
 
-class GatherExpand(nn.Module):
+class _GatherExpand(nn.Module):
     """Gather with a 3 x 3 convolution, expand by depth-wise ones, project back; a residual.
 
     Parameters
@@ -142,7 +142,7 @@ class GatherExpand(nn.Module):
         return torch.relu(self.shortcut(x) + self.residual(x))
 
 
-class ContextEmbedding(nn.Module):
+class _ContextEmbedding(nn.Module):
     """What the whole image is about, added to every place of it."""
 
     def __init__(self, width: int = 128) -> None:
@@ -157,7 +157,7 @@ class ContextEmbedding(nn.Module):
         return self.last(x + whole)
 
 
-class Aggregation(nn.Module):
+class _Aggregation(nn.Module):
     """Each branch guides the other at its own resolution, then they are added."""
 
     def __init__(self, width: int = 128) -> None:

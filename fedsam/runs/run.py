@@ -22,6 +22,8 @@ DAMAGED_ARCHIVE = (  # what NumPy and zipfile raise of one
     *(OSError, KeyError, ValueError, BadZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, MemoryError, OverflowError, TypeError),
 )
+NUMBERS = int | float | list | None  # what a line of metrics.jsonl holds, but for these
+KINDS: dict[str, Any] = {metrics.HEADLINE: str, metrics.GROUPS: dict}
 
 
 def _no_network(config: Config) -> Any:
@@ -212,8 +214,8 @@ def _lines(path: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(_content(path, summary).splitlines(), 1):
         line = _parsed(text, f"{path}: line {number}")
-        numbers = all(isinstance(value, int | float | list | None) for value in line.values())
-        if type(line.get(metrics.ROUND)) is not int or not numbers:
+        of_kind = all(isinstance(value, KINDS.get(key, NUMBERS)) for key, value in line.items())
+        if type(line.get(metrics.ROUND)) is not int or not of_kind:
             raise UsageError(f"{path}: line {number}: damaged: must hold a round and numbers")
         lines.append(line)
     return lines

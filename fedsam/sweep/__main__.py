@@ -88,6 +88,8 @@ def sweep(arguments: Sequence[str] | None) -> int:
     shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
     shares |= {"threads": 1} if ray else {}
     cells = cells_of(read(name), out, shares | given)
+    if ray and any(cell.config.engine == "ray" for cell in cells):
+        raise UsageError("--engine ray: cells are Ray tasks themselves (--ray); leave out one")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

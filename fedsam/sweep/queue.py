@@ -118,12 +118,10 @@ class RayTasks:
     Raises
     ------
     UsageError
-        If Ray is not installed, has not what is asked for, or the cells use it themselves.
+        If Ray is not installed, or has not what is asked for.
     """
 
     def __init__(self, config: Config) -> None:
-        if config.engine == "ray":
-            raise UsageError("--engine ray: cells are Ray tasks themselves (--ray); leave out one")
         try:
             from fedsam.engines.ray import TaskPool
         except ModuleNotFoundError as error:

@@ -154,7 +154,7 @@ def test_a_trainers_clients_differ_by_their_number(tmp_path):
 def test_what_is_not_asked_for_is_not_there():
     config = resolve({})
     assert config.client_rotations == ""
-    names = {type(a) for a in _work(config, load_dataset(config), keys=False).augmentations}
+    names = {type(a) for a in _work(config, load_dataset(config), draws=False).augmentations}
     assert not names & {Noise, Rotation}
 
 
@@ -176,6 +176,6 @@ def test_images_that_are_not_square_are_not_laid_on_their_side():
     dataset = load_dataset(config)
     flat = replace(dataset, train_images=dataset.train_images[:, :, :5])
     with pytest.raises(UsageError, match=r"--client-rotations 0,90: images of 5 x 8 pixels"):
-        _work(config, flat, keys=False)
+        _work(config, flat, draws=False)
     tilted = resolve({"client_rotations": "0,20,180"})
-    assert any(isinstance(a, Rotation) for a in _work(tilted, flat, keys=False).augmentations)
+    assert any(isinstance(a, Rotation) for a in _work(tilted, flat, draws=False).augmentations)

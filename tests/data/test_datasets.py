@@ -254,7 +254,10 @@ def test_masks_of_the_images_size_and_groups_are_taken():
     held = masks(8)
     held[0] = 255
     groups = {"first": torch.arange(9), "all": torch.arange(355)}
-    check(replace(load("digits", Path("unused")), test_labels=held, ignore=255, test_groups=groups))
+    digits = load("digits", Path("unused"))
+    check(replace(digits, test_labels=held, ignore=255, test_groups=groups))
+    with pytest.raises(UsageError, match=r"test_labels must lie in 0\.\.9"):
+        check(replace(digits, test_labels=held, test_groups=groups))
 
 
 def test_what_is_no_data_set_is_refused():

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
-from test_deploy import environment, flower, make_keys, processes
-from test_deploy import pytestmark as pytestmark
+from deployment import deployment, in_group, needs_flower
 
+pytestmark = in_group
 ROUNDS = 7
 HOSTILE = 2  # the partition of the hostile node
 # in place of what an honest node does; {honest} is the app's own module, under another name
@@ -70,11 +69,10 @@ def train(message, context):
 '''
 
 
-@pytest.mark.long
 @pytest.mark.slow
-@flower
+@needs_flower
 def test_a_deployment_with_a_hostile_node_ends_well(tmp_path):
-    app, keys, work, log = (tmp_path / name for name in ("app", "keys", "work", "log"))
+    app = tmp_path / "app"
     for room in ("fedsam", "clients", "strategies", "configs", "docs/deploy"):
         shutil.copytree(ROOT / room, app / room, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -82,27 +80,16 @@ def test_a_deployment_with_a_hostile_node_ends_well(tmp_path):
     shutil.move(app / "fedsam" / "client_app.py", app / "fedsam" / "honest_app.py")
     text = APP.format(claimed=str(tmp_path / "claimed"), hostile=HOSTILE)
     (app / "fedsam" / "client_app.py").write_text(text.lstrip())
-    assert make_keys(keys, 3).returncode == 0
     config = f'device="cpu" rounds={ROUNDS} algorithm="fedavg" swa=false local-steps=2'
-    with log.open("w") as out:
-        local = subprocess.Popen(
-            ["bash", str(app / "docs" / "deploy" / "local.sh"), keys, work, config],
-            env=environment(LIMIT="400", FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.1"),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=tmp_path,
-        )
-    try:
-        code = local.wait(timeout=480)
-    finally:
-        local.terminate()  # its trap ends all that it started
-        local.wait(timeout=30)
-    said = log.read_text()
+    scripts = app / "docs" / "deploy"
+    with deployment(tmp_path, 3, config, scripts, LIMIT="300") as running:
+        code = running.process.wait(timeout=360)
+    said = running.log
     sys.stdout.write(said)  # shown where a test fails, or with -s
     assert code == 0
     assert "the run ended as finished:completed" in said
-    assert processes(work) == []
-    lines = list(map(json.loads, (work / "run" / "metrics.jsonl").read_text().splitlines()))
+    assert running.processes() == []
+    lines = list(map(json.loads, (running.work / "run" / "metrics.jsonl").read_text().splitlines()))
     left_out = [line.get("left_out", []) for line in lines]
     assert len(left_out) == ROUNDS + 1
     assert all(out in ([], [HOSTILE]) for out in left_out)

@@ -286,7 +286,7 @@ LIMITS = [Limits(), Limits(clip_norm=1.0), Limits(max_norm=5.0), Limits(equal=Tr
 SIZE = 4 * LAYOUT.size  # bytes of the model
 
 
-def check(data, caplog, most):
+def assert_harmless(data, caplog, most):
     """Let one reply come to a round of a strategy; of ``most`` of them, if it is taken."""
     caplog.clear()
     beside, limits = data.draw(st.booleans()), data.draw(st.sampled_from(LIMITS))
@@ -326,7 +326,7 @@ CALM = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.d
 @settings(max_examples=300, deadline=None, suppress_health_check=CALM, derandomize=True)
 @given(data=st.data())
 def test_no_reply_ends_a_round(caplog, data):
-    check(data, caplog, most=2)
+    assert_harmless(data, caplog, most=2)
 
 
 @pytest.mark.long
@@ -336,7 +336,7 @@ def test_ten_thousand_replies_end_no_round(caplog):
     @settings(max_examples=10_000, deadline=None, suppress_health_check=CALM, database=None)
     @given(data=st.data())
     def one(data):
-        counts[check(data, caplog, len(CONFIGS))] += 1
+        counts[assert_harmless(data, caplog, len(CONFIGS))] += 1
 
     one()
     print(f"{counts[False]} left out, {counts[True]} of the right form")

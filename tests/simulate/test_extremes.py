@@ -73,7 +73,7 @@ def test_a_disk_that_is_full_before_round_1_is_one_line(tmp_path, monkeypatch, c
     assert main([*SMALL, "--out", str(tmp_path / "full")]) == 1
     said = capsys.readouterr().err
     assert said.splitlines() == [
-        f"fedsam: training stopped: {tmp_path}/full: No space left on device; nothing was kept"
+        f"fedsam: training stopped: {tmp_path}/full: No space left on device"
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -49,16 +49,21 @@ def test_two_that_go_on_at_once_are_one_and_a_line(tmp_path):
 def test_killed_twenty_times(tmp_path, name):
     counts = killed_again_and_again(tmp_path, words_of(name), 20, seed=len(name))
     print(name, counts)
+    assert sum(counts.values()) == 20
 
 
 @pytest.mark.long
 def test_killed_ten_times_on_ray(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed: pip install 'fedsam[ray]'")
     words = [*words_of("scaffold, momentum, ema"), "--engine", "ray", "--workers", "1"]
-    print("ray", killed_again_and_again(tmp_path, words, 10, seed=5))
+    counts = killed_again_and_again(tmp_path, words, 10, seed=5)
+    print("ray", counts)
+    assert sum(counts.values()) == 10
 
 
 @pytest.mark.long
 def test_killed_ten_times_with_two_at_once(tmp_path):
     words = words_of("fedasam, swa, models kept")
-    print("two at once", killed_again_and_again(tmp_path, words, 10, seed=6, at_once=2))
+    counts = killed_again_and_again(tmp_path, words, 10, seed=6, at_once=2)
+    print("two at once", counts)
+    assert sum(counts.values()) == 10

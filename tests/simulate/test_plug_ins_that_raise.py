@@ -65,7 +65,7 @@ def test_a_strategy_that_raises_leaves_what_can_be_gone_on_with(tmp_path, monkey
 
 
 def test_an_evaluation_that_raises_does_so_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(Metrics, "after", 2)  # rounds 0 and 2
+    monkeypatch.setattr(Metrics, "after", 3)  # the pass beforehand, rounds 0 and 2
     with pytest.raises(KeyError, match="no such metric"):
         run(quick_config(tmp_path / "cut", task=f"{HERE}:Metrics"))
     _, snapshot = resumed(tmp_path / "cut", {})

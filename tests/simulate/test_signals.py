@@ -58,7 +58,7 @@ def interrupted(command, folder, moments, seed):
 
 @pytest.mark.slow
 def test_a_start_is_interrupted_twice(tmp_path):
-    interrupted("simulate", tmp_path, 2, seed=0)
+    assert len(interrupted("simulate", tmp_path, 2, seed=0)) == 2
 
 
 @pytest.mark.long
@@ -67,3 +67,4 @@ def test_a_start_is_interrupted_twenty_times(tmp_path, command):
     run(quick_config(tmp_path / "run"))
     codes = interrupted(command, tmp_path, 20, seed=len(command))
     print(command, codes)
+    assert len(codes) == 20

@@ -294,7 +294,7 @@ def test_a_sweep_that_is_terminated_leaves_no_process(tmp_path):
     assert len(children) == 2
     process.terminate()
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "the same command goes on" in said
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
@@ -325,7 +325,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path, reports):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "the same command goes on" in said
     before = finished(out)
     assert len(before) == 1

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.simulate.build import new_trainer
+from fedsam.tasks.classification import Classification
 
 HERE = "tests.training.test_dry_pass"
 
@@ -169,7 +170,7 @@ def no_module(shape, classes):
     return classes
 
 
-class PerBatch:
+class PerBatch(Classification):
     """A task whose loss is one number a mini-batch."""
 
     def loss(self, output, targets):
