@@ -15,7 +15,7 @@ from fedsam.base.errors import UsageError
 from fedsam.config.plugins import build, find
 from fedsam.data.datasets import Dataset, load
 from fedsam.data.datasets import check as check_dataset
-from fedsam.tasks import check, headline_of
+from fedsam.tasks import Task, check, headline_of
 from fedsam.tasks.segmentation import Segmentation
 
 C = 4
@@ -174,7 +174,7 @@ def test_targets_that_do_not_fit_are_one_line(targets, message):
     [({"hard": 1.5}, "hard: must be a share"), ({"aux": -1}, "aux: must be a weight")],
 )
 def test_wrong_options_are_one_line(options, message):
-    make = find("task", "segmentation", "fedsam.tasks")
+    make = find("task", "segmentation", "fedsam.tasks", Task)
     assert build("task", make, {"hard": 0.25}, {"classes": 7, "ignore": 11}).ignore == 11
     with pytest.raises(UsageError, match=f"--task-options: Segmentation: {message}"):
         build("task", make, options, {"classes": 7})
