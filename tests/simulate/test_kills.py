@@ -1,6 +1,7 @@
 """Killed at any moment, by any signal, a run that is started again ends in the same bytes."""
 
 import os
+import shlex
 
 import pytest
 from conftest import ROOT
@@ -15,7 +16,7 @@ RUNS = {
     "fedsmoo": "--algorithm fedsmoo",
     "feddyn, tensorboard": "--algorithm feddyn --track tensorboard",
     "Flower's FedAdam": f"--strategy {FLOWER}FedAdam",
-    "lifelong, replay": "--lifelong 3 --lifelong-options {heads:\tmulti,memory:\t2}",
+    "lifelong, replay": "--lifelong 3 --lifelong-options '{heads: multi, memory: 2}'",
     "fedavgm, wima, patience": "--algorithm fedavgm --average wima --swa-start 5 --lr 1e-9 "
     "--eval-every 1 --patience 25",
     "adamw, cosine, mixup, cutout": "--optimizer adamw --lr 0.001 --lr-schedule cosine --mixup 0.2 "
@@ -25,7 +26,7 @@ RUNS = {
 
 
 def words_of(name):
-    return [word.replace("\t", " ") for word in f"{SMALL} {RUNS[name]}".split()]
+    return shlex.split(f"{SMALL} {RUNS[name]}")
 
 
 @pytest.fixture(autouse=True)
