@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from fedsam.base.errors import UsageError
+from fedsam.base.errors import UsageError, one_line
 from fedsam.base.system import write_whole
 from fedsam.config import plugins
 from fedsam.config.schema import Config
@@ -173,15 +173,33 @@ def pictures(folder: Path) -> dict[str, Path]:
 
 def run_id(folder: Path, service: str) -> str:
     """Return under which id a service knows the run in a folder; "" if it never did."""
-    file = folder / files.TRACKING
-    return json.loads(file.read_text()).get(service, "") if file.exists() else ""
+    return _ids(folder).get(service, "")
 
 
 def keep_run_id(folder: Path, service: str, value: str) -> None:
     """Let ``run_id`` return it, also after a kill."""
+    ids = _ids(folder) | {service: value}
+    write_whole(folder / files.TRACKING, json.dumps(ids, indent=2) + "\n")
+
+
+def _ids(folder: Path) -> dict[str, str]:
+    """Return the ids of a run by service.
+
+    Raises
+    ------
+    UsageError
+        If the file that holds them is damaged.
+    """
     file = folder / files.TRACKING
-    ids = json.loads(file.read_text()) if file.exists() else {}
-    write_whole(file, json.dumps(ids | {service: value}, indent=2) + "\n")
+    try:
+        ids = json.loads(file.read_text()) if file.exists() else {}
+        if not isinstance(ids, dict) or not all(isinstance(one, str) for one in ids.values()):
+            raise ValueError("must hold a text for each service")
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{file}: damaged: {one_line(error)}; remove it, and the run is a new one to trackers"
+        ) from error
+    return ids
 
 
 @contextmanager

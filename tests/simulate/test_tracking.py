@@ -22,7 +22,7 @@ from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 from fedsam.simulate.trackers.wandb import WandB
-from fedsam.simulate.tracking import hyperparameters
+from fedsam.simulate.tracking import hyperparameters, keep_run_id, run_id
 
 DIVERGES = {"lr": 1e30, "rounds": 3}
 calls: list[tuple] = []  # what the recorders below were told
@@ -502,6 +502,18 @@ def test_a_resumed_run_is_one_run_in_tensorboard(tmp_path):
             (step, float(np.float32(value))) for step, value in points
         ]
     assert [e.step for e in events.Images("curves")] == [6]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"mlflow": 3}', "[" * 100_000, "\xff"])
+def test_a_damaged_file_of_ids_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "tracking.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UsageError, match=r"tracking\.json: damaged: .*; remove it"):
+        run_id(tmp_path, "mlflow")
+    with pytest.raises(UsageError, match=r"tracking\.json: damaged: .*; remove it"):
+        keep_run_id(tmp_path, "mlflow", "7")
+    (tmp_path / "tracking.json").unlink()
+    keep_run_id(tmp_path, "mlflow", "7")
+    assert (run_id(tmp_path, "mlflow"), run_id(tmp_path, "wandb")) == ("7", "")
 
 
 def test_trackers_before_one_that_cannot_start_are_finished(tmp_path):
