@@ -122,6 +122,8 @@ def connect(address: str, cores: int | None) -> Callable[[], None]:
     ------
     UsageError
         If there is no cluster at the address.
+    TrainingError
+        If Ray does not start on this machine.
     """
     if ray.is_initialized():
         there = ray.get_runtime_context().gcs_address
@@ -130,7 +132,12 @@ def connect(address: str, cores: int | None) -> Callable[[], None]:
         return lambda: None
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
+        try:
+            ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
+        except Exception as error:  # of a start that takes too long Ray raises no kind of its own
+            raise TrainingError(
+                f"Ray could not be started on this machine: {one_line(error)}"
+            ) from error
         return ray.shutdown
     try:
         if address != "auto":  # Ray itself would try for minutes

@@ -320,6 +320,17 @@ def test_an_address_where_something_else_listens_is_one_line_at_once(kind):
     assert str(refused.value).endswith("); give auto or HOST:PORT")
 
 
+def test_a_ray_that_does_not_start_here_is_one_line(quick, monkeypatch, tmp_path):
+    def late(*_, **__):
+        raise Exception("The current node timed out during startup.\nSome of the raylet ...")
+
+    monkeypatch.setattr("ray.init", late)
+    wrong = "Ray could not be started on this machine: The current node timed out during startup. S"
+    with pytest.raises(TrainingError, match=wrong):
+        quick(engine="ray", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nowhere", "127.0.0.1:x"])
 def test_a_cluster_that_is_not_there_is_named_at_once(quick, address, monkeypatch, tmp_path):
     # clusters that happen to run on this machine, of other tests or users, are none of ours
