@@ -589,6 +589,10 @@ def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelon
     """Return which classes are learnt when, where that is asked for."""
     if not config.lifelong:
         return None
+    if dataset.train_labels.dim() != 1:
+        raise UsageError(
+            f"--lifelong {config.lifelong}: needs one label an image; {dataset.name} has masks"
+        )
     made: lifelong.Lifelong = plugins.build(
         "lifelong",
         lifelong.lifelong,

@@ -78,7 +78,7 @@ def dry_pass(network: FlatModule, task: Task, batch: Batch, classes: int, name: 
         return output.to(network.layout.dtype)
 
     def both() -> None:
-        loss = task.loss(forward(batch.images, training=True), batch.targets)
+        loss = _loss(task, forward(batch.images, training=True), batch.targets, name)
         if loss.shape != batch.targets.shape[:1]:
             raise UsageError(
                 f"--task: loss returns the shape {tuple(loss.shape)} for {len(batch.targets)} "
@@ -123,6 +123,19 @@ def _forward(
             f"{one_line(error)} ({Path(own[-1].filename).name}:{own[-1].lineno})"
         ) from error
     return output
+
+
+def _loss(task: Task, output: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Return the task's loss; of one of ours, say what it cannot read."""
+    try:
+        return task.loss(output, targets)
+    except OF_A_SHAPE as error:
+        if not type(task).__module__.startswith("fedsam."):
+            raise
+        raise UsageError(
+            f"--model {name}: returns the shape {tuple(output.shape)} for targets of the shape "
+            f"{tuple(targets.shape)}, which --task cannot read ({one_line(error)})"
+        ) from error
 
 
 def _check(output: object, images: int, classes: int, where: str) -> None:

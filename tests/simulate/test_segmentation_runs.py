@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
+from fedsam.models.scenes_cnn import ScenesCnn
 from fedsam.report.page import html
 from fedsam.report.table import ResultTable
 from fedsam.runs.run import load
@@ -43,6 +45,43 @@ def test_twenty_rounds_know_more_than_the_background(tmp_path):
     page = html(ResultTable([load(tmp_path / "run")]))
     assert "run: answers" in page
     assert "miou" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"model": "digits-cnn"},
+            r"--model digits-cnn: returns the shape \(2, 11\) for targets of",
+        ),
+        ({"model": f"{__name__}:Half"}, r"Half: returns the shape \(2, 11, 8, 16\) for targets of"),
+        ({"model": f"{__name__}:Named"}, "Named: in training mode forward returns a dict"),
+        ({"dataset": "digits"}, "--task segmentation: digits has labels, not masks"),
+        ({"task": "classification"}, "--task classification: digit-scenes has masks"),
+        ({"lifelong": 2}, "--lifelong 2: needs one label an image; digit-scenes has masks"),
+        ({"partition": "natural"}, "--partition natural: this data set does not say whose"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, given, said):
+    keys = {**SHORT, "dataset": "digit-scenes", **given, "out": tmp_path / "run"}
+    with pytest.raises(UsageError, match=said) as caught:
+        run(resolve(keys))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+class Half(ScenesCnn):
+    """A network whose answer is for half the rows."""
+
+    def forward(self, images):
+        return super().forward(images)[:, :, ::2]
+
+
+class Named(ScenesCnn):
+    """A network that returns a dict, as torchvision's do."""
+
+    def forward(self, images):
+        return {"out": super().forward(images)}
 
 
 def model_of(tmp_path, name, **changes):
