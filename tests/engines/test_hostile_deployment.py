@@ -69,6 +69,7 @@ def train(message, context):
 '''
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_flower
 def test_a_deployment_with_a_hostile_node_ends_well(tmp_path):

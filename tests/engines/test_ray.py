@@ -73,26 +73,16 @@ def kill(*pids: int) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_a_killed_actor_changes_no_byte(quick, undisturbed, tmp_path, caplog):
+def test_a_killed_actor_changes_no_byte(undisturbed, tmp_path, caplog):
     killed: list[int] = []
-    log = tmp_path / "ray" / "metrics.jsonl"
 
-    def kill_twice():
-        for lines in (4, 8):  # in mid-run: not while the actors are being started
-            end = time.monotonic() + 180  # Ray's start-up on a busy machine among it
-            while time.monotonic() < end:
-                time.sleep(0.02)
-                if not log.exists() or log.read_text().count("\n") < lines:
-                    continue
-                if alive := [pid for pid in actors(os.getpid()) if pid not in killed]:
-                    os.kill(alive[0], signal.SIGKILL)
-                    killed.append(alive[0])
-                    break
+    def kill_one(line):
+        if line["round"] in (4, 8):  # in mid-run: not while the actors are being started
+            alive = [pid for pid in actors(os.getpid()) if pid not in killed]
+            os.kill(alive[0], signal.SIGKILL)
+            killed.append(alive[0])
 
-    killer = threading.Thread(target=kill_twice)
-    killer.start()
-    on_ray = quick(**LONGER, engine="ray", workers=2, out=tmp_path / "ray")
-    killer.join()
+    on_ray = run(quick_config(tmp_path / "ray", **LONGER, engine="ray", workers=2), kill_one)
     assert len(killed) == 2
     assert "a Ray actor died" in caplog.text
     assert model(on_ray) == model(undisturbed)
