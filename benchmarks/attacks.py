@@ -27,8 +27,8 @@ from fedsam.base.errors import TrainingError
 from fedsam.base.system import cores
 from fedsam.base.vector import Layout
 from fedsam.config.schema import Config, resolve
-from fedsam.data import datasets
 from fedsam.data.datasets import Dataset
+from fedsam.data.sources.load import load
 from fedsam.engines.flower import partition_answer
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
@@ -89,7 +89,7 @@ DEFENCES: dict[str, dict[str, Any]] = {
 
 @cache
 def _digits() -> Dataset:
-    return datasets.load("digits", Path())
+    return load("digits", Path())
 
 
 def digits() -> Dataset:

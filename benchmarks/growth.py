@@ -26,7 +26,7 @@ from contest import Contestant, environment, ratio, serve, take_turns
 
 from fedsam.base.system import cores
 from fedsam.config.schema import resolve
-from fedsam.data.splits import METHODS
+from fedsam.data.partitions.splits import METHODS
 from fedsam.simulate.build import load_dataset, split
 from fedsam.simulate.run import run
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fedsam.data import datasets
 from fedsam.data.datasets import Dataset
+from fedsam.data.sources.load import load
 
 TESTS = 100
 STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
@@ -18,7 +18,7 @@ STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's
 def cifar10(root: Path) -> Dataset:
     """Return CIFAR-10 where it lies under ``root``, else random images in its shape."""
     if (root / "cifar-10-batches-py").is_dir():
-        return _few_tests(datasets.load("cifar10", root))
+        return _few_tests(load("cifar10", root))
     return _random(50_000)
 
 
@@ -34,7 +34,7 @@ def a_few() -> Dataset:
 
 def fashion_mnist(root: Path) -> Dataset:
     """Return Fashion-MNIST."""
-    return _few_tests(datasets.load("fashion-mnist", root))
+    return _few_tests(load("fashion-mnist", root))
 
 
 def hundred() -> Dataset:

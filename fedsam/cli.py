@@ -35,7 +35,10 @@ FOLDERS = {  # of plug-ins: a file each
     "averages": "strategies/averages",
     "models": "models",
 }
-FUNCTIONS = {"datasets": ("datasets.py", "LOADERS"), "partitions": ("splits.py", "METHODS")}
+FUNCTIONS = {
+    "datasets": ("sources/load.py", "LOADERS"),
+    "partitions": ("partitions/splits.py", "METHODS"),
+}
 KINDS = ("algorithms", *FOLDERS, *FUNCTIONS, "sweeps")
 
 

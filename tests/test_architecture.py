@@ -215,7 +215,7 @@ def test_the_local_engine_and_the_digits_need_no_ray_plots_trackers_nor_scikit_l
     heavy = {"torchvision", "ray", "matplotlib", "sklearn", "scipy", "pandas", "pyarrow"}
     heavy |= {"tensorboard", "wandb", "mlflow"}
     code = (
-        "import sys, fedsam.simulate.run\nfrom fedsam.data.datasets import load\n"
+        "import sys, fedsam.simulate.run\nfrom fedsam.data.sources.load import load\n"
         f"load('digits', None); print(sorted({heavy} & set(sys.modules)))"
     )
     assert python(code) == "[]"

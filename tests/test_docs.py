@@ -17,7 +17,7 @@ from fedsam.base.randomness import numpy_generator
 from fedsam.base.vector import unit
 from fedsam.config.schema import Config
 from fedsam.data.partition import heterogeneity
-from fedsam.data.splits import METHODS
+from fedsam.data.partitions.splits import METHODS
 from fedsam.flatness import __main__ as flatness
 from fedsam.flatness import options, registry
 from fedsam.report import __main__ as report

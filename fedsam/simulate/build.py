@@ -40,13 +40,14 @@ from fedsam.data.augment import (
     Scale,
 )
 from fedsam.data.datasets import Dataset
-from fedsam.data.flower_partitioner import Partitioner, partitioned
 from fedsam.data.groups import Groups
 from fedsam.data.images import Images
 from fedsam.data.partition import Partition, check
+from fedsam.data.partitions.flower_partitioner import Partitioner, partitioned
+from fedsam.data.partitions.saved import saved
+from fedsam.data.partitions.splits import METHODS
 from fedsam.data.plan import Work
-from fedsam.data.saved import saved
-from fedsam.data.splits import METHODS
+from fedsam.data.sources.load import load
 from fedsam.messages import LOSS, VectorRecord
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
@@ -108,7 +109,7 @@ class FormerStrategy(Protocol):
 def load_dataset(config: Config) -> Dataset:
     """Return the data set, one of ours or the user's."""
     if ":" not in config.dataset:
-        return datasets.load(config.dataset, Path(config.data_root))
+        return load(config.dataset, Path(config.data_root))
     make = plugins.imported("dataset", config.dataset, Dataset, classes=False)
     dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
     datasets.check(dataset)

@@ -55,7 +55,7 @@ class Model(nn.Linear):
         self.rho = rho
 
 def rows(root=3):
-    from fedsam.data.datasets import digits
+    from fedsam.data.sources.embedded import digits
     assert root == 3, "a default of the user's function"
     return digits(None)
 """

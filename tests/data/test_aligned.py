@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from fedsam.base.randomness import torch_generator
 from fedsam.data.augment import Crop, Cutout, Flip, Jitter, Mixup, Rotation, Scale
-from fedsam.data.datasets import load
 from fedsam.data.images import Images
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
+from fedsam.data.sources.load import load
 
 HEIGHT, WIDTH, MANY = 6, 8, 7
 IGNORE = 255

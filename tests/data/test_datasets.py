@@ -13,7 +13,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedsam.base.errors import UsageError
-from fedsam.data.datasets import DEBIAN, check, load
+from fedsam.data.datasets import check
+from fedsam.data.sources.idx import DEBIAN
+from fedsam.data.sources.load import load
 
 fashion = pytest.mark.skipif(
     not (DEBIAN / "fashion-mnist").is_dir(),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
-from fedsam.data.datasets import load
+from fedsam.data.sources.load import load
 from fedsam.simulate.build import split
 
 FRAMES = {"train": {"0001TP": 36, "0006R0": 20}, "test": {"0001TP": 3, "Seq05VD": 2}}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
 from fedsam.config.schema import resolve
-from fedsam.data.saved import saved
-from fedsam.data.splits import METHODS, dirichlet
+from fedsam.data.partitions.saved import saved
+from fedsam.data.partitions.splits import METHODS, dirichlet
 from fedsam.simulate.build import load_dataset, split
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

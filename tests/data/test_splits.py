@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
 from fedsam.data.partition import Partition, heterogeneity
-from fedsam.data.splits import METHODS, csv, dirichlet, dirichlet_per_class, iid, quantity, shards
+from fedsam.data.partitions.splits import (
+    METHODS,
+    csv,
+    dirichlet,
+    dirichlet_per_class,
+    iid,
+    quantity,
+    shards,
+)
 
 CIFAR10 = torch.arange(50_000) % 10
 CIFAR100 = torch.arange(50_000) % 100
@@ -443,7 +451,7 @@ def test_users_whose_ids_are_floats_are_in_order_of_their_number(tmp_path):
 
 def test_the_look_ahead_decides_nothing(monkeypatch):
     whole = dirichlet(CIFAR10, 5000, generator(), alpha=0.3)
-    monkeypatch.setattr("fedsam.data.splits.AHEAD", 70)
+    monkeypatch.setattr("fedsam.data.partitions.splits.AHEAD", 70)
     assert torch.equal(dirichlet(CIFAR10, 5000, generator(), alpha=0.3).indices, whole.indices)
 
 

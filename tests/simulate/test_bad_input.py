@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import Config
-from fedsam.data.csv import csv
+from fedsam.data.partitions.csv import csv
 from fedsam.simulate.__main__ import main
 
 TRIALS = 60  # in CI; with -m long a thousand

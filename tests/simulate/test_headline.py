@@ -12,7 +12,8 @@ from run_folders import measure, write_run
 
 import fedsam
 from fedsam.base.errors import UsageError
-from fedsam.data.datasets import Dataset, digits
+from fedsam.data.datasets import Dataset
+from fedsam.data.sources.embedded import digits
 from fedsam.flatness.__main__ import main as flatness
 from fedsam.report.__main__ import main as report
 from fedsam.report.charts import all_charts

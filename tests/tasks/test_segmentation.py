@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from fedsam.base.errors import UsageError
 from fedsam.config.plugins import build, find
-from fedsam.data.datasets import Dataset, load
+from fedsam.data.datasets import Dataset
 from fedsam.data.datasets import check as check_dataset
+from fedsam.data.sources.load import load
 from fedsam.tasks import Task, check, headline_of
 from fedsam.tasks.segmentation import Segmentation
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.base.errors import UsageError
-from fedsam.data.csv import csv
 from fedsam.data.partition import Partition, check_enough, cut, deal, even_sizes, pools_of
+from fedsam.data.partitions.csv import csv
 
 Redrawn = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # another prior, over what is left
 TRIES = 1000  # draws of a split whose smallest client may be too small

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.base.errors import UsageError, one_line
-from fedsam.data.csv import rank
 from fedsam.data.partition import Partition, check, cut
+from fedsam.data.partitions.csv import rank
 
 WRONG = (ValueError, OverflowError, LookupError, RecursionError, MemoryError)  # depth, huge shapes
 

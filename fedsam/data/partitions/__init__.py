@@ -1,0 +1,1 @@
+"""Which training images are whose: a file a way to say it."""
