@@ -391,4 +391,4 @@ class Run(_Group):
     """Follow the run live: tensorboard, wandb, mlflow (each an extra of that name) or import paths,
     between commas."""
     quiet: Annotated[bool, Key(how=True)] = False
-    """No progress line."""
+    """Say nothing but what goes wrong."""

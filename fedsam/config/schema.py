@@ -19,6 +19,7 @@ WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
 LOCAL_PATHS = ("data_root", "out", "node_keys")
+WITHOUT_ALPHA = ("iid", "shards", "csv", "natural")  # splits
 TRACED = range(3, 6)  # rounds that --trace shows
 
 
@@ -80,6 +81,11 @@ class Config(Run, Server, Client, Federation, Data):
     def averaging(self) -> str:
         """The average that is used: ``average``, or swa by its short flag."""
         return "swa" if self.swa else self.average
+
+    @property
+    def by_alpha(self) -> bool:
+        """Whether ``alpha`` says anything of the split."""
+        return self.partition not in WITHOUT_ALPHA
 
     @property
     def averages_from(self) -> int:

@@ -192,7 +192,7 @@ def choose_device(config: Config) -> torch.device:
 
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
-    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
+    name = model_name(config)
     make = plugins.find("model", name, "fedsam.models", nn.Module)
     shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
@@ -242,6 +242,11 @@ def _unpickling_nothing(make: Any) -> Iterator[None]:
         os.environ.pop(WEIGHTS_ONLY, None)
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before
+
+
+def model_name(config: Config) -> str:
+    """Return the name of the model, the data set's usual one unless the config names one."""
+    return MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
 
 
 def new_network(config: Config) -> nn.Module:

@@ -20,6 +20,7 @@ from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer
+from fedsam.simulate.opening import tell
 from fedsam.simulate.run import Outcome, new_threads, play_out, sampling
 from fedsam.training.batched import stacked
 from fedsam.training.client import ClientJob, Failed, Result
@@ -69,8 +70,9 @@ def run_together(
         every = [
             new_threads(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)
         ]
-        for threads in every:
+        for config, threads in zip(configs, every, strict=True):
             leaving.callback(threads.close)
+            tell(config, threads.trainer)
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
         rendezvous = Rendezvous(BatchedPrograms(every[0], gradients), len(configs))

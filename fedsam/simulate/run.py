@@ -35,6 +35,7 @@ from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
 from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
 from fedsam.simulate.groups import EvaluationGroups
+from fedsam.simulate.opening import tell
 from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
@@ -108,6 +109,7 @@ def run(
         leaving.enter_context(computing(trainer))
         threads = new_threads(config, trainer, stop)
         leaving.callback(threads.close)
+        tell(config, trainer)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
             holders = owners(config.node_keys, config.clients) if config.node_keys else None

@@ -33,8 +33,8 @@ def flags() -> Parser:
     out.prog = "python -m fedsam.sweep"
     out.description = (
         "Runs a grid of experiments, each in a process of its own, and reports on them. Started "
-        "again with the same --out it leaves finished cells alone. Flags stand before the file's "
-        "keys, for every cell."
+        "again with the same --out it leaves finished cells alone. Flags override the file's "
+        "keys, in every cell."
     )
     out.add_argument("sweep", help="a sweep's YAML file, or the name of a shipped one")
     out.add_argument(
