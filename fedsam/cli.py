@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +139,15 @@ def in_notebook() -> bool:
     from rich.console import Console
 
     return Console().is_jupyter
+
+
+def hush_flower() -> None:
+    """Let Flower say errors only: its strategies log every round."""
+    logging.getLogger("flwr").addFilter(_an_error)
+
+
+def _an_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def progress_bar(

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fedsam.base.errors import plain
 from fedsam.base.timers import WAITING
-from fedsam.cli import console, in_notebook, progress_bar
+from fedsam.cli import console, hush_flower, in_notebook, progress_bar
 from fedsam.config.schema import Config
 from fedsam.runs import metrics
 from fedsam.runs.metrics import TRAIN_LOSS, words_of
@@ -126,7 +126,7 @@ class Progress:
         logger.setLevel(logging.INFO)
         for handler in self.handlers:
             logger.addHandler(handler)
-        logging.getLogger("flwr").addFilter(_an_error)
+        hush_flower()
         if not self.quiet and len(self.configs) == 1:
             self._print(_what(self.configs[0]))
         self.bar.start()
@@ -216,11 +216,6 @@ class Progress:
             table.add_row(name, f"{calls}", f"{seconds:.3f}", share)
         self.console.print("\nTime by phase, summed over threads")
         self.console.print(table)
-
-
-def _an_error(record: logging.LogRecord) -> bool:
-    """Return whether Flower says something that matters: its strategies log every round."""
-    return record.levelno >= logging.ERROR
 
 
 def _what(config: Config) -> dict[str, str]:
