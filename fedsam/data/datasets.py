@@ -33,6 +33,11 @@ class Dataset:
         int64 (N,), from 0: what splits and pictures sort images by. None: the labels.
     owners : Tensor, optional
         int64 (N,), from 0: whose a training image is, where the data say so (--partition natural).
+    train_domains, test_domains : Tensor, optional
+        int64 (N,), from 0: which kind of images one is of, where there are several (photos and
+        sketches, one hospital's and another's); both or neither.
+    domain_names : tuple of str
+        What they are called, each of a training image at least.
     ignore : int, optional
         The target of pixels that are of no class, and of what lies outside of an image.
     test_groups : mapping, optional
@@ -51,6 +56,9 @@ class Dataset:
     train_classes: Tensor | None = None
     test_classes: Tensor | None = None
     owners: Tensor | None = None
+    train_domains: Tensor | None = None
+    test_domains: Tensor | None = None
+    domain_names: tuple[str, ...] = ()
     ignore: int | None = None
     test_groups: Groups | None = None
 

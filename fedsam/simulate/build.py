@@ -26,7 +26,7 @@ from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
-from fedsam.data import datasets, groups, lifelong
+from fedsam.data import groups, lifelong
 from fedsam.data.augment import (
     Augmentation,
     Crop,
@@ -108,12 +108,7 @@ class FormerStrategy(Protocol):
 
 def load_dataset(config: Config) -> Dataset:
     """Return the data set, one of ours or the user's."""
-    if ":" not in config.dataset:
-        return load(config.dataset, Path(config.data_root))
-    make = plugins.imported("dataset", config.dataset, Dataset, classes=False)
-    dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
-    datasets.check(dataset)
-    return dataset
+    return load(config.dataset, Path(config.data_root), config.dataset_options)
 
 
 def split(config: Config, dataset: Dataset) -> Partition:
@@ -609,9 +604,3 @@ def _says_nothing(make: Any, given: Collection[str]) -> bool:
     parameters = inspect.signature(make).parameters
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return any_keyword and not inspect.isclass(make) and not set(given) & set(parameters)
-
-
-def _needs_folder(function: Any) -> bool:
-    """Return whether its first parameter must be given: a default is the function's own."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    return first is not None and first.default is first.empty
