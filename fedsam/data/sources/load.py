@@ -15,6 +15,7 @@ from fedsam.data.sources.folders import folder
 from fedsam.data.sources.idx import fashion_mnist, mnist
 from fedsam.data.sources.listing import Listing, in_memory
 from fedsam.data.sources.published import cifar10, cifar100, svhn
+from fedsam.data.sources.table import table
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
@@ -28,6 +29,7 @@ LOADERS: dict[str, Callable[[Path], Dataset]] = {
 }
 LISTINGS: dict[str, Callable[..., Listing]] = {
     "folder:PATH": folder,
+    "csv:PATH": table,
 }
 PICTURES = ("side", "channels", "crop")  # options of whatever lists pictures
 
