@@ -17,7 +17,6 @@ from fedsam.data.sources import packed_folder as folder
 from fedsam.data.sources.listing import Listing, Part
 from fedsam.data.sources.pictures import Levels, Picture, PictureError, all_of, read
 
-ENCODINGS = ("jpeg", "png", "raw")
 QUALITY = 90  # of JPEG: a quarter of PNG's bytes, no difference that the eye sees
 
 

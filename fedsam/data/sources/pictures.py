@@ -113,9 +113,7 @@ def read(picture: Picture, side: int = 0, channels: int = 3, *, crop: bool = Tru
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def all_of(
-    pictures: Sequence[Item], read: Callable[[Item], Read], where: str
-) -> Iterator[Read]:
+def all_of(pictures: Sequence[Item], read: Callable[[Item], Read], where: str) -> Iterator[Read]:
     """Yield what ``read`` makes of each picture, in their order; a few threads decode.
 
     Raises
