@@ -24,6 +24,7 @@ COMMANDS = {
     "simulate": "one run of federated training, or several as one program",
     "sweep": "a grid of runs, and their report",
     "report": "tables and figures of finished runs",
+    "pack": "a large data set in a few files, of which a run reads what it needs",
     "flatness": "how flat the loss is around the models of runs",
     "list": "names of algorithms, minimizers, ... and what they are",
 }

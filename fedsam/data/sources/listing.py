@@ -35,12 +35,16 @@ class Part:
         int64 (N,), whose each is: a number of ``Listing.owners``.
     domains : array, optional
         int64 (N,), of which domain each is: a number of ``Listing.domains``.
+    classes : array, optional
+        int64 (N,), from 0: what splits sort images by where the targets are masks; by default
+        their domains.
     """
 
     images: Sequence[Picture]
     targets: NDArray[np.int64] | Sequence[str]
     owners: NDArray[np.int64] | None = None
     domains: NDArray[np.int64] | None = None
+    classes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,6 +68,8 @@ class Listing:
         What reads the targets, unless --task says something else.
     ignore : int, optional
         What masks say of pixels of no class.
+    mask_values : array, optional
+        uint8 (256,), what each byte of a mask's file means; by default itself.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Listing:
     domains: tuple[str, ...] = ()
     task: str = "classification"
     ignore: int | None = None
+    mask_values: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fedsam.data.sources.embedded import digit_scenes, digits
 from fedsam.data.sources.folders import folder
 from fedsam.data.sources.idx import fashion_mnist, mnist
 from fedsam.data.sources.listing import Listing, in_memory
+from fedsam.data.sources.packed_folder import is_packed, packed
 from fedsam.data.sources.published import cifar10, cifar100, svhn
 from fedsam.data.sources.table import table
 
@@ -40,8 +41,8 @@ def load(name: str, root: Path, options: Mapping[str, Any] | None = None) -> Dat
     Parameters
     ----------
     name : str
-        One of ``LOADERS``, one of ``LISTINGS`` with its path, or the import path of a function that
-        returns a data set.
+        One of ``LOADERS``, one of ``LISTINGS`` with its path, the path of a folder that
+        ``python -m fedsam.pack`` made, or the import path of a function that returns a data set.
     root : Path
         Folder that holds the data sets in torchvision's layout (for MNIST and Fashion-MNIST also
         the .gz files in a folder ``mnist`` or ``fashion-mnist``, Debian's layout). What is not
@@ -66,10 +67,13 @@ def load(name: str, root: Path, options: Mapping[str, Any] | None = None) -> Dat
     elif name in LOADERS:
         _check_options(name, options, ())
         dataset = LOADERS[name](root)
+    elif is_packed(place := _place(name)):
+        _check_options(name, options, ())
+        dataset = packed(place)
     else:
         raise UsageError(
             f"--dataset: no {name!r}{nearest(name, LOADERS)}; have "
-            f"{', '.join([*LOADERS, *LISTINGS])}, or package.module:function"
+            f"{', '.join([*LOADERS, *LISTINGS])}, a packed folder, or package.module:function"
         )
     check(dataset)
     return dataset
@@ -96,11 +100,15 @@ def listing(kind: str, path: str, options: Mapping[str, Any] | None = None) -> L
     _check_options(kind, options, [*list(inspect.signature(make).parameters)[1:], *PICTURES])
     if not path:
         raise UsageError(f"--dataset {kind}: needs a path, such as {kind}:data/mine")
+    return make(_place(path), **options)
+
+
+def _place(path: str) -> Path:
+    """Return a path as a shell reads it."""
     try:
-        place = Path(expanded(path))
+        return Path(expanded(path))
     except UsageError as error:
-        raise UsageError(f"--dataset {kind}:{path}: {error}") from error
-    return make(place, **options)
+        raise UsageError(f"--dataset {path}: {error}") from error
 
 
 def _imported(name: str, root: Path, options: Mapping[str, Any]) -> Dataset:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from fedsam.base.system import cores
 if TYPE_CHECKING:
     from PIL import Image
 
+Item = TypeVar("Item")  # a picture, maybe with what belongs to it
+Read = TypeVar("Read")  # what is made of it
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SIXTEEN_BITS = 257  # 65535 / 255
 AT_A_TIME = 256  # pictures that a pool is given, so that few wait decoded
@@ -111,9 +113,7 @@ def read(picture: Picture, side: int = 0, channels: int = 3, *, crop: bool = Tru
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def all_of(
-    pictures: Sequence[Picture], read: Callable[[Picture], NDArray], where: str
-) -> Iterator[NDArray]:
+def all_of(pictures: Sequence[Item], read: Callable[[Item], Read], where: str) -> Iterator[Read]:
     """Yield what ``read`` makes of each picture, in their order; a few threads decode.
 
     Raises
@@ -123,7 +123,7 @@ def all_of(
     """
     unreadable: list[str] = []
 
-    def attempt(row: int) -> NDArray | PictureError:
+    def attempt(row: int) -> Read | PictureError:
         try:
             return read(pictures[row])
         except PictureError as error:
