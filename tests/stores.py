@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from fedsam.data.datasets import Dataset
 from fedsam.data.sources.listing import Listing, Part
 from fedsam.data.sources.load import load
 from fedsam.data.sources.pictures import Encoded
+from fedsam.data.store import Store
 from fedsam.pack.writer import encoded, write
 
 
@@ -36,7 +38,8 @@ def listing_of(dataset: Dataset, folder: Path) -> Listing:
             )
         )
     names = tuple(map(str, range(dataset.classes)))
-    return Listing(dataset.name, *parts, names, task=dataset.task, ignore=dataset.ignore)
+    train, test = parts
+    return Listing(dataset.name, train, test, names, task=dataset.task, ignore=dataset.ignore)
 
 
 def packed_of(dataset: Dataset, out: Path, encoding: str = "png") -> Path:
@@ -48,7 +51,7 @@ def packed_of(dataset: Dataset, out: Path, encoding: str = "png") -> Path:
     return out
 
 
-def pixels_of(store) -> torch.Tensor:
+def pixels_of(store: Store) -> torch.Tensor:
     """Return all images of a store (N, C, H, W)."""
     return store.read(torch.arange(len(store))).permute(0, 3, 1, 2).contiguous()
 
@@ -56,7 +59,9 @@ def pixels_of(store) -> torch.Tensor:
 def in_memory(folder: Path) -> Dataset:
     """Return a packed data set with all of its pixels in memory: a --dataset of its --data-root."""
     dataset = load(str(folder), folder)
-    held = {f"{part}_images": pixels_of(getattr(dataset, f"{part}_images")) for part in PARTS}
+    held: dict[str, Any] = {
+        f"{part}_images": pixels_of(getattr(dataset, f"{part}_images")) for part in PARTS
+    }
     for part in PARTS:
         targets = getattr(dataset, f"{part}_labels")
         if not isinstance(targets, torch.Tensor):

@@ -159,7 +159,7 @@ def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
 
 
 def upcoming(config: Config, trainer: Trainer) -> Callable[[int], list[int]]:
-    """Return the run's most likely cohorts, as a function of the round; of one after the last: []."""
+    """Return the run's most likely cohort, as a function of the round; after the last none."""
     sample = sampling(config, trainer)
     return lambda round: sample(round) if round <= config.rounds else []
 
