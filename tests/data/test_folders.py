@@ -196,7 +196,7 @@ def test_wrong_folders_are_one_line(tmp_path):
     for cls in "bcdefgh":
         (tmp_path / cls).rmdir()
     (tmp_path / "a" / "000.png").unlink()
-    few = "no picture for testing; of each 5 of a class one is held out"
+    few = "no picture for testing; a class needs 5 for one to be held out"
     assert said(tmp_path) == few
     fill(tmp_path / "train" / "a", 1)
     fill(tmp_path / "test" / "a", 1)

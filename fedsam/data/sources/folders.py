@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fedsam.base.errors import UsageError, some
-from fedsam.data.sources.listing import Columns, Listing, listed
+from fedsam.data.sources.listing import TESTING, TRAINING, Columns, Listing, listed
 from fedsam.data.sources.pictures import SUFFIXES
 
-TRAIN = "train"
-TESTS = ("test", "val", "valid", "validation")  # the first that is there
 LAYOUTS = ("class", "domain/class", "client/class")
 
 log = logging.getLogger("fedsam")
@@ -45,13 +43,13 @@ def folder(path: Path, *, layout: str = "", classes: Sequence[str] = ()) -> List
         raise UsageError(f"--dataset-options: layout must be {', '.join(LAYOUTS)}, got {layout!r}")
     scan = _Scan(where)
     names = scan.folders(path)
-    test = next((name for name in TESTS if TRAIN in names and name in names), "")
-    parts = [TRAIN, test] if test else [TRAIN] if TRAIN in names else [""]
-    if TRAIN in parts:
+    tests = [name for name in TESTING if name in names]
+    parts = [TRAINING, *tests[:1]] if TRAINING in names else [""]
+    if TRAINING in parts:
         scan.left_out |= {str(path / name): None for name in names if name not in parts}
     layout = layout or scan.layout(path / parts[0])
     rows = [
-        (image, cls, outer, part == test)
+        (image, cls, outer, part)
         for part in parts
         for image, cls, outer in scan.pictures(path / part, nested=layout != "class")
     ]
@@ -63,13 +61,13 @@ def folder(path: Path, *, layout: str = "", classes: Sequence[str] = ()) -> List
         log.warning(
             "%s: %d entries left out: %s", where, len(scan.left_out), some(list(scan.left_out))
         )
-    images, labels, outer, is_test = (np.array(column) for column in zip(*rows, strict=True))
+    images, labels, outer, part_of = (np.array(column) for column in zip(*rows, strict=True))
     columns = Columns(
         images.tolist(),
         labels,
         owners=outer if layout == "client/class" else None,
         domains=outer if layout == "domain/class" else None,
-        test=is_test if test else None,
+        parts=part_of if TRAINING in parts else None,
     )
     return listed(path.name, where, columns, only=classes)
 

@@ -15,6 +15,8 @@ from fedsam.data.datasets import Dataset
 from fedsam.data.partitions.csv import rank
 from fedsam.data.sources.pictures import Levels, Picture, all_of, read
 
+TRAINING = "train"
+TESTING = ("test", "val", "valid", "validation")  # names of parts; the first that occurs is taken
 HELD_OUT = 5  # of so many images of a class one is for testing, where no part is
 MOST_BYTES = 4 << 30  # of pixels that are held in memory; a network's and a plan's come on top
 
@@ -93,15 +95,16 @@ class Columns:
         (N,), the names of their classes.
     owners, domains : array of str, optional
         (N,), whose and of which domain each is.
-    test : array of bool, optional
-        (N,), which are for testing; None: a fifth of each class is.
+    parts : array of str, optional
+        (N,), "train" or a name of ``TESTING``; of those names the first that occurs is for testing,
+        others are left out. None, or none of them: a fifth of each class is for testing.
     """
 
     images: Sequence[Picture]
     labels: NDArray[np.str_]
     owners: NDArray[np.str_] | None = None
     domains: NDArray[np.str_] | None = None
-    test: NDArray[np.bool_] | None = None
+    parts: NDArray[np.str_] | None = None
 
 
 class Rows(Sequence[Picture]):
@@ -162,25 +165,27 @@ def listed(
     targets = np.array([number.get(label, -1) for label in columns.labels.tolist()], np.int64)
     domain_names, domains = _numbered(columns.domains)
     owner_names, owners = _numbered(columns.owners)
-    test = held_out(targets, domains, owners) if columns.test is None else columns.test
-    rows = {is_test: np.flatnonzero((targets >= 0) & (test == is_test)) for is_test in (0, 1)}
-    for part, held in zip(("training", "testing"), rows.values(), strict=True):
+    train, test = _parts(where, columns)
+    by_rule = not test.any()
+    if by_rule:
+        test = train & held_out(np.where(train, targets, -1), domains, owners)
+        train = train & ~test
+    rows = [np.flatnonzero(part & (targets >= 0)) for part in (train, test)]
+    for part, held in zip(("training", "testing"), rows, strict=True):
         if not len(held):
-            few = (
-                f"; a class needs {HELD_OUT} for one to be held out" if columns.test is None else ""
-            )
+            few = f"; a class needs {HELD_OUT} for one to be held out" if by_rule else ""
             raise UsageError(f"{where}: no picture for {part}{few}")
     if new := sorted(set(targets[rows[1]].tolist()) - set(targets[rows[0]].tolist())):
         names = some([repr(classes[number]) for number in new])
         raise UsageError(f"{where}: no picture for training of class {names}, only for testing")
     whole = Part(columns.images, targets, owners, domains)
-    train, tests = (_taken(whole, held) for held in rows.values())
-    if train.owners is not None:
-        training, numbers = np.unique(train.owners, return_inverse=True)
+    of_train, of_test = (_taken(whole, held) for held in rows)
+    if of_train.owners is not None:
+        training, numbers = np.unique(of_train.owners, return_inverse=True)
         owner_names = tuple(owner_names[number] for number in training)
-        train = replace(train, owners=numbers)
-    tests = replace(tests, owners=None)
-    return Listing(name, train, tests, classes, owner_names, domain_names)
+        of_train = replace(of_train, owners=numbers)
+    of_test = replace(of_test, owners=None)
+    return Listing(name, of_train, of_test, classes, owner_names, domain_names)
 
 
 def held_out(targets: NDArray[np.int64], *within: NDArray[np.int64] | None) -> NDArray[np.bool_]:
@@ -294,6 +299,18 @@ def _check_fits(where: str, many: int, shape: tuple[int, ...]) -> None:
             f"{needed / 2**30:.1f} GiB, of which memory holds {MOST_BYTES >> 30}: give a smaller "
             "side, or pack them (python -m fedsam.pack)"
         )
+
+
+def _parts(where: str, columns: Columns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows are for training, and which for testing, as the table says."""
+    if columns.parts is None:
+        return np.ones(len(columns.labels), bool), np.zeros(len(columns.labels), bool)
+    occur = set(columns.parts.tolist())
+    if unknown := sorted(occur - {TRAINING, *TESTING}):
+        names = ", ".join((TRAINING, *TESTING))
+        raise UsageError(f"{where}: a part must be one of {names}, got {some(unknown)}")
+    testing = next((name for name in TESTING if name in occur), None)
+    return columns.parts == TRAINING, columns.parts == testing
 
 
 def _numbered(
