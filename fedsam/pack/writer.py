@@ -1,8 +1,8 @@
 """Writes a packed folder: each image decoded, brought to one size, encoded, and put end to end."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -143,14 +143,11 @@ class Reader:
     def __init__(self, listing: Listing, side: int, encoding: str, channels: int) -> None:
         self.listing, self.side = listing, side
         self.encoding, self.channels = encoding, channels
-        try:
-            first = read(listing.train.images[0], 0, channels)
-        except PictureError as error:
-            raise UsageError(f"{listing.name}: {error}") from error
-        height, width = first.shape[:2]
-        if side and isinstance(listing.train.targets, np.ndarray):
-            height = width = side
-        elif side:
+        masked = not isinstance(listing.train.targets, np.ndarray)
+        height = width = side
+        if masked or not side:
+            height, width = _size_of_first(listing.train.images, channels)
+        if masked and side:
             height, width = (round(n * side / min(height, width)) for n in (height, width))
         self.shape = (height, width, channels)
 
@@ -209,6 +206,15 @@ class Reader:
         return np.asarray(image).reshape(height, width, -1)
 
 
+def _size_of_first(images: Sequence[Picture], channels: int) -> tuple[int, int]:
+    """Return the height and width of the first image that can be read, if one can."""
+    for picture in images:
+        with suppress(PictureError):  # it is named with the others, when all are read
+            height, width, _ = read(picture, 0, channels).shape
+            return height, width
+    return 1, 1
+
+
 def name_of(picture: Picture) -> str:
     """Return what messages call a picture."""
     return picture if isinstance(picture, str) else picture.name
@@ -233,13 +239,12 @@ def read_mask(path: str) -> NDArray[np.uint8]:
     """Return the bytes of a mask (H, W): grey levels, or a palette's numbers, as they are."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise PictureError(f"{path} (a mask must be grey or have a palette: {image.mode})")
-            return np.array(image)
+            mode, values = image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, PictureError):
-            raise
         raise PictureError(f"{path} ({one_line(error)})") from error
+    if mode not in ("L", "P"):
+        raise PictureError(f"{path} (must be grey of 8 bits, or have a palette; it is {mode})")
+    return values
 
 
 def _columns(part: Part) -> dict[str, NDArray[np.int64]]:
