@@ -1,6 +1,7 @@
 """A data set as tensors in memory, and the check of one that somebody made."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,12 @@ class Dataset:
         int64 (N,), from 0: what splits and pictures sort images by. None: the labels.
     owners : Tensor, optional
         int64 (N,), from 0: whose a training image is, where the data say so (--partition natural).
+    train_domains, test_domains : Tensor, optional
+        int64 (N,), from 0: which kind of images one is of, where there are several (photos and
+        sketches, one hospital's and another's); both or neither.
+    domain_names : tuple of str
+        What they are called, each of a training image at least. With domains, there may be no test
+        images: a tenth of each domain is held out for testing then.
     ignore : int, optional
         The target of pixels that are of no class, and of what lies outside of an image.
     test_groups : mapping, optional
@@ -51,6 +58,9 @@ class Dataset:
     train_classes: Tensor | None = None
     test_classes: Tensor | None = None
     owners: Tensor | None = None
+    train_domains: Tensor | None = None
+    test_domains: Tensor | None = None
+    domain_names: tuple[str, ...] = ()
     ignore: int | None = None
     test_groups: Groups | None = None
 
@@ -91,9 +101,11 @@ def check(dataset: Dataset) -> None:
             f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
         )
         require(images[:1].numel() > 0 or not len(images), f"{part}_images have no pixels")
-        require(
-            len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
-        )
+        counts = f"{part} has {len(images)} images, {len(labels)} labels"
+        require(len(images) == len(labels), counts)
+        if part == "test" and not len(images) and dataset.train_domains is not None:
+            continue
+        require(len(images) > 0, counts)
         if masks:
             same = images.shape[2:] == labels.shape[1:]
             sizes = f"{tuple(labels.shape[1:])} for images of {tuple(images.shape[2:])}"
@@ -115,6 +127,7 @@ def check(dataset: Dataset) -> None:
             torch.equal(held, torch.arange(len(held))),
             "owners must be numbers from 0, each of an image at least",
         )
+    _check_domains(dataset, require)
     shape, other = dataset.train_images.shape[1:], dataset.test_images.shape[1:]
     require(shape == other, f"images of {tuple(shape)} for training and {tuple(other)} for testing")
     for name in ("mean", "std"):
@@ -126,6 +139,25 @@ def check(dataset: Dataset) -> None:
     if dataset.test_groups is not None:
         where = f"--dataset {dataset.name}: test_groups"
         groups.check(dataset.test_groups, len(dataset.test_labels), where)
+
+
+def _check_domains(dataset: Dataset, require: Callable[[bool, str], None]) -> None:
+    """Check which images are of which domain, by what the data set has to hold."""
+    names = dataset.domain_names
+    if dataset.train_domains is None and dataset.test_domains is None and not names:
+        return
+    texts = isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
+    require(texts, f"domain_names must be a tuple of texts, got {names!r:.80}")
+    require(len(set(names)) == len(names), f"domain_names must differ, got {names!r:.80}")
+    for part in ("train", "test"):
+        domains, images = (getattr(dataset, f"{part}_{kind}") for kind in ("domains", "images"))
+        one_each = _is(domains, torch.int64, 1) and len(domains) == len(images)
+        require(one_each, f"{part}_domains must be int64, one an image, got {_told(domains)}")
+        inside = not len(domains) or 0 <= int(domains.min()) <= int(domains.max()) < len(names)
+        require(inside, f"{part}_domains must be places in domain_names, 0..{len(names) - 1}")
+        held = set(domains.tolist())
+        if part == "train" and (empty := [n for p, n in enumerate(names) if p not in held]):
+            require(False, f"domain_names: {empty[0]!r} has no training image")
 
 
 def _is(value: object, dtype: torch.dtype, dimensions: int) -> bool:

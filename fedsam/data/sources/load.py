@@ -6,13 +6,14 @@ from pathlib import Path
 from fedsam.base.errors import UsageError, nearest
 from fedsam.data.datasets import Dataset, check
 from fedsam.data.sources.camvid import camvid
-from fedsam.data.sources.embedded import digit_scenes, digits
+from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
 from fedsam.data.sources.idx import fashion_mnist, mnist
 from fedsam.data.sources.published import cifar10, cifar100, svhn
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
     "digit-scenes": digit_scenes,
+    "rotated-digits": rotated_digits,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "camvid": camvid,
