@@ -142,6 +142,9 @@ def packed(folder: Path) -> Dataset:
         column("train", "classes"),
         column("test", "classes"),
         column("train", "owners"),
+        column("train", "domains"),
+        column("test", "domains"),
+        meta.domains,
         ignore=meta.ignore,
     )
 
