@@ -14,6 +14,7 @@ from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
 from fedsam.data.sources.folders import folder
 from fedsam.data.sources.huggingface import hugging_face
 from fedsam.data.sources.idx import fashion_mnist, mnist
+from fedsam.data.sources.landmarks import landmarks
 from fedsam.data.sources.listing import Listing, in_memory
 from fedsam.data.sources.packed_folder import is_packed, packed
 from fedsam.data.sources.published import cifar10, cifar100, svhn
@@ -34,6 +35,7 @@ LISTINGS: dict[str, Callable[..., Listing]] = {
     "folder:PATH": folder,
     "csv:PATH": table,
     "hf:PATH": hugging_face,
+    "landmarks:PATH": landmarks,
 }
 PICTURES = ("side", "channels", "crop")  # options of whatever lists pictures
 
