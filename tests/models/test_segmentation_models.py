@@ -27,6 +27,24 @@ def test_sizes_of_the_small_ones():
     assert parameters(Lraspp((3, 64, 64), 19)) == 3_221_198
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(("stride", "dilations"), [(4, (1, 2, 4, 8)), (2, ())])
+def test_scenes_cnn_sees_as_far_as_its_dilations_say(stride, dilations, norm):
+    options = {"width": 4, "stride": stride, "dilations": dilations, "norm": norm}
+    network = ScenesCnn((1, 160, 160), 3, **options).eval()
+    for parameter in network.parameters():  # so that no ReLU hides anything
+        parameter.data.abs_()
+    images = torch.ones(1, 1, 160, 160, requires_grad=True)
+    logits = network(images)
+    assert logits.shape == (1, 3, 160, 160)
+    if norm == "group":  # it sees all of the image
+        return
+    logits[0, :, 80, 80].sum().backward()
+    rows = images.grad[0, 0].any(1).nonzero()[:, 0]
+    # the stem's kernel, and a stride to both sides for each step of a tap
+    assert int(rows[-1] - rows[0]) + 1 == 2 * stride + 2 * stride * sum(dilations)
+
+
 @pytest.mark.parametrize("sides", [(64, 96), (45, 70)])
 def test_logits_have_the_images_size_and_every_head_learns(sides):
     network = BisenetV2((3, *sides), 5, dropout=0.0)
@@ -68,7 +86,7 @@ def test_lraspp_is_torchvisions_with_a_norm_of_choice(norm):
 def test_what_the_networks_cannot_take_is_said():
     with pytest.raises(ValueError, match="3 channels, got 1"):
         Lraspp((1, 40, 40), 4)
-    with pytest.raises(ValueError, match="sides must be even"):
+    with pytest.raises(ValueError, match="sides must be divisible by 2"):
         ScenesCnn((1, 7, 8), 4)
     with pytest.raises(ValueError, match="heads must be 4 or 0"):
         BisenetV2((3, 64, 64), 4, heads=2)
