@@ -31,11 +31,14 @@ from fedsam.data.augment import (
     Augmentation,
     Crop,
     Cutout,
+    Double,
     Flip,
     Jitter,
     Keys,
+    Mirror,
     Mixup,
     Noise,
+    ResizedCrop,
     Rotation,
     Scale,
 )
@@ -460,7 +463,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         dataset.classes if task_of(config, dataset) == "classification" else 0,
         config.model,
     )
-    _check_mini_batches(config, partition, needs.least)
+    _check_mini_batches(config, partition, needs.least, work.copies)
     trainer = Trainer(
         train,
         test,
@@ -527,7 +530,13 @@ def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...],
 def _work(config: Config, dataset: Dataset, *, draws: bool) -> Work:
     augmentations = _augmentations(config, dataset)
     augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
-    return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+    return Work(
+        config.batch_size,
+        config.local_epochs,
+        config.local_steps,
+        tuple(augmentations),
+        drop_last=config.drop_last,
+    )
 
 
 def _augmentations(config: Config, dataset: Dataset) -> list[Augmentation]:
@@ -540,11 +549,16 @@ def _augmentations(config: Config, dataset: Dataset) -> list[Augmentation]:
     if "scale" in of_text:
         low, high, *size = of_text["scale"]
         augmentations += [Scale(low, high, (int(size[0]), int(size[1])) if size else None)]
+    if "resized_crop" in of_text:
+        low, high, height, width = of_text["resized_crop"]
+        augmentations += [ResizedCrop(low, high, (int(height), int(width)))]
     shape = _shape_after(augmentations, dataset)
     if config.cutout > min(shape):
         raise UsageError(f"--cutout {config.cutout}: the images' side is {min(shape)} pixels")
     augmentations += [_rotation(config, *shape)] if config.client_rotations else []
     augmentations += [Flip()] if "flip" in of_text else []
+    augmentations += [Mirror()] if "mirror" in of_text else []
+    augmentations += [Double()] if "double" in of_text else []
     augmentations += [Jitter(*of_text["jitter"])] if "jitter" in of_text else []
     noise = config.client_noise
     augmentations += [Noise(noise, config.clients)] if noise else []
@@ -576,7 +590,7 @@ def _check_work(config: Config, work: Work, partition: Partition) -> None:
     if not math.isfinite(config.local_epochs * most):
         images = math.inf
     else:
-        images = work.steps(most) * min(config.batch_size, most)
+        images = work.steps(most) * max(work.cut(most), default=0)
     if images > MOST_IMAGES:
         raise UsageError(
             f"{flag(key)} {getattr(config, key):g}: a client would take {images:.3g} images "
@@ -584,13 +598,13 @@ def _check_work(config: Config, work: Work, partition: Partition) -> None:
         )
 
 
-def _check_mini_batches(config: Config, partition: Partition, least: int) -> None:
+def _check_mini_batches(config: Config, partition: Partition, least: int, copies: int) -> None:
     """Raise UsageError where a client has too few images for the model's BatchNorm."""
     if least == 1:
         return
     if config.batch_size < least:
         raise UsageError(f"--batch-size 1: the BatchNorm of --model {config.model} needs 2")
-    if few := int((partition.sizes < least).sum()):
+    if few := int((partition.sizes * copies < least).sum()):
         raise UsageError(
             f"--model {config.model}: its BatchNorm cannot train on one image, and {few} of "
             f"{config.clients} clients hold fewer than {least}; give fewer --clients or another "
