@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fedsam.models.bisenet_v2 import BisenetV2
 from fedsam.models.lraspp import Lraspp
@@ -57,6 +58,20 @@ def test_logits_have_the_images_size_and_every_head_learns(sides):
     assert network(images).shape == (6, 5, *sides)
 
 
+def test_bisenet_v2_is_tested_on_smaller_images_if_asked_to():
+    torch.manual_seed(0)
+    network = BisenetV2((3, 128, 192), 3, heads=0, dropout=0.0, test_scale=0.5)
+    whole = BisenetV2((3, 64, 96), 3, heads=0, dropout=0.0)
+    whole.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    larger = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    smoothed = F.interpolate(larger, (64, 96), mode="bilinear", antialias=True)
+    half = whole.eval()(smoothed)
+    expected = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(network.eval()(larger), expected)
+    torch.testing.assert_close(network.train()(larger), whole.train()(larger))
+
+
 def test_bisenet_v2_sees_no_padding_where_there_is_none():
     torch.manual_seed(0)
     network = BisenetV2((3, 64, 64), 3, heads=0).eval()
@@ -90,3 +105,5 @@ def test_what_the_networks_cannot_take_is_said():
         ScenesCnn((1, 7, 8), 4)
     with pytest.raises(ValueError, match="heads must be 4 or 0"):
         BisenetV2((3, 64, 64), 4, heads=2)
+    with pytest.raises(ValueError, match=r"test_scale must lie in \(0, 1\], got 2"):
+        BisenetV2((3, 64, 64), 4, test_scale=2)

@@ -11,6 +11,7 @@ from fedsam.config import plugins
 from fedsam.data.datasets import Dataset, check
 from fedsam.data.sources.camvid import camvid
 from fedsam.data.sources.embedded import digit_scenes, digits
+from fedsam.data.sources.feddrive import cityscapes, idda
 from fedsam.data.sources.folders import folder
 from fedsam.data.sources.idx import fashion_mnist, mnist
 from fedsam.data.sources.listing import Listing, in_memory
@@ -31,6 +32,8 @@ LOADERS: dict[str, Callable[[Path], Dataset]] = {
 LISTINGS: dict[str, Callable[..., Listing]] = {
     "folder:PATH": folder,
     "csv:PATH": table,
+    "cityscapes:PATH": cityscapes,
+    "idda:PATH": idda,
 }
 PICTURES = ("side", "channels", "crop")  # options of whatever lists pictures
 
