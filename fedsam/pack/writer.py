@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -144,14 +144,11 @@ class Reader:
     def __init__(self, listing: Listing, side: int, encoding: str, channels: int) -> None:
         self.listing, self.side = listing, side
         self.encoding, self.channels = encoding, channels
-        try:
-            first = listing.image(listing.train.images[0], channels)
-        except PictureError as error:
-            raise UsageError(f"{listing.name}: {error}") from error
-        height, width = first.shape[:2]
-        if side and isinstance(listing.train.targets, np.ndarray):
-            height = width = side
-        elif side:
+        masked = not isinstance(listing.train.targets, np.ndarray)
+        height = width = side
+        if masked or not side:
+            height, width = _size_of_first(listing, channels)
+        if masked and side:
             height, width = (round(n * side / min(height, width)) for n in (height, width))
         self.shape = (height, width, channels)
 
@@ -193,6 +190,15 @@ class Reader:
         top, left = round((high - height) / 2), round((wide - width) / 2)
         image = image.crop((left, top, left + width, top + height))
         return np.asarray(image).reshape(height, width, -1)
+
+
+def _size_of_first(listing: Listing, channels: int) -> tuple[int, int]:
+    """Return the height and width of the first image that can be read, if one can."""
+    for picture in listing.train.images:
+        with suppress(PictureError):  # it is named with the others, when all are read
+            height, width, _ = listing.image(picture, channels).shape
+            return height, width
+    return 1, 1
 
 
 def name_of(picture: Picture) -> str:

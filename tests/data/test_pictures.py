@@ -107,6 +107,15 @@ def test_a_picture_is_turned_upright(orientation):
     assert np.array_equal(read(encoded(Image.fromarray(SMOOTH), exif=exif)), turned[orientation])
 
 
+def test_odd_exif_spoils_no_picture():
+    """RowsPerStrip, a number, as a text: what is read of the EXIF is its orientation alone."""
+    entries = struct.pack(">HHIIHHIHH", 0x0116, 2, 21, 38, 0x0112, 3, 1, 6, 0)
+    tiff = b"MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4) + b"x" * 20 + b"\0"
+    odd = encoded(Image.fromarray(SMOOTH), "JPEG", exif=b"Exif\0\0" + tiff)
+    flat = read(encoded(Image.fromarray(SMOOTH), "JPEG"))
+    assert np.array_equal(read(odd), np.rot90(flat, -1))
+
+
 def test_of_several_frames_the_first(tmp_path):
     frames = [Image.fromarray(NOISE[..., c]) for c in range(3)]
     moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])

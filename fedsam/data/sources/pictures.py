@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")  # a picture, maybe with what belongs to it
 Read = TypeVar("Read")  # what is made of it
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ORIENTATION = 0x0112  # EXIF's tag, and how Pillow turns each of its values upright
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 SIXTEEN_BITS = 257  # 65535 / 255
 AT_A_TIME = 256  # pictures that a pool is given, so that few wait decoded
 
@@ -143,8 +153,8 @@ def read_mask(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise PictureError(f"a mask must be grey or have a palette: {image.mode}")
+            if (mode := image.mode) not in ("L", "P"):
+                raise PictureError(f"must be grey of 8 bits, or have a palette; it is {mode}")
             return np.array(_pressed(image, size, "NEAREST") if size else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         said = "no picture" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
@@ -191,14 +201,15 @@ def all_of(pictures: Sequence[Item], read: Callable[[Item], Read], where: str) -
 
 def _opened(picture: Picture, mode: str) -> "Image.Image":
     """Return a picture upright, "RGB" or "L", of 8 bits."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     name = picture if isinstance(picture, str) else picture.name
     try:
         with Image.open(picture if isinstance(picture, str) else BytesIO(picture.content)) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-            return _of_8_bits(image, file.format or "").convert(mode)
+            image = _of_8_bits(file, file.format or "").convert(mode)
+            # not Pillow's exif_transpose, which writes the EXIF anew and fails where it is odd
+            turn = TURNS.get(file.getexif().get(ORIENTATION, 1))
+            return image if turn is None else image.transpose(Image.Transpose[turn])
     except PictureError as error:
         raise PictureError(f"{name} ({error})") from error
     # what Pillow's readers raise of damaged files
