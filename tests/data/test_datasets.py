@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from fedsam.base.errors import UsageError
 from fedsam.data.datasets import check
-from fedsam.data.sources.idx import DEBIAN
 from fedsam.data.sources.load import load
+from fedsam.data.sources.published import DEBIAN
 
 fashion = pytest.mark.skipif(
     not (DEBIAN / "fashion-mnist").is_dir(),
