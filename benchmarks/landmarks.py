@@ -3,10 +3,10 @@
     python benchmarks/landmarks.py
 
 164,172 images for training and 19,526 for testing, those of a class alike, are made as small JPEG
-files in the layout of the Google Landmarks Dataset v2, with the CSV files of 1,262 users whose numbers of images are
-log-normal, 4 at least. They are packed, and a round of ``configs/paper/landmarks.yaml`` is played:
-50 clients, MobileNetV2 at ImageNet's strides. Making and packing are processes of their own, so
-that the peak memory is that of a run.
+files in the layout of the Google Landmarks Dataset v2, with the CSV files of 1,262 users whose
+numbers of images are log-normal, 4 at least. They are packed, and a round of
+``configs/paper/landmarks.yaml`` is played: 50 clients, MobileNetV2 at ImageNet's strides. Making
+and packing are processes of their own, so that the peak memory is that of a run.
 """
 
 import argparse
