@@ -1,7 +1,7 @@
 """The errors a user can cause: one line that names the flag and says what would be right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 1000  # characters; of what somebody else says
 LONGEST_REASON = 300
@@ -40,6 +40,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     # of matches as near, one of the same letters: two of them were swapped
     matches.sort(key=lambda match: sorted(match) != sorted(word))
     return f" (did you mean {by_lower[matches[0]]!r}?)" if matches else ""
+
+
+def some(words: Sequence[str], most: int = 5) -> str:
+    """Return the first words between commas, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def plain(text: str, most: int = LONGEST_MESSAGE) -> str:
