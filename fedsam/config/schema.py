@@ -19,7 +19,8 @@ WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
 LOCAL_PATHS = ("data_root", "out", "node_keys")
-PATHS = ("folder", "csv", "hf", "landmarks")  # kinds of data sets that a path follows
+# kinds of data sets that a path follows
+PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
 TRACED = range(3, 6)  # rounds that --trace shows
 
 

@@ -216,7 +216,7 @@ def test_a_mask_of_another_size_or_of_colours_and_missing_frames_are_named(citie
         with pytest.raises(UsageError, match=f"{name} .mask and image are of 16 x 31 and 16 x 32"):
             load(f"cityscapes:{cities}", cities)
         Image.fromarray(np.zeros((16, 32, 3), np.uint8)).save(mask)
-        with pytest.raises(UsageError, match=f"{name} .a mask must be grey or have a palette: RGB"):
+        with pytest.raises(UsageError, match=f"{name} .must be grey of 8 bits, or have a palette"):
             load(f"cityscapes:{cities}", cities)
         mask.unlink()
         with pytest.raises(UsageError, match=f"1 of 22 images are not there: .*{name}"):

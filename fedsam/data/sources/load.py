@@ -14,11 +14,10 @@ from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
 from fedsam.data.sources.feddrive import cityscapes, idda
 from fedsam.data.sources.folders import folder
 from fedsam.data.sources.huggingface import hugging_face
-from fedsam.data.sources.idx import fashion_mnist, mnist
 from fedsam.data.sources.landmarks import landmarks
 from fedsam.data.sources.listing import Listing, in_memory
 from fedsam.data.sources.packed_folder import is_packed, packed
-from fedsam.data.sources.published import cifar10, cifar100, svhn
+from fedsam.data.sources.published import cifar10, cifar100, fashion_mnist, mnist, svhn
 from fedsam.data.sources.table import table
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {

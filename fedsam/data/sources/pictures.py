@@ -153,8 +153,8 @@ def read_mask(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise PictureError(f"a mask must be grey or have a palette: {image.mode}")
+            if (mode := image.mode) not in ("L", "P"):
+                raise PictureError(f"must be grey of 8 bits, or have a palette; it is {mode}")
             return np.array(_pressed(image, size, "NEAREST") if size else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         said = "no picture" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
