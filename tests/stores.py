@@ -29,17 +29,23 @@ def listing_of(dataset: Dataset, folder: Path) -> Listing:
         for row, mask in enumerate(targets if targets.dim() == 3 else ()):
             paths.append(str(folder / f"{name}{row}.png"))
             Image.fromarray(mask.numpy()).save(paths[-1])
-        sorted_by = getattr(dataset, f"{name}_classes")
-        parts.append(
-            Part(
-                files,
-                paths or targets.numpy(),
-                classes=None if sorted_by is None else sorted_by.numpy(),
-            )
-        )
+        columns = {
+            what: column.numpy()
+            for what in ("classes", "domains")
+            if (column := getattr(dataset, f"{name}_{what}")) is not None
+        }
+        parts.append(Part(files, paths or targets.numpy(), **columns))
     names = tuple(map(str, range(dataset.classes)))
     train, test = parts
-    return Listing(dataset.name, train, test, names, task=dataset.task, ignore=dataset.ignore)
+    return Listing(
+        dataset.name,
+        train,
+        test,
+        names,
+        domains=dataset.domain_names,
+        task=dataset.task,
+        ignore=dataset.ignore,
+    )
 
 
 def packed_of(dataset: Dataset, out: Path, encoding: str = "png") -> Path:

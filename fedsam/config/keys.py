@@ -152,6 +152,11 @@ def _path(value: Any) -> Any:
     return expanded(value) if isinstance(value, str) else value
 
 
+def _name(value: Any) -> Any:
+    """Accept a name that is a number, as YAML and Flower's run config have it."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Scalar = bool | int | float | str
 Options = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_options)]
 PathText = Annotated[str, BeforeValidator(_path)]
@@ -175,22 +180,29 @@ class Data(_Group):
     """What is learnt."""
 
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
-    """Data set: digits, digit-scenes (segmentation), mnist, fashion-mnist, camvid (segmentation),
-    cifar10, cifar100, svhn, folder:PATH (your pictures in a folder a class), or the import path of
-    a function that returns one."""
+    """Data set: digits, digit-scenes (segmentation), rotated-digits (six domains), mnist,
+    fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, pictures of your own
+    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), a folder that python -m fedsam.pack made, or
+    the import path of a function that returns one."""
     dataset_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the data set, as YAML or JSON: '{side: 64}' for pictures of your own."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""
+    leave_out: Annotated[str, BeforeValidator(_name), Key(shared=True, column=4)] = ""
+    """A domain of the data set that no client trains on and that is the test set then, with what is
+    seen and unseen told of one by one (empty: none)."""
+    validation: Annotated[float, Key(shared=True)] = Field(0.0, ge=0, lt=1)
+    """Share of the training images (of each domain's) that is held out to choose a round by, and
+    to stop early by; the summary tells the test result of the best such round (0: off)."""
     normalize: Annotated[Literal["dataset", "half", "none"], Key(shared=True)] = "dataset"
     """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: Annotated[str, Key(shared=True)] = "auto"
-    """Network: auto (digits-cnn for digits, scenes-cnn for digit-scenes, mlp for MNIST and
-    Fashion-MNIST, lraspp for CamVid, else cnn), bisenet-v2 and lraspp (segmentation), cnn,
-    digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn, vit, wrn16-4, or an import path
-    such as torchvision.models:resnet18."""
+    """Network: auto (digits-cnn for digits, turned or not, scenes-cnn for digit-scenes, mlp for
+    MNIST and Fashion-MNIST, lraspp for CamVid, else cnn), bisenet-v2 and lraspp (segmentation),
+    cnn, digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn, vit, wrn16-4, or an import
+    path such as torchvision.models:resnet18."""
     model_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
     task: Annotated[str, Key(shared=True)] = "auto"
@@ -210,8 +222,9 @@ class Federation(_Group):
     partition: Annotated[str, Key(who=True)] = "dirichlet"
     """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
     concentration of priors around the classes' shares), iid, dirichlet-per-class, shards, quantity,
-    csv, natural (by the data's own owners), an import path, or a split that is there: a run's
-    folder, its partition.npz, or a JSON file of each client's rows."""
+    csv, natural (by the data's own owners), domains (each client holds one domain), an import path,
+    or a split that is there: a run's folder, its partition.npz, or a JSON file of each client's
+    rows."""
     alpha: Annotated[float, Key(column=2)] = Field(0.05, ge=0)
     """Concentration of the split: 0 is one class a client, large is IID."""
     partition_options: Options = {}

@@ -19,7 +19,8 @@ WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
 LOCAL_PATHS = ("data_root", "out", "node_keys")
-PATHS = ("folder", "csv", "hf", "landmarks")  # kinds of data sets that a path follows
+# kinds of data sets that a path follows
+PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
 TRACED = range(3, 6)  # rounds that --trace shows
 
 
@@ -73,8 +74,22 @@ class Config(Run, Server, Client, Federation, Data):
             raise ValueError("--lifelong: goes without --target-accuracy and --patience")
         if self.lifelong and self.update_bn:
             raise ValueError("--update-bn: goes without --lifelong: it would see later tasks")
+        if self.lifelong and (self.leave_out or self.validation):
+            raise ValueError("--lifelong: goes without --leave-out and --validation")
         if self.lifelong_options and not self.lifelong:
             raise ValueError("--lifelong-options: needs --lifelong")
+        return self
+
+    @model_validator(mode="after")
+    def _leaving_out_fits(self) -> "Config":
+        if self.leave_out and not self.validation and (self.target_accuracy or self.patience):
+            key = "target_accuracy" if self.target_accuracy else "patience"
+            raise ValueError(
+                f"{flag(key)}: with --leave-out it would go by images that stand for unknown ones; "
+                "give --validation, such as 0.1"
+            )
+        if self.leave_out and self.client_tests:
+            raise ValueError("--client-tests: no client has a share of what --leave-out tests on")
         return self
 
     @property

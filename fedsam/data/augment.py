@@ -171,11 +171,11 @@ class Rotation(Augmentation):
         if any(round(degrees / 90) % 2 for degrees in self.angles):
             turned = torch.where(quarters % 2 == 1, turned.transpose(-2, -1).flip(-2), turned)
         if any(degrees % 90 for degrees in self.angles):
-            turned = _rotated(turned - outside, angle - 90 * turns, between) + outside
+            turned = rotated(turned - outside, angle - 90 * turns, between) + outside
         return turned
 
 
-def _rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
+def rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
     """Return images (..., C, H, W) turned counter-clockwise by an angle (...), zero outside."""
     height, width = images.shape[-2:]
     phi = torch.deg2rad(degrees.reshape(-1)).to(images.dtype)

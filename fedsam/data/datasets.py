@@ -1,6 +1,7 @@
-"""A data set as tensors in memory, and the check of one that somebody made."""
+"""A data set, in memory or in files, and the check of one that somebody made."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,8 @@ class Dataset:
         int64 (N,), from 0: which kind of images one is of, where there are several (photos and
         sketches, one hospital's and another's); both or neither.
     domain_names : tuple of str
-        What they are called, each of a training image at least.
+        What they are called, each of a training image at least. With domains, there may be no test
+        images: a tenth of each domain is held out for testing then.
     ignore : int, optional
         The target of pixels that are of no class, and of what lies outside of an image.
     test_groups : mapping, optional
@@ -104,39 +106,7 @@ def check(dataset: Dataset) -> None:
 
     require(isinstance(dataset, Dataset), "the function must return a fedsam.data.datasets.Dataset")
     for part in ("train", "test"):
-        images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
-        require(
-            _is(images, torch.uint8, 4) or isinstance(images, Store),
-            f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
-        )
-        masks = _is(labels, torch.uint8, 3) or isinstance(labels, Store)
-        require(
-            masks or _is(labels, torch.int64, 1),
-            f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
-        )
-        require(math.prod(shape_of(images)) > 0, f"{part}_images have no pixels")
-        require(
-            len(images) == len(labels) > 0, f"{part} has {len(images)} images, {len(labels)} labels"
-        )
-        if masks:
-            size = tuple(labels.shape[1:3])
-            sizes = f"{size} for images of {shape_of(images)[1:]}"
-            require(shape_of(images)[1:] == size, f"{part}_labels are of {sizes}")
-        if isinstance(labels, Store):  # whose values are seen when they are read
-            stored = isinstance(images, Store) and labels.shape[3] == 1
-            require(stored, f"{part}_labels in a store must be (N, H, W, 1), beside images in one")
-        else:
-            valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
-            require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
-            inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
-            but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
-            require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
-        if (classes := getattr(dataset, f"{part}_classes")) is not None:
-            one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
-            require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
-            require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
-        else:
-            require(not masks, f"{part}_labels are masks: give {part}_classes, what splits sort by")
+        _check_part(dataset, part, require)
     if (owners := dataset.owners) is not None:
         one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
         require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
@@ -145,6 +115,7 @@ def check(dataset: Dataset) -> None:
             torch.equal(held, torch.arange(len(held))),
             "owners must be numbers from 0, each of an image at least",
         )
+    _check_domains(dataset, require)
     shape, other = dataset.shape, shape_of(dataset.test_images)
     channels = f"images of {shape[0]} channels for training and {other[0]} for testing"
     require(shape[0] == other[0], channels)
@@ -157,6 +128,64 @@ def check(dataset: Dataset) -> None:
     if dataset.test_groups is not None:
         where = f"--dataset {dataset.name}: test_groups"
         groups.check(dataset.test_groups, len(dataset.test_labels), where)
+
+
+def _check_part(dataset: Dataset, part: str, require: Callable[[bool, str], None]) -> None:
+    """Check the images for training, or for testing, and what belongs to each."""
+    images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
+    require(
+        _is(images, torch.uint8, 4) or isinstance(images, Store),
+        f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
+    )
+    masks = _is(labels, torch.uint8, 3) or isinstance(labels, Store)
+    require(
+        masks or _is(labels, torch.int64, 1),
+        f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
+    )
+    require(math.prod(shape_of(images)) > 0, f"{part}_images have no pixels")
+    counts = f"{part} has {len(images)} images, {len(labels)} labels"
+    require(len(images) == len(labels), counts)
+    if part == "test" and not len(images) and dataset.train_domains is not None:
+        return
+    require(len(images) > 0, counts)
+    if masks:
+        size = tuple(labels.shape[1:3])
+        sizes = f"{size} for images of {shape_of(images)[1:]}"
+        require(shape_of(images)[1:] == size, f"{part}_labels are of {sizes}")
+    if isinstance(labels, Store):  # whose values are seen when they are read
+        stored = isinstance(images, Store) and labels.shape[3] == 1
+        require(stored, f"{part}_labels in a store must be (N, H, W, 1), beside images in one")
+    else:
+        valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
+        require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
+        inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
+        but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
+        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
+    if (classes := getattr(dataset, f"{part}_classes")) is not None:
+        one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
+        require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
+        require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
+    else:
+        require(not masks, f"{part}_labels are masks: give {part}_classes, what splits sort by")
+
+
+def _check_domains(dataset: Dataset, require: Callable[[bool, str], None]) -> None:
+    """Check which images are of which domain, by what the data set has to hold."""
+    names = dataset.domain_names
+    if dataset.train_domains is None and dataset.test_domains is None and not names:
+        return
+    texts = isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
+    require(texts, f"domain_names must be a tuple of texts, got {names!r:.80}")
+    require(len(set(names)) == len(names), f"domain_names must differ, got {names!r:.80}")
+    for part in ("train", "test"):
+        domains, images = (getattr(dataset, f"{part}_{kind}") for kind in ("domains", "images"))
+        one_each = _is(domains, torch.int64, 1) and len(domains) == len(images)
+        require(one_each, f"{part}_domains must be int64, one an image, got {_told(domains)}")
+        inside = not len(domains) or 0 <= int(domains.min()) <= int(domains.max()) < len(names)
+        require(inside, f"{part}_domains must be places in domain_names, 0..{len(names) - 1}")
+        held = set(domains.tolist())
+        if part == "train" and (empty := [n for p, n in enumerate(names) if p not in held]):
+            require(False, f"domain_names: {empty[0]!r} has no training image")
 
 
 def _is(value: object, dtype: torch.dtype, dimensions: int) -> bool:

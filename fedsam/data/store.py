@@ -7,7 +7,7 @@ from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -159,6 +159,48 @@ class EncodedStore:
                         f"{tuple(into.shape)}"
                     )
                 into.copy_(image)
+
+
+class SelectedStore:
+    """Some rows of stores, those of one after those of another.
+
+    Parameters
+    ----------
+    selected : sequence
+        Stores of images of one shape, each with rows of it, int64 (n,).
+    """
+
+    def __init__(self, selected: Sequence[tuple[Store, Tensor]]) -> None:
+        self._stores = [store for store, _ in selected]
+        self._rows = torch.cat([rows for _, rows in selected])
+        lengths = torch.tensor([len(rows) for _, rows in selected])
+        self._store_of = torch.repeat_interleave(torch.arange(len(selected)), lengths)
+        self.shape = (len(self._rows), *self._stores[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the images at ``rows``, int64 (n,), as uint8 (n, H, W, C)."""
+        out = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
+        for number, store in enumerate(self._stores):
+            here = self._store_of[rows] == number
+            out[here] = store.read(self._rows[rows[here]])
+        return out
+
+
+def rows_of(held: Any, rows: Tensor) -> Any:
+    """Return some rows, int64 (n,) or where bool (N,) holds, of a tensor or a store."""
+    if isinstance(held, Tensor):
+        return held[rows]
+    return SelectedStore([(held, rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows)])
+
+
+def joined(one: Any, other: Any) -> Any:
+    """Return the rows of two tensors, or of two stores, one after the other."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.cat([one, other])
+    return SelectedStore([(store, torch.arange(len(store))) for store in (one, other)])
 
 
 @contextmanager

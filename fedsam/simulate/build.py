@@ -26,7 +26,7 @@ from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
-from fedsam.data import groups, lifelong
+from fedsam.data import lifelong
 from fedsam.data.augment import (
     Augmentation,
     Crop,
@@ -43,10 +43,10 @@ from fedsam.data.augment import (
     Scale,
 )
 from fedsam.data.datasets import Dataset
-from fedsam.data.groups import Groups
 from fedsam.data.images import Batch, Images, images_of
 from fedsam.data.partition import Partition, check
 from fedsam.data.partitions.flower_partitioner import Partitioner, partitioned
+from fedsam.data.partitions.held_out import hold_out
 from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import METHODS
 from fedsam.data.plan import Work, make_plan
@@ -56,10 +56,11 @@ from fedsam.messages import LOSS, VectorRecord
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
+from fedsam.simulate.groups import beside_groups, test_groups
 from fedsam.tasks import Task
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import Trainer
+from fedsam.training.client import Beside, Trainer
 from fedsam.training.dry_pass import dry_pass, initialise_lazy_layers
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.method import Correction, Loss, Method, Minimizer
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 MODELS = {  # else the paper's cnn
     "digits": "digits-cnn",
+    "rotated-digits": "digits-cnn",
     "digit-scenes": "scenes-cnn",
     "camvid": "lraspp",
     "mnist": "mlp",
@@ -115,8 +117,11 @@ def load_dataset(config: Config) -> Dataset:
     return load(config.dataset, Path(config.data_root), config.dataset_options)
 
 
-def split(config: Config, dataset: Dataset) -> Partition:
-    """Return which training images are whose."""
+def split(config: Config, dataset: Dataset, places: Tensor | None = None) -> Partition:
+    """Return which training images are whose.
+
+    ``places`` (N,) says where the rows of the whole training set are, if some are held out.
+    """
     options, labels, clients = config.partition_options, dataset.classes_of_train, config.clients
     if not isinstance(labels, Tensor) or labels.dim() != 1:
         raise UsageError(
@@ -129,7 +134,7 @@ def split(config: Config, dataset: Dataset) -> Partition:
     elif file := _file_of(config.partition):
         if options:
             raise UsageError(f"--partition-options: {config.partition} is a file and takes none")
-        return saved(labels, clients, file)
+        return saved(labels, clients, file, places)
     elif ":" in config.partition:
         method = plugins.imported("partition", config.partition, Partition | Partitioner)
     else:
@@ -151,6 +156,8 @@ def split(config: Config, dataset: Dataset) -> Partition:
                 "clients": clients,
                 "generator": generator,
                 "owners": dataset.owners,
+                "domains": dataset.train_domains,
+                "places": places,
             },
             alpha=config.alpha,
         )
@@ -395,13 +402,6 @@ def new_task(config: Config, dataset: Dataset) -> Task:
     return task
 
 
-def _groups(config: Config, dataset: Dataset) -> Groups:
-    """Return the groups of test images that have names."""
-    if config.test_groups == "classes":
-        return groups.by_class(dataset.classes_of_test, dataset.classes)
-    return dataset.test_groups or {}
-
-
 def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
     """Return all that the clients need, and the model that training starts from.
 
@@ -412,9 +412,10 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     like : Trainer, optional
         One with the same images, which are shared then.
     """
-    dataset = load_dataset(config)
+    held = hold_out(load_dataset(config), config.leave_out, config.validation)
+    dataset = held.dataset
     task = new_task(config, dataset)
-    partition = split(config, dataset)
+    partition = split(config, dataset, held.places)
     device = choose_device(config)
     module = new_model(config, dataset)
     initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -457,6 +458,13 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
             images(dataset.test_images, dataset.test_labels, dataset.classes_of_test),
         )
     )
+    beside = like.beside if like else None
+    if held.beside and not like:
+        pixels, targets, classes, _ = held.beside
+        beside = Beside(
+            images(pixels, targets, targets if classes is None else classes),
+            beside_groups(config, held),
+        )
     needs = dry_pass(
         FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
         task,
@@ -481,12 +489,13 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         changes=needs.changes,
         stragglers=config.stragglers,
         lifelong=sequence,
-        groups=_groups(config, dataset),
+        groups=test_groups(config, dataset),
+        beside=beside,
         local_statistics=config.bn == "local",
     )
     first = layout.write(initial)
-    for name, held in layout.read(first).items():
-        if not torch.equal(held.cpu(), initial[name]):
+    for name, entry in layout.read(first).items():
+        if not torch.equal(entry.cpu(), initial[name]):
             raise UsageError(
                 f"--model {config.model}: {name!r} holds {initial[name].dtype} numbers that "
                 f"{layout.dtype}, the model's, cannot; register it with persistent=False"

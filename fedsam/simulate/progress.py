@@ -112,7 +112,13 @@ class Progress:
         if groups := summary.get(metrics.GROUPS):
             said["groups"] = (
                 f"{_percent(summary[metrics.WORST])} the worst of {len(groups)}, "
-                f"{_percent(summary[metrics.GAP])} below the best"
+                f"{_percent(summary[metrics.GAP])} below "
+                f"{'what is seen' if metrics.SEEN in groups else 'the best'}"
+            )
+        if (chosen := summary.get(metrics.SELECTED_ROUND)) is not None:
+            said["selected"] = (
+                f"{_percent(summary[metrics.of_selected(headline)])} at round {chosen}, where "
+                f"validation was best, {_percent(summary[metrics.of_validation(headline)])}"
             )
         if lifelong := summary.get("lifelong"):
             said["lifelong"] = (

@@ -34,7 +34,7 @@ from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
 from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
-from fedsam.simulate.groups import EvaluationGroups
+from fedsam.simulate.groups import ByNumber, EvaluationGroups
 from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
@@ -353,7 +353,8 @@ class RunLoop:
                 self.folder.save_model(files.model_after(number), self._evaluated())
         self.write(line)
         self.done = number
-        value = line.get(headline_of(self.threads.trainer.task))
+        headline = headline_of(self.threads.trainer.task)
+        value = line.get(metrics.of_validation(headline) if self.config.validation else headline)
         return "" if value is None else self.state.stop.reason(value)
 
     def _evaluated(self) -> VectorRecord:
@@ -372,7 +373,11 @@ class RunLoop:
         whole, by_group = self.threads.evaluate_by_group(state, trainer.test, self.groups.places)
         if not math.isfinite(whole[metrics.LOSS]):
             log.warning("round %d: the test loss is not finite", round)
-        told = self.groups.told(by_group, round)
+        beside: ByNumber = {}
+        if trainer.beside:
+            images = trainer.beside.images
+            _, beside = self.threads.evaluate_by_group(state, images, self.groups.beside)
+        told = self.groups.told(by_group, beside, round)
         return {**metrics.named(headline_of(trainer.task)), **whole, **told}
 
     def _gather(self) -> Snapshot:

@@ -60,6 +60,13 @@ class Failed(NamedTuple):
     reason: str
 
 
+class Beside(NamedTuple):
+    """Images that are neither trained on nor of the test set, and groups of their rows by name."""
+
+    images: Images
+    groups: Groups
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Data, split, model and method of a run's clients.
@@ -94,6 +101,8 @@ class Trainer:
         Which classes are learnt when; None: all, always.
     groups : mapping
         Rows of the test set, int64 (n,), by the name of what they have in common.
+    beside : Beside, optional
+        Further images that the model is evaluated on.
     local_statistics : bool
         What lies behind w (BatchNorm statistics) stays with each client, which begins with the
         global state's; SiloBN (Andreux et al., DCL 2020).
@@ -114,6 +123,7 @@ class Trainer:
     stragglers: float = 0.0
     lifelong: Lifelong | None = None
     groups: Groups = field(default_factory=dict)
+    beside: Beside | None = None
     local_statistics: bool = False
 
     @property

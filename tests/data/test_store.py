@@ -18,7 +18,7 @@ from fedsam.data.augment import Crop, Cutout, Flip
 from fedsam.data.images import Images, StoredImages
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
-from fedsam.data.store import Ahead, EncodedStore, RawStore
+from fedsam.data.store import Ahead, EncodedStore, RawStore, joined, rows_of
 from fedsam.pack.writer import encoded
 
 MANY, HEIGHT, WIDTH = 40, 10, 14  # more than two pieces of a thread
@@ -64,6 +64,18 @@ def test_any_rows_are_read_in_any_order_and_again(stores, form, channels, rows):
     read = store.read(torch.tensor(rows, dtype=torch.int64))
     assert read.dtype == torch.uint8
     assert torch.equal(read, memory[rows])
+
+
+def test_rows_of_stores_are_those_rows_after_each_other(stores):
+    (one, ones), (other, others) = stores["png", 3], stores["raw", 3]
+    mask = torch.arange(MANY) % 3 == 1
+    both = joined(rows_of(one, mask), rows_of(rows_of(other, HELD), torch.tensor([2, 0, 2])))
+    whole = joined(ones[mask], others[HELD][[2, 0, 2]])
+    assert both.shape == whole.shape
+    assert len(both) == len(whole) == 16
+    rows = torch.tensor([15, 0, 3, 15, 12, 13])
+    assert torch.equal(both.read(rows), whole[rows])
+    assert both.read(rows[:0]).shape == (0, HEIGHT, WIDTH, 3)
 
 
 def test_other_python_runs_while_a_picture_is_decoded(tmp_path):

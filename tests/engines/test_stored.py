@@ -28,14 +28,14 @@ SAME |= {"augment": "crop", "batch_size": 16, "algorithm": "fedasam", "swa": Tru
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Return folders with the digits, and with the scenes, by name and encoding."""
+    """Return folders with the digits, upright and turned, and the scenes, by name and encoding."""
     out, made = tmp_path_factory.mktemp("packed"), {}
-    for name in ("digits", "digit-scenes"):
+    for name in ("digits", "digit-scenes", "rotated-digits"):
         dataset = load(name, out)
         cut = {
-            f"{part}_{what}": value[:: 4 if what != "classes" or value is not None else None]
+            f"{part}_{what}": value[::4]
             for part in ("train", "test")
-            for what in ("images", "labels", "classes")
+            for what in ("images", "labels", "classes", "domains")
             if (value := getattr(dataset, f"{part}_{what}")) is not None
         }
         small = Dataset(**{**vars(dataset), **cut})
@@ -79,6 +79,12 @@ def test_masks_from_files_are_those_of_memory(both):
     assert "miou" in memory[0][-1]
 
 
+def test_a_domain_left_out_of_files_is_left_out_of_memory(both):
+    given = {"partition": "domains", "leave_out": "75", "validation": 0.1}
+    memory, files = both("rotated-digits", **given)
+    assert memory == files
+
+
 def test_groups_noise_batchnorm_and_plans_cut_short_are_those_of_memory(both):
     memory, files = both(
         model="resnet20",
@@ -96,6 +102,7 @@ def test_groups_noise_batchnorm_and_plans_cut_short_are_those_of_memory(both):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("clusters")
 def test_rays_actors_read_the_same_files(both, shared_ray):
     pytest.importorskip("ray")
     memory, files = both(rounds=2, engine="ray", workers=2)

@@ -18,7 +18,6 @@ from fedsam.base.errors import StorageError, UsageError
 from fedsam.data.sources.listing import Listing, Part
 from fedsam.data.sources.load import load
 from fedsam.data.sources.packed_folder import verify
-from fedsam.data.sources.pictures import read_mask
 from fedsam.pack.__main__ import main
 from fedsam.pack.writer import write
 from fedsam.simulate.build import new_trainer
@@ -282,9 +281,3 @@ def test_a_path_is_read_as_a_shell_reads_it(packed, monkeypatch):
         load("$PACKS", packed["png"])
     with pytest.raises(UsageError, match=r"--dataset-options: .* has no option 'side'"):
         load("$PACKS/raw", packed["png"], {"side": 3})
-
-
-def test_a_mask_in_colours_is_refused(tmp_path):
-    Image.new("RGB", (3, 3)).save(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match=r"must be grey of 8 bits, or have a palette; it is RGB"):
-        read_mask(str(tmp_path / "mask.png"))

@@ -10,7 +10,7 @@ from fedsam.base.system import expanded
 from fedsam.config import plugins
 from fedsam.data.datasets import Dataset, check
 from fedsam.data.sources.camvid import camvid
-from fedsam.data.sources.embedded import digit_scenes, digits
+from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
 from fedsam.data.sources.feddrive import cityscapes, idda
 from fedsam.data.sources.folders import folder
 from fedsam.data.sources.huggingface import hugging_face
@@ -23,6 +23,7 @@ from fedsam.data.sources.table import table
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "digits": digits,
     "digit-scenes": digit_scenes,
+    "rotated-digits": rotated_digits,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "camvid": camvid,

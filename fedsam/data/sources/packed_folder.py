@@ -145,6 +145,9 @@ def packed(folder: Path) -> Dataset:
         column("train", "classes"),
         column("test", "classes"),
         column("train", "owners"),
+        column("train", "domains"),
+        column("test", "domains"),
+        meta.domains,
         ignore=meta.ignore,
         test_groups=by_name(column("test", "groups"), meta.groups),
     )
