@@ -182,8 +182,9 @@ class Data(_Group):
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
     """Data set: digits, digit-scenes (segmentation), rotated-digits (six domains), mnist,
     fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, pictures of your own
-    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), a folder that python -m fedsam.pack made, or
-    the import path of a function that returns one."""
+    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), FedDrive's splits (cityscapes:PATH,
+    idda:PATH), a folder that python -m fedsam.pack made, or the import path of a function that
+    returns one."""
     dataset_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the data set, as YAML or JSON: '{side: 64}' for pictures of your own."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"

@@ -427,6 +427,10 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     template = module.to(device)
     layout = Layout.of(template)
     method = new_method(config)
+    if method.loss.one_answer and len(dataset.train_labels.shape) != 1:
+        raise UsageError(
+            f"--loss {config.loss}: needs one label an image; {dataset.name} has masks"
+        )
     work = _work(config, dataset, draws=method.loss.draws)
     _check_work(config, work, partition)
     mean, std = _normalisation(config, dataset)
