@@ -24,6 +24,7 @@ COMMANDS = {
     "simulate": "one run of federated training, or several as one program",
     "sweep": "a grid of runs, and their report",
     "report": "tables and figures of finished runs",
+    "pack": "a large data set in a few files, of which a run reads what it needs",
     "flatness": "how flat the loss is around the models of runs",
     "list": "names of algorithms, minimizers, ... and what they are",
 }
@@ -36,7 +37,7 @@ FOLDERS = {  # of plug-ins: a file each
     "models": "models",
 }
 FUNCTIONS = {
-    "datasets": ("sources/load.py", "LOADERS"),
+    "datasets": ("sources/load.py", "LOADERS", "LISTINGS"),
     "partitions": ("partitions/splits.py", "METHODS"),
 }
 KINDS = ("algorithms", *FOLDERS, *FUNCTIONS, "sweeps")
@@ -217,8 +218,9 @@ def _listed(kind: str) -> Iterator[tuple[str, str]]:
             yield file.stem, file.read_text().partition("\n")[0].removeprefix("# ")
         return
     if kind in FUNCTIONS:
-        name, table = FUNCTIONS[kind]
-        yield from _of_table(Path(__file__).parent / "data" / name, table)
+        name, *tables = FUNCTIONS[kind]
+        for table in tables:
+            yield from _of_table(Path(__file__).parent / "data" / name, table)
         return
     folder = next(p for f in fedsam.__path__ if (p := Path(f) / FOLDERS[kind]).is_dir())
     for file in sorted(folder.glob("*.py")):

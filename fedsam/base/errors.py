@@ -1,7 +1,7 @@
 """The errors a user can cause: one line that names the flag and says what would be right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 1000  # characters; of what somebody else says
 LONGEST_REASON = 300
@@ -36,6 +36,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the choice nearest to ``word``, or nothing."""
     match = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def some(words: Sequence[str], most: int = 5) -> str:
+    """Return the first words between commas, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def plain(text: str, most: int = LONGEST_MESSAGE) -> str:

@@ -172,8 +172,10 @@ class Data(_Group):
 
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
     """Data set: digits, digit-scenes (segmentation), rotated-digits (six domains), mnist,
-    fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, or the import path of a function
-    that returns one."""
+    fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, folder:PATH (your pictures in a
+    folder a class), or the import path of a function that returns one."""
+    dataset_options: Annotated[Options, Key(shared=True)] = {}
+    """Further arguments of the data set, as YAML or JSON: '{side: 64}' for pictures of your own."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""

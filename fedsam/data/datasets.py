@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from fedsam.base.errors import UsageError
 from fedsam.data import groups
 from fedsam.data.groups import Groups
+from fedsam.data.store import Store
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Dataset:
     ----------
     name : str
         What it is called.
-    train_images, test_images : Tensor
-        uint8 (N, C, H, W).
-    train_labels, test_labels : Tensor
-        int64 (N,), from 0 to ``classes - 1``; or masks, uint8 (N, H, W), that of each pixel.
+    train_images, test_images : Tensor or Store
+        uint8 (N, C, H, W); or images that are read from files, whose store says (N, H, W, C).
+    train_labels, test_labels : Tensor or Store
+        int64 (N,), from 0 to ``classes - 1``; or masks, uint8 (N, H, W), that of each pixel, in a
+        store (N, H, W, 1).
     classes : int
         Number of classes.
     mean, std : tuple of float
@@ -47,10 +50,10 @@ class Dataset:
     """
 
     name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    train_images: Any
+    train_labels: Any
+    test_images: Any
+    test_labels: Any
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -65,14 +68,26 @@ class Dataset:
     test_groups: Groups | None = None
 
     @property
-    def classes_of_train(self) -> Tensor:
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height and width."""
+        return shape_of(self.train_images)
+
+    @property
+    def classes_of_train(self) -> Any:
         """What splits sort the training images by."""
         return self.train_labels if self.train_classes is None else self.train_classes
 
     @property
-    def classes_of_test(self) -> Tensor:
+    def classes_of_test(self) -> Any:
         """What splits sort the test images by."""
         return self.test_labels if self.test_classes is None else self.test_classes
+
+
+def shape_of(images: Tensor | Store) -> tuple[int, int, int]:
+    """Return the channels, height and width of images (N, C, H, W), or of a store's."""
+    _, *shape = images.shape
+    channels, height, width = shape if isinstance(images, Tensor) else (shape[2], *shape[:2])
+    return channels, height, width
 
 
 def check(dataset: Dataset) -> None:
@@ -92,44 +107,43 @@ def check(dataset: Dataset) -> None:
     for part in ("train", "test"):
         images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
         require(
-            _is(images, torch.uint8, 4),
+            _is(images, torch.uint8, 4) or isinstance(images, Store),
             f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
         )
-        masks = _is(labels, torch.uint8, 3)
+        masks = _is(labels, torch.uint8, 3) or isinstance(labels, Store)
         require(
             masks or _is(labels, torch.int64, 1),
             f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
         )
-        require(images[:1].numel() > 0 or not len(images), f"{part}_images have no pixels")
+        require(math.prod(shape_of(images)) > 0, f"{part}_images have no pixels")
         counts = f"{part} has {len(images)} images, {len(labels)} labels"
         require(len(images) == len(labels), counts)
         if part == "test" and not len(images) and dataset.train_domains is not None:
             continue
         require(len(images) > 0, counts)
         if masks:
-            same = images.shape[2:] == labels.shape[1:]
-            sizes = f"{tuple(labels.shape[1:])} for images of {tuple(images.shape[2:])}"
-            require(same, f"{part}_labels are of {sizes}")
-        valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
-        require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
-        inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
-        but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
-        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
+            size = tuple(labels.shape[1:3])
+            sizes = f"{size} for images of {shape_of(images)[1:]}"
+            require(shape_of(images)[1:] == size, f"{part}_labels are of {sizes}")
+        if isinstance(labels, Store):  # whose values are seen when they are read
+            stored = isinstance(images, Store) and labels.shape[3] == 1
+            require(stored, f"{part}_labels in a store must be (N, H, W, 1), beside images in one")
+            sorted_by = getattr(dataset, f"{part}_classes") is not None
+            require(sorted_by, f"{part}_labels in a store need {part}_classes, what splits sort by")
+        else:
+            valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
+            require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
+            inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
+            but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
+            require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
         if (classes := getattr(dataset, f"{part}_classes")) is not None:
             one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
             require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
             require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
-    if (owners := dataset.owners) is not None:
-        one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
-        require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
-        held = owners.unique()
-        require(
-            torch.equal(held, torch.arange(len(held))),
-            "owners must be numbers from 0, each of an image at least",
-        )
+    _check_owners(dataset, require)
     _check_domains(dataset, require)
-    shape, other = dataset.train_images.shape[1:], dataset.test_images.shape[1:]
-    require(shape == other, f"images of {tuple(shape)} for training and {tuple(other)} for testing")
+    shape, other = dataset.shape, shape_of(dataset.test_images)
+    require(shape == other, f"images of {shape} for training and {other} for testing")
     for name in ("mean", "std"):
         values = getattr(dataset, name)
         long = isinstance(values, tuple | list) and len(values) == shape[0]
@@ -139,6 +153,18 @@ def check(dataset: Dataset) -> None:
     if dataset.test_groups is not None:
         where = f"--dataset {dataset.name}: test_groups"
         groups.check(dataset.test_groups, len(dataset.test_labels), where)
+
+
+def _check_owners(dataset: Dataset, require: Callable[[bool, str], None]) -> None:
+    """Check whose an image is, by what the data set has to hold."""
+    if (owners := dataset.owners) is not None:
+        one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
+        require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
+        held = owners.unique()
+        require(
+            torch.equal(held, torch.arange(len(held))),
+            "owners must be numbers from 0, each of an image at least",
+        )
 
 
 def _check_domains(dataset: Dataset, require: Callable[[bool, str], None]) -> None:

@@ -97,6 +97,10 @@ class Plan:
         choices = {name: tensor[:steps] for name, tensor in self.choices.items()}
         return replace(self, sizes=self.sizes[:steps], choices=choices)
 
+    def at(self, rows: Tensor) -> "Plan":
+        """Return the plan of images that lie at other ``rows``, int64 (S, B)."""
+        return replace(self, choices={**self.choices, INDEX: rows})
+
     def step(self, step: int) -> dict[str, Tensor]:
         """Return the choices of one step, (B, ...)."""
         size = self.sizes[step]

@@ -206,7 +206,7 @@ def bubbles(run: Run) -> dict[str, Any]:
 
 
 def _title(table: ResultTable) -> str:
-    datasets = sorted({run.config.dataset.rpartition(":")[2] for run in table.runs})
+    datasets = sorted({Path(run.config.dataset.rpartition(":")[2]).name for run in table.runs})
     return f"fedsam: {', '.join(datasets)}"
 
 

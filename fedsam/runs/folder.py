@@ -274,7 +274,7 @@ def _new_name(config: Config) -> Path:
     """Return a folder under runs/ that is not there yet."""
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     average = "" if config.averaging == "none" else f"+{config.averaging.rpartition(':')[2]}"
-    dataset = config.dataset.rpartition(":")[2]
+    dataset = Path(config.dataset.rpartition(":")[2]).name
     name = f"{dataset}-{config.algorithm}{average}-alpha{config.alpha:g}-seed{config.seed}-{now}"
     path = Path("runs") / name
     number = 1

@@ -26,7 +26,7 @@ from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
-from fedsam.data import datasets, lifelong
+from fedsam.data import lifelong
 from fedsam.data.augment import (
     Augmentation,
     Crop,
@@ -40,7 +40,7 @@ from fedsam.data.augment import (
     Scale,
 )
 from fedsam.data.datasets import Dataset
-from fedsam.data.images import Images
+from fedsam.data.images import Images, images_of
 from fedsam.data.partition import Partition, check
 from fedsam.data.partitions.flower_partitioner import Partitioner, partitioned
 from fedsam.data.partitions.held_out import hold_out
@@ -48,6 +48,7 @@ from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import METHODS
 from fedsam.data.plan import Work
 from fedsam.data.sources.load import load
+from fedsam.data.store import Store
 from fedsam.messages import LOSS, VectorRecord
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
@@ -110,12 +111,7 @@ class FormerStrategy(Protocol):
 
 def load_dataset(config: Config) -> Dataset:
     """Return the data set, one of ours or the user's."""
-    if ":" not in config.dataset:
-        return load(config.dataset, Path(config.data_root))
-    make = plugins.imported("dataset", config.dataset, Dataset, classes=False)
-    dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
-    datasets.check(dataset)
-    return dataset
+    return load(config.dataset, Path(config.data_root), config.dataset_options)
 
 
 def split(config: Config, dataset: Dataset, places: Tensor | None = None) -> Partition:
@@ -124,7 +120,7 @@ def split(config: Config, dataset: Dataset, places: Tensor | None = None) -> Par
     ``places`` (N,) says where the rows of the whole training set are, if some are held out.
     """
     options, labels, clients = config.partition_options, dataset.classes_of_train, config.clients
-    if labels.dim() != 1:
+    if not isinstance(labels, Tensor) or labels.dim() != 1:
         raise UsageError(
             f"--partition {config.partition}: goes by one class an image; {dataset.name} has "
             f"targets {tuple(labels.shape)} and no train_classes"
@@ -201,7 +197,7 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
     make = plugins.find("model", name, "fedsam.models", nn.Module)
-    shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
+    shape, classes = dataset.shape, dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
     options, channels = config.model_options, {}
     if _says_nothing(make, facts):  # then it hands on what torchvision's and timm's models take
@@ -429,8 +425,10 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     if sequence and sequence.heads == "multi":
         task = lifelong.Heads(task, sequence.task_of.to(device))
 
-    def images(pixels: Tensor, labels: Tensor, classes: Tensor, padding: int = 0) -> Images:
-        return Images(
+    def images(
+        pixels: Tensor | Store, labels: Tensor | Store, classes: Tensor, padding: int = 0
+    ) -> Images:
+        return images_of(
             pixels,
             labels,
             mean,
@@ -535,7 +533,7 @@ def _work(config: Config, dataset: Dataset, *, draws: bool) -> Work:
     augment: str = config.augment
     if augment == "auto":
         augment = AUGMENTATIONS.get(config.dataset, "none")
-    side = min(dataset.train_images.shape[-2:])
+    side = min(dataset.shape[1:])
     if config.cutout > side:
         raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
     of_text = {} if augment == "none" else keys.augmentations(augment)
@@ -586,7 +584,7 @@ def _check_mini_batches(config: Config, partition: Partition, least: int) -> Non
 
 def _rotation(config: Config, dataset: Dataset) -> Rotation:
     rotation = Rotation(tuple(map(float, config.client_rotations.split(","))))
-    height, width = dataset.train_images.shape[-2:]
+    height, width = dataset.shape[1:]
     if height != width and any(round(angle / 90) % 2 for angle in rotation.angles):
         raise UsageError(
             f"--client-rotations {config.client_rotations}: images of {height} x {width} pixels "
@@ -599,7 +597,7 @@ def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelon
     """Return which classes are learnt when, where that is asked for."""
     if not config.lifelong:
         return None
-    if dataset.train_labels.dim() != 1:
+    if len(dataset.train_labels.shape) != 1:
         raise UsageError(
             f"--lifelong {config.lifelong}: needs one label an image; {dataset.name} has masks"
         )
@@ -618,9 +616,3 @@ def _says_nothing(make: Any, given: Collection[str]) -> bool:
     parameters = inspect.signature(make).parameters
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return any_keyword and not inspect.isclass(make) and not set(given) & set(parameters)
-
-
-def _needs_folder(function: Any) -> bool:
-    """Return whether its first parameter must be given: a default is the function's own."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    return first is not None and first.default is first.empty

@@ -131,7 +131,8 @@ def run(
 def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     """Return the threads that evaluate, and train where nobody else does."""
     on_cpu = trainer.layout.device.type == "cpu"
-    return ThreadExecutor(trainer, (config.threads or cores()) if on_cpu else 1, stop)
+    threads = (config.threads or cores()) if on_cpu else 1
+    return ThreadExecutor(trainer, threads, stop, sampling(config, trainer))
 
 
 def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
@@ -404,7 +405,8 @@ class RunLoop:
         test = self.threads.trainer.test
         rows = torch.linspace(0, len(test) - 1, min(SHOWN, len(test))).long()
         answers = self.threads.answers(model.state, test, rows) if test.aligned else None
-        return None if answers is None else (test.raw[rows], test.targets[rows], answers)
+        shown = test.only(rows)
+        return None if answers is None else (shown.raw, shown.targets, answers)
 
 
 def drift_of(turn: Round) -> dict[str, float]:

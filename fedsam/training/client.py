@@ -170,6 +170,11 @@ class Trainer:
         taken = self._taken(client, round, len(plan))
         return plan.first(taken) if taken < len(plan) else plan
 
+    def expect(self, clients: Sequence[int], round: int) -> None:
+        """Let the images that clients train on in a round to come be read meanwhile."""
+        order = [clients[n] for n in longest_first([self.steps(client) for client in clients])]
+        self.train.expect(self.plan(client, round).indices for client in order)
+
     def drawing(self, purpose: str, *numbers: int) -> AbstractContextManager[None]:
         """Return what a forward pass runs in: the key's numbers, if the model draws any."""
         return global_streams(self.seed, purpose, *numbers) if self.draws else nullcontext()
@@ -184,13 +189,13 @@ class Trainer:
     def train_client(self, network: FlatModule, job: ClientJob) -> Result:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
-        plan = self.plan(client, round).to(self.layout.device)
+        images, plan = self.train.at_hand(self.plan(client, round))
         P = self.layout.trainable
         result = train_client(
             network,
             self.own_state(state, memory),
-            plan,
-            self.train,
+            plan.to(self.layout.device),
+            images,
             self.task,
             self.method,
             round=round,

@@ -4,7 +4,7 @@ Who gets the data set that is left cannot see them: no split, no statistics, no 
 """
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,26 +13,41 @@ from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import torch_generator
 from fedsam.data.datasets import Dataset
 from fedsam.data.groups import Groups
+from fedsam.data.store import Chosen, Store
 
 TEST = 0.1  # of each domain's images, where a data set has no test images of its own
 
 
 class Part(NamedTuple):
-    """Some images (N, C, H, W), their targets (N, ...), and class and domain (N,) of each."""
+    """Some images, their targets, and class and domain (N,) of each, as a data set has them."""
 
-    images: Tensor
-    targets: Tensor
+    images: Any
+    targets: Any
     classes: Tensor | None
     domains: Tensor | None
 
     def at(self, rows: Tensor) -> "Part":
         """Return those at some rows, or where a mask holds."""
-        return Part(*(None if held is None else held[rows] for held in self))  # type: ignore[arg-type]
+        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        return Part(*(_chosen(held, rows) for held in self))
 
     def and_(self, other: "Part") -> "Part":
         """Return these and then the others."""
-        both = zip(self, other, strict=True)
-        return Part(*(None if a is None or b is None else torch.cat([a, b]) for a, b in both))  # type: ignore[arg-type]
+        return Part(*map(_joined, self, other))
+
+
+def _chosen(held: Any, rows: Tensor) -> Any:
+    if held is None:
+        return None
+    return Chosen([(held, rows)]) if isinstance(held, Store) else held[rows]
+
+
+def _joined(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return None
+    if isinstance(one, Store):
+        return Chosen([(store, torch.arange(len(store))) for store in (one, other)])
+    return torch.cat([one, other])
 
 
 @dataclass(frozen=True)
