@@ -331,8 +331,8 @@ class Server(_Group):
     """File with a line for each partition: its number and the public key of the SuperNode that may
     train it; on Flower's runtime with node authentication (empty: who says so first holds it)."""
     max_norm: float = Field(0.0, ge=0)
-    """Leave out updates that are longer, l2 (0: off): of parameters, BatchNorm's statistics and
-    what is frozen together. Vectors beside the model are scaled down in proportion."""
+    """Leave out updates that are longer, l2 (0: off): of parameters and BatchNorm's statistics
+    together. Vectors beside the model are scaled down in proportion."""
     clip_norm: float = Field(0.0, ge=0)
     """Scale updates that are longer down to this l2 norm (0: off), as --max-norm measures them."""
 

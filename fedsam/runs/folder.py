@@ -145,7 +145,7 @@ class RunDir:
         self._lock.check()
         path = files.weights(self.path, name)
         path.parent.mkdir(exist_ok=True)
-        tensors = model.layout.read(model.state)
+        tensors = model.layout.whole(model.state)
         whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
         data = save(whole)
         write_whole(path, data)

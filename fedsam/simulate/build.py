@@ -3,7 +3,6 @@
 Nothing else in the framework knows them all.
 """
 
-import copy
 import inspect
 import math
 import os
@@ -57,7 +56,7 @@ from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 from fedsam.training.dry_pass import dry_pass, initialise_lazy_layers
-from fedsam.training.flat_module import FlatModule
+from fedsam.training.flat_module import FlatModule, replica
 from fedsam.training.method import Correction, Loss, Method, Minimizer
 
 if TYPE_CHECKING:
@@ -452,7 +451,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         )
     )
     needs = dry_pass(
-        FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
+        FlatModule(replica(template), bf16=config.precision == "bf16"),
         task,
         train.rows(torch.arange(2, device=device) % len(train)),
         dataset.classes if task_of(config, dataset) == "classification" else 0,
@@ -463,7 +462,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         train,
         test,
         partition,
-        lambda: copy.deepcopy(template),
+        lambda: replica(template),
         layout,
         method,
         task,
@@ -503,9 +502,17 @@ def new_ray_executor(config: Config, trainer: Trainer) -> "RayExecutor":
             raise
         raise UsageError("--engine ray: Ray is not installed; pip install 'fedsam[ray]'") from error
 
+    digest = trainer.layout.digest
+
     def make() -> Trainer:
         """Make the trainer in the actor, from the config alone."""
-        return new_trainer(config)[0]
+        made = new_trainer(config)[0]
+        if made.layout.digest != digest:
+            raise UsageError(
+                "--engine ray: the frozen parameters of an actor are not the driver's; every node "
+                "needs the same --weights file"
+            )
+        return made
 
     workers = config.workers or cores()
     address, gpus = config.ray_address, config.gpus_per_worker

@@ -22,7 +22,7 @@ from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer
 from fedsam.simulate.run import Outcome, new_threads, play_out, sampling
 from fedsam.training.batched import stacked
-from fedsam.training.client import ClientJob, Failed, Result
+from fedsam.training.client import ClientJob, Failed, Result, Trainer
 
 
 def run_together(
@@ -71,6 +71,7 @@ def run_together(
         ]
         for threads in every:
             leaving.callback(threads.close)
+        _check_frozen(configs, [trainer for trainer, _ in made])
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
         rendezvous = Rendezvous(BatchedPrograms(every[0], gradients), len(configs))
@@ -165,6 +166,17 @@ class SharedExecutor:
         with self.rendezvous.changed:
             self.rendezvous.seated.discard(self.number)
             self.rendezvous.changed.notify_all()
+
+
+def _check_frozen(configs: Sequence[Config], trainers: Sequence[Trainer]) -> None:
+    """Raise UsageError if the runs' frozen parameters differ: one program has them once."""
+    for number, trainer in enumerate(trainers):
+        if trainer.layout.digest != trainers[0].layout.digest:
+            raise UsageError(
+                f"--seed {configs[number].seed}: the frozen parameters of run {number} are not "
+                "those of run 0; runs in one program share them: give --weights, or train one by "
+                "one"
+            )
 
 
 def check_alike(configs: Sequence[Config]) -> None:
