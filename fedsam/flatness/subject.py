@@ -210,7 +210,7 @@ def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Conf
     config = resolve({}, folder / files.CONFIG)
     config = resolve(config.model_dump() | {"precision": "fp32"} | overrides)
     split = {"partition": str(folder / files.PARTITION), "partition_options": {}}
-    trainer, _ = new_trainer(config.model_copy(update=split))
+    trainer, _ = new_trainer(config.model_copy(update=split), saved=True)
     return config, trainer
 
 

@@ -16,13 +16,14 @@ import torch
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsam import tasks
 from fedsam.base.errors import UsageError, flag, nearest
-from fedsam.base.randomness import global_streams, numpy_generator
+from fedsam.base.randomness import global_streams, numpy_generator, torch_generator
 from fedsam.base.strategy import Average, ServerMethod
 from fedsam.base.system import cores, expanded
-from fedsam.base.vector import Layout
+from fedsam.base.vector import Layout, is_frozen
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
 from fedsam.data import datasets, groups, lifelong
@@ -48,6 +49,8 @@ from fedsam.data.partitions.splits import METHODS
 from fedsam.data.plan import Work
 from fedsam.data.sources.load import load
 from fedsam.messages import LOSS, VectorRecord
+from fedsam.models.pretrained.lora import Lora, LoraOptions, train_partly
+from fedsam.models.pretrained.weights import checksum, load_weights
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
@@ -221,11 +224,6 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
             f"--model {config.model}: its parameters are {', '.join(sorted(dtypes))}; they must "
             "all be of one floating dtype (--precision bf16 computes in bfloat16)"
         )
-    if not batchnorm.layers(model):
-        if config.bn != "values":
-            raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
-        if config.update_bn:
-            raise UsageError(f"--update-bn {config.update_bn}: the model has no BatchNorm")
     return model
 
 
@@ -401,7 +399,28 @@ def _groups(config: Config, dataset: Dataset) -> Groups:
     return dataset.test_groups or {}
 
 
-def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
+def pinned(config: Config) -> Config:
+    """Return the config with the checksum that its file of weights has today."""
+    if not config.weights or config.weights_sha256:
+        return config
+    return config.model_copy(update={"weights_sha256": checksum(config.weights)})
+
+
+def _check_norms(config: Config, module: nn.Module) -> None:
+    """Raise UsageError where statistics are asked for that the model has not, or frozen."""
+    if batchnorm.layers(module):
+        return
+    frozen = any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    why = "no BatchNorm that trains: --train leaves all frozen" if frozen else "no BatchNorm"
+    if config.bn != "values":
+        raise UsageError(f"--bn {config.bn}: the model has {why}")
+    if config.update_bn:
+        raise UsageError(f"--update-bn {config.update_bn}: the model has {why}")
+
+
+def new_trainer(
+    config: Config, like: Trainer | None = None, *, saved: bool = False
+) -> tuple[Trainer, VectorRecord]:
     """Return all that the clients need, and the model that training starts from.
 
     Parameters
@@ -410,13 +429,27 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         What to run.
     like : Trainer, optional
         One with the same images, which are shared then.
+    saved : bool
+        Make the network for a model that the run has left: its file holds what --weights said, and
+        LoRA's products in their weights, which count as trainable.
     """
     dataset = load_dataset(config)
     task = new_task(config, dataset)
     partition = split(config, dataset)
     device = choose_device(config)
     module = new_model(config, dataset)
-    initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if config.weights and not saved:
+        load_weights(module, config.weights, dataset.classes, config.weights_sha256)
+    if config.train or config.lora:
+        options = plugins.build("lora", LoraOptions, config.lora_options)
+        lora = Lora(config.lora, config.lora_targets, options)
+        train_partly(module, config.train, lora, torch_generator(config.seed, "lora"), saved=saved)
+    _check_norms(config, module)
+    initial = {
+        name: tensor.detach().clone()
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if not is_frozen(tensor)
+    }
     template = module.to(device)
     layout = Layout.of(template)
     method = new_method(config)

@@ -19,7 +19,7 @@ from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
-from fedsam.simulate.build import new_gradients, new_trainer
+from fedsam.simulate.build import new_gradients, new_trainer, pinned
 from fedsam.simulate.run import Outcome, new_threads, play_out, sampling
 from fedsam.training.batched import stacked
 from fedsam.training.client import ClientJob, Failed, Result, Trainer
@@ -57,6 +57,7 @@ def run_together(
     TrainingError
         If no client's update of some run could be used any more; the others went on to their end.
     """
+    configs = [pinned(config) for config in configs]
     check_alike(configs)
     begins = snapshots or [None] * len(configs)
     for config, snapshot in zip(configs, begins, strict=True):

@@ -74,6 +74,8 @@ class SweepPoint:
             return False
         before = resolve({}, self.folder / files.CONFIG).model_dump()
         for key, value in self.config.model_dump().items():
+            if not value and key in keys("noted"):
+                continue
             if key not in keys("how") and before[key] != value:
                 raise UsageError(
                     f"{self.folder}: was run with {key} {before[key]!r}, not {value!r}; "
