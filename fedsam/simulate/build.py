@@ -497,7 +497,7 @@ def new_trainer(
         partition,
         lambda: replica(template),
         layout,
-        method,
+        replace(method, least=needs.least),
         task,
         replace(work, least=needs.least),
         config.seed,
