@@ -18,7 +18,7 @@ GROUPS = (Data, Federation, Client, Server, Run)
 WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
-LOCAL_PATHS = ("data_root", "out", "node_keys")
+LOCAL_PATHS = ("data_root", "weights", "out", "node_keys")
 WITHOUT_ALPHA = ("iid", "shards", "csv", "natural")  # splits
 # kinds of data sets that a path follows
 PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
@@ -63,6 +63,17 @@ class Config(Run, Server, Client, Federation, Data):
             raise ValueError(
                 f"--swa-start {self.swa_start:g}: must lie before the end of --rounds {self.rounds}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "Config":
+        for key, needed in (
+            ("weights_sha256", "weights"),
+            ("lora_targets", "lora"),
+            ("lora_options", "lora"),
+        ):
+            if getattr(self, key) and not getattr(self, needed):
+                raise ValueError(f"{flag(key)}: needs {flag(needed)}")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from fedsam.base.timers import timed
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition, heterogeneity
 from fedsam.messages import VectorRecord
+from fedsam.models.pretrained.lora import Lora, LoraOptions, merged
 from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.lock import Lock
@@ -139,13 +140,19 @@ class RunDir:
         checkpoint.save(self.path, snapshot)
 
     def save_model(self, name: str, model: VectorRecord) -> str:
-        """Write a model's file, tensors as its ``state_dict`` calls them; return its seal."""
+        """Write a model's file, tensors as its ``state_dict`` calls them; return its seal.
+
+        LoRA's products are added to their weights: any copy of the network can load the file.
+        """
         from safetensors.torch import save
 
         self._lock.check()
         path = files.weights(self.path, name)
         path.parent.mkdir(exist_ok=True)
-        tensors = model.layout.read(model.state)
+        tensors = model.layout.whole(model.state)
+        if self.config.lora:
+            options: dict[str, Any] = dict(self.config.lora_options)
+            tensors = merged(tensors, Lora(self.config.lora, options=LoraOptions(**options)))
         whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
         data = save(whole)
         write_whole(path, data)
