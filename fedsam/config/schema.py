@@ -112,6 +112,8 @@ class Config(Run, Server, Client, Federation, Data):
     @property
     def by_alpha(self) -> bool:
         """Whether ``alpha`` says anything of the split."""
+        if self.partition == "domains":
+            return self.partition_options.get("within") == "dirichlet"
         return self.partition not in WITHOUT_ALPHA
 
     @property

@@ -66,6 +66,9 @@ def test_only_splits_by_alpha_are_told_with_it():
         "dirichlet": True, "iid": False, "dirichlet-per-class": True, "shards": False,
         "quantity": True, "mine:split": True,
     }  # fmt: skip
+    domains = {"partition": "domains", "dataset": "rotated-digits"}
+    assert not resolve(domains).by_alpha
+    assert resolve(domains | {"partition_options": {"within": "dirichlet"}}).by_alpha
 
 
 class Handle:
