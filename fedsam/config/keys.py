@@ -110,6 +110,9 @@ def augmentations(text: str) -> dict[str, tuple[float, ...]]:
         if not fits(*numbers):
             raise ValueError(f"{part}: must be {wanted}")
         made[name] = numbers
+    for one, other in (("flip", "mirror"), ("double", "mirror"), ("scale", "resized_crop")):
+        if one in made and other in made:
+            raise ValueError(f"{one} and {other}: give one of them")
     return made
 
 
@@ -121,7 +124,13 @@ def _scales(low: float = 0, high: float = 0, *size: float) -> bool:
 NUMBERS: dict[str, tuple[str, Callable[..., bool]]] = {
     "crop": ("crop, without numbers", lambda *numbers: not numbers),
     "flip": ("flip, without numbers", lambda *numbers: not numbers),
+    "mirror": ("mirror, without numbers", lambda *numbers: not numbers),
+    "double": ("double, without numbers", lambda *numbers: not numbers),
     "scale": ("scale(low,high) or scale(low,high,height,width)", _scales),
+    "resized_crop": (
+        "resized_crop(low,high,height,width)",
+        lambda *numbers: len(numbers) == 4 and _scales(*numbers),
+    ),
     "jitter": (
         "jitter(strength), in [0, 1]",
         lambda strength=-1, *more: 0 <= strength <= 1 > len(more),
@@ -172,8 +181,9 @@ class Data(_Group):
 
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
     """Data set: digits, digit-scenes (segmentation), rotated-digits (six domains), mnist,
-    fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, folder:PATH (your pictures in a
-    folder a class), or the import path of a function that returns one."""
+    fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, pictures of your own
+    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), a folder that python -m fedsam.pack made, or
+    the import path of a function that returns one."""
     dataset_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the data set, as YAML or JSON: '{side: 64}' for pictures of your own."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
@@ -298,12 +308,16 @@ class Client(_Group):
     """BatchNorm statistics: values (averaged as they are), pooled (mean and variance of all the
     cohort's images together) or local (SiloBN: each client keeps its own; needs --update-bn)."""
     batch_size: Annotated[int, Key(shared=True)] = Field(64, ge=1)
-    """Images a mini-batch; a smaller last one is kept."""
+    """Images a mini-batch; a smaller last one is kept, but for --drop-last."""
+    drop_last: Annotated[bool, Key(shared=True)] = False
+    """Leave out the last mini-batch of an epoch where it is smaller, unless it is the only one."""
     augment: Annotated[str, BeforeValidator(_augment), Key(shared=True)] = "auto"
     """What happens to training images, between plus signs: crop (at random, after padding by 4),
-    flip (mirror one in two), scale(0.5,1.5) (by a random factor, and a window at random of the
-    image's size, or of that of scale(0.5,1.5,512,1024)), jitter(0.4) (brightness, contrast and
-    saturation); auto (crop+flip for CIFAR, crop for SVHN, else none) or none."""
+    flip (mirror one in two), mirror (an epoch has each image twice, once mirrored), double (twice
+    as it is), scale(0.5,1.5) (by a random factor, and a window at random of the image's size, or of
+    that of scale(0.5,1.5,512,1024)), resized_crop(0.5,2,512,928) (a box with that share of the
+    area, stretched to a window), jitter(0.4) (brightness, contrast and saturation); auto (crop+flip
+    for CIFAR, crop for SVHN, else none) or none."""
     cutout: Annotated[int, Key(shared=True)] = Field(0, ge=0)
     """Side of the square cut out of each image, in pixels (0: off)."""
     mixup: Annotated[float, Key(shared=True)] = Field(0.0, ge=0)

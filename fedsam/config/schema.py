@@ -19,6 +19,8 @@ WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
 LOCAL_PATHS = ("data_root", "out", "node_keys")
+# kinds of data sets that a path follows
+PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
 TRACED = range(3, 6)  # rounds that --trace shows
 
 
@@ -213,6 +215,9 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
     paths: dict[str, str] = {k: getattr(config, k) for k in LOCAL_PATHS if k in given}
     if config.partition == "csv":
         paths["partition_options"] = str(config.partition_options.get("path", ""))
+    kind, _, place = config.dataset.partition(":")
+    if kind in PATHS or "/" in config.dataset:
+        paths["dataset"] = place or config.dataset
     for key, path in paths.items():
         if path and not os.path.isabs(path):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""A data set as tensors in memory, and the check of one that somebody made."""
+"""A data set, in memory or in files, and the check of one that somebody made."""
 
 import math
 from collections.abc import Callable
@@ -105,42 +105,15 @@ def check(dataset: Dataset) -> None:
 
     require(isinstance(dataset, Dataset), "the function must return a fedsam.data.datasets.Dataset")
     for part in ("train", "test"):
-        images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
+        _check_part(dataset, part, require)
+    if (owners := dataset.owners) is not None:
+        one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
+        require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
+        held = owners.unique()
         require(
-            _is(images, torch.uint8, 4) or isinstance(images, Store),
-            f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
+            torch.equal(held, torch.arange(len(held))),
+            "owners must be numbers from 0, each of an image at least",
         )
-        masks = _is(labels, torch.uint8, 3) or isinstance(labels, Store)
-        require(
-            masks or _is(labels, torch.int64, 1),
-            f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
-        )
-        require(math.prod(shape_of(images)) > 0, f"{part}_images have no pixels")
-        counts = f"{part} has {len(images)} images, {len(labels)} labels"
-        require(len(images) == len(labels), counts)
-        if part == "test" and not len(images) and dataset.train_domains is not None:
-            continue
-        require(len(images) > 0, counts)
-        if masks:
-            size = tuple(labels.shape[1:3])
-            sizes = f"{size} for images of {shape_of(images)[1:]}"
-            require(shape_of(images)[1:] == size, f"{part}_labels are of {sizes}")
-        if isinstance(labels, Store):  # whose values are seen when they are read
-            stored = isinstance(images, Store) and labels.shape[3] == 1
-            require(stored, f"{part}_labels in a store must be (N, H, W, 1), beside images in one")
-            sorted_by = getattr(dataset, f"{part}_classes") is not None
-            require(sorted_by, f"{part}_labels in a store need {part}_classes, what splits sort by")
-        else:
-            valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
-            require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
-            inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
-            but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
-            require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
-        if (classes := getattr(dataset, f"{part}_classes")) is not None:
-            one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
-            require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
-            require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
-    _check_owners(dataset, require)
     _check_domains(dataset, require)
     shape, other = dataset.shape, shape_of(dataset.test_images)
     require(shape == other, f"images of {shape} for training and {other} for testing")
@@ -155,16 +128,43 @@ def check(dataset: Dataset) -> None:
         groups.check(dataset.test_groups, len(dataset.test_labels), where)
 
 
-def _check_owners(dataset: Dataset, require: Callable[[bool, str], None]) -> None:
-    """Check whose an image is, by what the data set has to hold."""
-    if (owners := dataset.owners) is not None:
-        one_each = _is(owners, torch.int64, 1) and len(owners) == len(dataset.train_images)
-        require(one_each, f"owners must be int64, one a training image, got {_told(owners)}")
-        held = owners.unique()
-        require(
-            torch.equal(held, torch.arange(len(held))),
-            "owners must be numbers from 0, each of an image at least",
-        )
+def _check_part(dataset: Dataset, part: str, require: Callable[[bool, str], None]) -> None:
+    """Check the images for training, or for testing, and what belongs to each."""
+    images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
+    require(
+        _is(images, torch.uint8, 4) or isinstance(images, Store),
+        f"{part}_images must be a uint8 tensor (N, C, H, W), got {_told(images)}",
+    )
+    masks = _is(labels, torch.uint8, 3) or isinstance(labels, Store)
+    require(
+        masks or _is(labels, torch.int64, 1),
+        f"{part}_labels must be an int64 tensor (N,), or uint8 (N, H, W), got {_told(labels)}",
+    )
+    require(math.prod(shape_of(images)) > 0, f"{part}_images have no pixels")
+    counts = f"{part} has {len(images)} images, {len(labels)} labels"
+    require(len(images) == len(labels), counts)
+    if part == "test" and not len(images) and dataset.train_domains is not None:
+        return
+    require(len(images) > 0, counts)
+    if masks:
+        size = tuple(labels.shape[1:3])
+        sizes = f"{size} for images of {shape_of(images)[1:]}"
+        require(shape_of(images)[1:] == size, f"{part}_labels are of {sizes}")
+    if isinstance(labels, Store):  # whose values are seen when they are read
+        stored = isinstance(images, Store) and labels.shape[3] == 1
+        require(stored, f"{part}_labels in a store must be (N, H, W, 1), beside images in one")
+        sorted_by = getattr(dataset, f"{part}_classes") is not None
+        require(sorted_by, f"{part}_labels in a store need {part}_classes, what splits sort by")
+    else:
+        valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
+        require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
+        inside = int(valid.min()) >= 0 and int(valid.max()) < dataset.classes
+        but = "" if dataset.ignore is None else f", or be {dataset.ignore}"
+        require(inside, f"{part}_labels must lie in 0..{dataset.classes - 1}{but}")
+    if (classes := getattr(dataset, f"{part}_classes")) is not None:
+        one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
+        require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
+        require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
 
 
 def _check_domains(dataset: Dataset, require: Callable[[bool, str], None]) -> None:

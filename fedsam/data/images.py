@@ -155,7 +155,9 @@ class Images:
     ) -> None:
         channels = images.shape[1]
         # rows of pixels: (N, H + 2p, W + 2p, C), so that what is gathered is channels-last
-        rows = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        rows = images.permute(0, 2, 3, 1)
+        rows = F.pad(rows, [0, 0] + [padding] * 4) if padding else rows
+        rows = rows.contiguous().to(device)
         self.outside = outside
         self._hold(rows, targets.to(device), padding)
         self.classes = self.targets if classes is None else classes.to(device)

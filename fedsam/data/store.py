@@ -7,7 +7,7 @@ from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -161,19 +161,21 @@ class EncodedStore:
                 into.copy_(image)
 
 
-class Chosen:
-    """Some images of stores, end to end.
+class SelectedStore:
+    """Some rows of stores, those of one after those of another.
 
     Parameters
     ----------
-    parts : sequence of tuple
-        Stores of images of one size, each with the rows of it that are taken, int64 (n,).
+    selected : sequence
+        Stores of images of one shape, each with rows of it, int64 (n,).
     """
 
-    def __init__(self, parts: Sequence[tuple[Store, Tensor]]) -> None:
-        self.parts = parts
-        self._ends = torch.tensor([len(rows) for _, rows in parts]).cumsum(0)
-        self.shape = (int(self._ends[-1]), *parts[0][0].shape[1:])
+    def __init__(self, selected: Sequence[tuple[Store, Tensor]]) -> None:
+        self._stores = [store for store, _ in selected]
+        self._rows = torch.cat([rows for _, rows in selected])
+        lengths = torch.tensor([len(rows) for _, rows in selected])
+        self._store_of = torch.repeat_interleave(torch.arange(len(selected)), lengths)
+        self.shape = (len(self._rows), *self._stores[0].shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -181,13 +183,24 @@ class Chosen:
     def read(self, rows: Tensor) -> Tensor:
         """Return the images at ``rows``, int64 (n,), as uint8 (n, H, W, C)."""
         out = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
-        part_of = torch.searchsorted(self._ends, rows, right=True)
-        for number, (store, chosen) in enumerate(self.parts):
-            here = (part_of == number).nonzero()[:, 0]
-            if len(here):
-                begin = self._ends[number] - len(chosen)
-                out[here] = store.read(chosen[rows[here] - begin])
+        for number, store in enumerate(self._stores):
+            here = self._store_of[rows] == number
+            out[here] = store.read(self._rows[rows[here]])
         return out
+
+
+def rows_of(held: Any, rows: Tensor) -> Any:
+    """Return some rows, int64 (n,) or where bool (N,) holds, of a tensor or a store."""
+    if isinstance(held, Tensor):
+        return held[rows]
+    return SelectedStore([(held, rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows)])
+
+
+def joined(one: Any, other: Any) -> Any:
+    """Return the rows of two tensors, or of two stores, one after the other."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.cat([one, other])
+    return SelectedStore([(store, torch.arange(len(store))) for store in (one, other)])
 
 
 @contextmanager

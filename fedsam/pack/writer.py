@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from fedsam.base.errors import StorageError, UsageError, one_line
 from fedsam.base.system import write_whole
 from fedsam.data.sources import packed_folder as folder
 from fedsam.data.sources.listing import Listing, Part
-from fedsam.data.sources.pictures import Levels, Picture, PictureError, all_of, read
+from fedsam.data.sources.pictures import Levels, Picture, PictureError, all_of
 
 QUALITY = 90  # of JPEG: a quarter of PNG's bytes, no difference that the eye sees
 
@@ -114,6 +114,7 @@ def _fill(
         classes=listing.classes,
         owners=listing.owners,
         domains=listing.domains,
+        groups=listing.groups,
         ignore=listing.ignore,
         shape=reader.shape,
         encoding=encoding,
@@ -143,14 +144,11 @@ class Reader:
     def __init__(self, listing: Listing, side: int, encoding: str, channels: int) -> None:
         self.listing, self.side = listing, side
         self.encoding, self.channels = encoding, channels
-        try:
-            first = read(listing.train.images[0], 0, channels)
-        except PictureError as error:
-            raise UsageError(f"{listing.name}: {error}") from error
-        height, width = first.shape[:2]
-        if side and isinstance(listing.train.targets, np.ndarray):
-            height = width = side
-        elif side:
+        masked = not isinstance(listing.train.targets, np.ndarray)
+        height = width = side
+        if masked or not side:
+            height, width = _size_of_first(listing, channels)
+        if masked and side:
             height, width = (round(n * side / min(height, width)) for n in (height, width))
         self.shape = (height, width, channels)
 
@@ -162,30 +160,15 @@ class Reader:
         return all_of(pairs, self._pair, self.listing.name)
 
     def _image(self, picture: Picture) -> Packed:
-        pixels = self._fitted(read(picture, 0, self.channels), name_of(picture))
+        pixels = self._fitted(self.listing.image(picture, self.channels), name_of(picture))
         return Packed(pixels, encoded(pixels, self.encoding))
 
     def _pair(self, pair: tuple[Picture, str]) -> Packed:
         picture, path = pair
-        whole, mask = read(picture, 0, self.channels), self._mask(path)
-        if mask.shape != whole.shape[:2]:
-            sizes = " and ".join(f"{h} x {w}" for h, w in (mask.shape, whole.shape[:2]))
-            raise PictureError(f"{path} (mask and image are of {sizes} pixels)")
+        whole, mask = self.listing.pair(pair, self.channels)
         pixels = self._fitted(whole, name_of(picture))
         fitted = self._fitted(mask[..., None], path, Image.Resampling.NEAREST)
         return Packed(pixels, encoded(pixels, self.encoding), encoded(fitted, "png"))
-
-    def _mask(self, path: str) -> NDArray[np.uint8]:
-        """Return a mask (H, W) whose values are classes, or those that are ignored."""
-        values = read_mask(path)
-        if self.listing.mask_values is not None:
-            values = self.listing.mask_values[values]
-        wrong = values[(values >= len(self.listing.classes)) & (values != self.listing.ignore)]
-        if wrong.size:
-            but = "" if self.listing.ignore is None else f", or {self.listing.ignore}"
-            most = len(self.listing.classes) - 1
-            raise PictureError(f"{path} (holds {wrong[0]}; must be 0..{most}{but})")
-        return values
 
     def _fitted(
         self,
@@ -209,6 +192,15 @@ class Reader:
         return np.asarray(image).reshape(height, width, -1)
 
 
+def _size_of_first(listing: Listing, channels: int) -> tuple[int, int]:
+    """Return the height and width of the first image that can be read, if one can."""
+    for picture in listing.train.images:
+        with suppress(PictureError):  # it is named with the others, when all are read
+            height, width, _ = listing.image(picture, channels).shape
+            return height, width
+    return 1, 1
+
+
 def name_of(picture: Picture) -> str:
     """Return what messages call a picture."""
     return picture if isinstance(picture, str) else picture.name
@@ -229,22 +221,9 @@ def encoded(pixels: NDArray[np.uint8], encoding: str) -> bytes:
     return file.getvalue()
 
 
-def read_mask(path: str) -> NDArray[np.uint8]:
-    """Return the bytes of a mask (H, W): grey levels, or a palette's numbers, as they are."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise PictureError(f"{path} (a mask must be grey or have a palette: {image.mode})")
-            return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, PictureError):
-            raise
-        raise PictureError(f"{path} ({one_line(error)})") from error
-
-
 def _columns(part: Part) -> dict[str, NDArray[np.int64]]:
     """Return the arrays of a part by their names in the folder."""
-    columns = {"owners": part.owners, "domains": part.domains}
+    columns = {"owners": part.owners, "domains": part.domains, "groups": part.groups}
     if isinstance(part.targets, np.ndarray):
         columns["targets"] = part.targets
     else:

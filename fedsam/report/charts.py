@@ -9,11 +9,10 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 from fedsam.report.domains import MEAN, leave_one_out
-from fedsam.report.formats import heading
 from fedsam.report.scalars import GAPS, Tau, scalars, sharpness, taus
 from fedsam.report.table import Cell, ResultTable, short, words
 from fedsam.runs import metrics
-from fedsam.runs.metrics import words_of
+from fedsam.runs.metrics import heading, words_of
 from fedsam.runs.run import Run
 
 

@@ -31,14 +31,9 @@ TAU_NOTE = (
 def note(table: ResultTable) -> str:
     """Return what the table's numbers are."""
     return (
-        f"{heading(table.headline)} in percent, mean of the last 100 rounds' evaluations; mean and "
-        "sample standard deviation over seeds."
+        f"{metrics.heading(table.headline)} in percent, mean of the last 100 rounds' evaluations; "
+        "mean and sample standard deviation over seeds."
     )
-
-
-def heading(text: str) -> str:
-    """Return a text that begins with a capital letter."""
-    return text[:1].upper() + text[1:]
 
 
 def terminal(table: ResultTable) -> Table:
@@ -58,7 +53,7 @@ def terminal_by_domain(table: ResultTable) -> list[Table]:
     """Return tables for rich of the domains that were left out, if any were."""
     made = []
     for title, head, rows in domains.tables(table):
-        printed = Table(caption=Text(plain(heading(title))), caption_justify="left")
+        printed = Table(caption=Text(plain(metrics.heading(title))), caption_justify="left")
         for number, name in enumerate(head):
             printed.add_column(Text(plain(name, WIDEST)), justify="right" if number else "left")
         for row in rows:

@@ -144,7 +144,13 @@ def headline_in(lines: Sequence[Line]) -> str:
 
 def words_of(headline: str) -> str:
     """Return a headline's name as one reads it."""
-    return headline.replace("_", " ")
+    return tasks.ABBREVIATIONS.get(headline, headline.replace("_", " "))
+
+
+def heading(text: str) -> str:
+    """Return a text that begins with a capital letter, or with an abbreviation as it is written."""
+    first = text.partition(" ")[0]
+    return text[:1].upper() + text[1:] if first.islower() else text
 
 
 def finals(headline: str) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedsam import tasks
 from fedsam.base.errors import UsageError, flag, nearest
-from fedsam.base.randomness import global_streams, numpy_generator
+from fedsam.base.randomness import global_streams, numpy_generator, torch_generator
 from fedsam.base.strategy import Average, ServerMethod
 from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout
@@ -31,22 +31,25 @@ from fedsam.data.augment import (
     Augmentation,
     Crop,
     Cutout,
+    Double,
     Flip,
     Jitter,
     Keys,
+    Mirror,
     Mixup,
     Noise,
+    ResizedCrop,
     Rotation,
     Scale,
 )
 from fedsam.data.datasets import Dataset
-from fedsam.data.images import Images, images_of
+from fedsam.data.images import Batch, Images, images_of
 from fedsam.data.partition import Partition, check
 from fedsam.data.partitions.flower_partitioner import Partitioner, partitioned
 from fedsam.data.partitions.held_out import hold_out
 from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import METHODS
-from fedsam.data.plan import Work
+from fedsam.data.plan import Work, make_plan
 from fedsam.data.sources.load import load
 from fedsam.data.store import Store
 from fedsam.messages import LOSS, VectorRecord
@@ -197,7 +200,8 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
     name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
     make = plugins.find("model", name, "fedsam.models", nn.Module)
-    shape, classes = dataset.shape, dataset.classes
+    augmented = _shape_after(_augmentations(config, dataset), dataset)
+    shape, classes = (dataset.shape[0], *augmented), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
     options, channels = config.model_options, {}
     if _says_nothing(make, facts):  # then it hands on what torchvision's and timm's models take
@@ -460,11 +464,12 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     needs = dry_pass(
         FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
         task,
-        train.rows(torch.arange(2, device=device) % len(train)),
+        _as_trained_on(train, work, config.seed),
+        test.rows(torch.arange(2, device=device) % len(test)),
         dataset.classes if task_of(config, dataset) == "classification" else 0,
         config.model,
     )
-    _check_mini_batches(config, partition, needs.least)
+    _check_mini_batches(config, partition, needs.least, work.copies)
     trainer = Trainer(
         train,
         test,
@@ -530,27 +535,59 @@ def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...],
 
 
 def _work(config: Config, dataset: Dataset, *, draws: bool) -> Work:
+    augmentations = _augmentations(config, dataset)
+    augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
+    return Work(
+        config.batch_size,
+        config.local_epochs,
+        config.local_steps,
+        tuple(augmentations),
+        drop_last=config.drop_last,
+    )
+
+
+def _augmentations(config: Config, dataset: Dataset) -> list[Augmentation]:
     augment: str = config.augment
     if augment == "auto":
         augment = AUGMENTATIONS.get(config.dataset, "none")
-    side = min(dataset.shape[1:])
-    if config.cutout > side:
-        raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
     of_text = {} if augment == "none" else keys.augmentations(augment)
     augmentations: list[Augmentation] = []
     augmentations += [Crop(CROP_PADDING)] if "crop" in of_text else []
     if "scale" in of_text:
         low, high, *size = of_text["scale"]
         augmentations += [Scale(low, high, (int(size[0]), int(size[1])) if size else None)]
-    augmentations += [_rotation(config, dataset)] if config.client_rotations else []
+    if "resized_crop" in of_text:
+        low, high, height, width = of_text["resized_crop"]
+        augmentations += [ResizedCrop(low, high, (int(height), int(width)))]
+    shape = _shape_after(augmentations, dataset)
+    if config.cutout > min(shape):
+        raise UsageError(f"--cutout {config.cutout}: the images' side is {min(shape)} pixels")
+    augmentations += [_rotation(config, *shape)] if config.client_rotations else []
     augmentations += [Flip()] if "flip" in of_text else []
+    augmentations += [Mirror()] if "mirror" in of_text else []
+    augmentations += [Double()] if "double" in of_text else []
     augmentations += [Jitter(*of_text["jitter"])] if "jitter" in of_text else []
     noise = config.client_noise
     augmentations += [Noise(noise, config.clients)] if noise else []
     augmentations += [Cutout(config.cutout)] if config.cutout else []
     augmentations += [Mixup(config.mixup)] if config.mixup else []
-    augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
-    return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+    return augmentations
+
+
+def _shape_after(augmentations: Sequence[Augmentation], dataset: Dataset) -> tuple[int, int]:
+    """Return height and width of training images once they are augmented."""
+    _, height, width = dataset.shape
+    for augmentation in augmentations:
+        height, width = augmentation.shape((height, width))
+    return height, width
+
+
+def _as_trained_on(train: Images, work: Work, seed: int) -> Batch:
+    """Return a mini-batch of two images (of one, twice) as clients see them."""
+    rows = torch.arange(2) % len(train)
+    two = Work(len(rows), augmentations=work.augmentations).of(0)
+    plan = make_plan(rows, two, (train.height, train.width), torch_generator(seed, "dry pass"))
+    return train.batch(plan.to(train.padded.device), 0)
 
 
 def _check_work(config: Config, work: Work, partition: Partition) -> None:
@@ -560,7 +597,7 @@ def _check_work(config: Config, work: Work, partition: Partition) -> None:
     if not math.isfinite(config.local_epochs * most):
         images = math.inf
     else:
-        images = work.steps(most) * min(config.batch_size, most)
+        images = work.steps(most) * max(work.cut(most), default=0)
     if images > MOST_IMAGES:
         raise UsageError(
             f"{flag(key)} {getattr(config, key):g}: a client would take {images:.3g} images "
@@ -568,13 +605,13 @@ def _check_work(config: Config, work: Work, partition: Partition) -> None:
         )
 
 
-def _check_mini_batches(config: Config, partition: Partition, least: int) -> None:
+def _check_mini_batches(config: Config, partition: Partition, least: int, copies: int) -> None:
     """Raise UsageError where a client has too few images for the model's BatchNorm."""
     if least == 1:
         return
     if config.batch_size < least:
         raise UsageError(f"--batch-size 1: the BatchNorm of --model {config.model} needs 2")
-    if few := int((partition.sizes < least).sum()):
+    if few := int((partition.sizes * copies < least).sum()):
         raise UsageError(
             f"--model {config.model}: its BatchNorm cannot train on one image, and {few} of "
             f"{config.clients} clients hold fewer than {least}; give fewer --clients or another "
@@ -582,9 +619,8 @@ def _check_mini_batches(config: Config, partition: Partition, least: int) -> Non
         )
 
 
-def _rotation(config: Config, dataset: Dataset) -> Rotation:
+def _rotation(config: Config, height: int, width: int) -> Rotation:
     rotation = Rotation(tuple(map(float, config.client_rotations.split(","))))
-    height, width = dataset.shape[1:]
     if height != width and any(round(angle / 90) % 2 for angle in rotation.angles):
         raise UsageError(
             f"--client-rotations {config.client_rotations}: images of {height} x {width} pixels "

@@ -20,7 +20,7 @@ from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer
-from fedsam.simulate.run import Outcome, new_threads, play_out, sampling
+from fedsam.simulate.run import Outcome, new_threads, play_out, upcoming
 from fedsam.training.batched import stacked
 from fedsam.training.client import ClientJob, Failed, Result
 
@@ -80,7 +80,7 @@ def run_together(
         def play(number: int) -> Outcome:
             config, threads = configs[number], every[number]
             executor = SharedExecutor(
-                rendezvous, number, BatchedRun(threads.trainer, sampling(config, threads.trainer))
+                rendezvous, number, BatchedRun(threads.trainer, upcoming(config, threads.trainer))
             )
             nodes, start = range(config.clients), made[number][1]
             with one_compute_thread(), closing(executor):

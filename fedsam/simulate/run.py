@@ -121,7 +121,7 @@ def run(
             executor.wait_for_one()
             grid = LocalGrid(threads, executor)
         elif gradients := new_gradients(config, trainer):
-            run = BatchedRun(trainer, sampling(config, trainer))
+            run = BatchedRun(trainer, upcoming(config, trainer))
             grid = LocalGrid(threads, BatchedExecutor(BatchedPrograms(threads, gradients), run))
         else:
             grid = LocalGrid(threads)
@@ -132,7 +132,7 @@ def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     """Return the threads that evaluate, and train where nobody else does."""
     on_cpu = trainer.layout.device.type == "cpu"
     threads = (config.threads or cores()) if on_cpu else 1
-    return ThreadExecutor(trainer, threads, stop, sampling(config, trainer))
+    return ThreadExecutor(trainer, threads, stop, upcoming(config, trainer))
 
 
 def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
@@ -156,6 +156,12 @@ def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
         return [client for client, stayed in zip(cohort, stays, strict=True) if stayed]
 
     return sample
+
+
+def upcoming(config: Config, trainer: Trainer) -> Callable[[int], list[int]]:
+    """Return the run's most likely cohort, as a function of the round; after the last none."""
+    sample = sampling(config, trainer)
+    return lambda round: sample(round) if round <= config.rounds else []
 
 
 def play_out(
@@ -405,8 +411,10 @@ class RunLoop:
         test = self.threads.trainer.test
         rows = torch.linspace(0, len(test) - 1, min(SHOWN, len(test))).long()
         answers = self.threads.answers(model.state, test, rows) if test.aligned else None
+        if answers is None:
+            return None
         shown = test.only(rows)
-        return None if answers is None else (shown.raw, shown.targets, answers)
+        return shown.raw, shown.targets, answers
 
 
 def drift_of(turn: Round) -> dict[str, float]:

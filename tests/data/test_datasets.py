@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from fedsam.base.errors import UsageError
 from fedsam.data.datasets import check
-from fedsam.data.sources.idx import DEBIAN
 from fedsam.data.sources.load import load
+from fedsam.data.sources.published import DEBIAN
 
 fashion = pytest.mark.skipif(
     not (DEBIAN / "fashion-mnist").is_dir(),
@@ -265,3 +265,33 @@ def test_masks_of_the_images_size_and_groups_are_taken():
 def test_what_is_no_data_set_is_refused():
     with pytest.raises(UsageError, match="must return a fedsam"):
         check(3)
+
+
+OPTIONS = """
+from fedsam.data.sources.load import load
+def only(first=3, *, last=7):
+    return load("digits", None) if (first, last) == (3, 9) else [first, last]
+def rooted(root, *, last):
+    return [root, last]
+def open_ended(**more):
+    return load("digits", more.pop("root", None))
+"""
+
+
+def test_options_are_arguments_of_a_function_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine_options.py").write_text(OPTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def said(name, **options):
+        with pytest.raises(UsageError) as caught:
+            load(f"mine_options:{name}", tmp_path, options)
+        return str(caught.value)
+
+    assert load("mine_options:only", tmp_path, {"last": 9}).name == "digits"
+    assert load("mine_options:open_ended", tmp_path, {"root": None}).name == "digits"
+    told = "--dataset-options: mine_options:only has no option 'lats' (did you mean 'last'?); "
+    assert said("only", lats=9) == f"{told}it takes: first, last"
+    assert said("rooted", last=1).startswith(f"--dataset [{tmp_path!r}, 1]: the function must ret")
+    assert "it takes: last" in said("rooted", root=1)  # which is --data-root
+    with pytest.raises(TypeError, match="last"):  # the function's own complaint
+        load("mine_options:rooted", tmp_path)

@@ -20,7 +20,7 @@ from fedsam.data.partitions.held_out import hold_out
 from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import domains, natural
 from fedsam.data.sources.load import load
-from fedsam.data.store import Chosen, RawStore, Store
+from fedsam.data.store import RawStore, SelectedStore, Store
 from fedsam.simulate.build import split
 
 PARTITIONS = ("iid", "dirichlet", "dirichlet-per-class", "shards", "quantity", "natural", "domains")
@@ -312,7 +312,7 @@ def test_images_chosen_of_stores_are_those_of_memory(tmp_path):
         np.save(tmp_path / f"{number}.npy", part.numpy())
         stores.append(RawStore(tmp_path / f"{number}.npy"))
     parts = [torch.tensor([6, 0, 3]), torch.tensor([4]), torch.tensor([3, 1])]
-    chosen = Chosen([(stores[0], parts[0]), (stores[1], parts[1]), (stores[0], parts[2])])
+    chosen = SelectedStore([(stores[0], parts[0]), (stores[1], parts[1]), (stores[0], parts[2])])
     assert isinstance(chosen, Store)
     assert chosen.shape == (len(chosen), 2, 3, 1) == (6, 2, 3, 1)
     whole = pixels[torch.cat([parts[0], 7 + parts[1], parts[2]])]

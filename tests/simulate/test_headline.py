@@ -248,7 +248,7 @@ def test_a_table_of_two_headlines_names_both_and_draws_each_apart(tmp_path):
         )
         (other / name).write_text(marked)
     table = ResultTable([load(tmp_path / "a"), load(other)])
-    assert table.title(()) == "accuracy or miou"
+    assert table.title(()) == "accuracy or mIoU"
     assert math.isnan(load(other).accuracy)
     assert load(other).final == pytest.approx(0.6)
     charts = {chart.name: chart for chart in all_charts(table, None)}

@@ -249,7 +249,18 @@ def pictures(root):
 def test_folders_of_domains_are_trained_without_one_from_memory_and_from_files(tmp_path, quick):
     pictures(tmp_path / "pacs")
     assert (
-        pack(["folder", str(tmp_path / "pacs"), str(tmp_path / "packed"), "--format", "png"]) == 0
+        pack(
+            [
+                "folder",
+                str(tmp_path / "pacs"),
+                str(tmp_path / "packed"),
+                "--side",
+                "8",
+                "--format",
+                "png",
+            ]
+        )
+        == 0
     )
     given = {"partition": "domains", "model": "digits-cnn", "leave_out": "sketch", "clients": 6}
     given |= {"clients_per_round": 3, "validation": 0.2}

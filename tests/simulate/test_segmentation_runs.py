@@ -44,7 +44,8 @@ def test_twenty_rounds_know_more_than_the_background(tmp_path):
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
     page = html(ResultTable([load(tmp_path / "run")]))
     assert "run: answers" in page
-    assert "miou" in page
+    assert "MIoU" not in page
+    assert "mIoU in percent" in page
 
 
 @pytest.mark.parametrize(

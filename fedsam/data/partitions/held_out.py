@@ -13,7 +13,7 @@ from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import torch_generator
 from fedsam.data.datasets import Dataset
 from fedsam.data.groups import Groups
-from fedsam.data.store import Chosen, Store
+from fedsam.data.store import joined, rows_of
 
 TEST = 0.1  # of each domain's images, where a data set has no test images of its own
 
@@ -28,26 +28,12 @@ class Part(NamedTuple):
 
     def at(self, rows: Tensor) -> "Part":
         """Return those at some rows, or where a mask holds."""
-        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        return Part(*(_chosen(held, rows) for held in self))
+        return Part(*(None if held is None else rows_of(held, rows) for held in self))
 
     def and_(self, other: "Part") -> "Part":
         """Return these and then the others."""
-        return Part(*map(_joined, self, other))
-
-
-def _chosen(held: Any, rows: Tensor) -> Any:
-    if held is None:
-        return None
-    return Chosen([(held, rows)]) if isinstance(held, Store) else held[rows]
-
-
-def _joined(one: Any, other: Any) -> Any:
-    if one is None or other is None:
-        return None
-    if isinstance(one, Store):
-        return Chosen([(store, torch.arange(len(store))) for store in (one, other)])
-    return torch.cat([one, other])
+        both = zip(self, other, strict=True)
+        return Part(*(None if a is None or b is None else joined(a, b) for a, b in both))
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
 """What a data set consists of before a pixel is read: where pictures lie, and what they show."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsam.base.errors import UsageError, nearest, some
 from fedsam.base.randomness import numpy_generator
 from fedsam.data.datasets import Dataset
+from fedsam.data.groups import by_name
 from fedsam.data.partitions.csv import rank
-from fedsam.data.sources.pictures import Levels, Picture, all_of, read
+from fedsam.data.sources.pictures import Levels, Picture, PictureError, all_of, read, read_mask
 
 TRAINING = "train"
 TESTING = ("test", "val", "valid", "validation")  # names of parts; the first that occurs is taken
@@ -38,6 +40,8 @@ class Part:
     classes : array, optional
         int64 (N,), from 0: what splits sort images by where the targets are masks; by default
         their domains.
+    groups : array, optional
+        int64 (N,), of the test pictures: a number of ``Listing.groups``.
     """
 
     images: Sequence[Picture]
@@ -45,6 +49,7 @@ class Part:
     owners: NDArray[np.int64] | None = None
     domains: NDArray[np.int64] | None = None
     classes: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,6 +75,10 @@ class Listing:
         What masks say of pixels of no class.
     mask_values : array, optional
         uint8 (256,), what each byte of a mask's file means; by default itself.
+    groups : tuple of str
+        The names of groups of test pictures, by number; empty where there are none.
+    size : tuple of int, optional
+        Height and width that all pictures and masks are pressed to; by default their own.
     """
 
     name: str
@@ -81,6 +90,36 @@ class Listing:
     task: str = "classification"
     ignore: int | None = None
     mask_values: NDArray[np.uint8] | None = None
+    groups: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+
+    def image(self, picture: Picture, channels: int) -> NDArray[np.uint8]:
+        """Return the pixels (H, W, C) of a picture; raise PictureError if it cannot be read."""
+        return read(picture, 0, channels, size=self.size)
+
+    def pair(
+        self, pair: tuple[Picture, str], channels: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the pixels (H, W, C) of a picture and its mask (H, W), of classes or ``ignore``.
+
+        Raises
+        ------
+        PictureError
+            If one cannot be read, or they do not belong together.
+        """
+        picture, path = pair
+        pixels, mask = self.image(picture, channels), read_mask(path, self.size)
+        if mask.shape != pixels.shape[:2]:
+            sizes = " and ".join(f"{h} x {w}" for h, w in (mask.shape, pixels.shape[:2]))
+            raise PictureError(f"{path} (mask and image are of {sizes} pixels)")
+        if self.mask_values is not None:
+            mask = self.mask_values[mask]
+        wrong = mask[(mask >= len(self.classes)) & (mask != self.ignore)]
+        if wrong.size:
+            but = "" if self.ignore is None else f", or {self.ignore}"
+            most = len(self.classes) - 1
+            raise PictureError(f"{path} (holds {wrong[0]}; must be 0..{most}{but})")
+        return pixels, mask
 
 
 @dataclass(frozen=True)
@@ -219,7 +258,7 @@ def held_out(targets: NDArray[np.int64], *within: NDArray[np.int64] | None) -> N
 def in_memory(
     listing: Listing, where: str, *, side: int = 0, channels: int = 3, crop: bool = True
 ) -> Dataset:
-    """Return a data set of classes with its pixels, and their mean and standard deviation.
+    """Return a data set with its pixels, and their mean and standard deviation.
 
     Parameters
     ----------
@@ -228,7 +267,8 @@ def in_memory(
     where : str
         What messages begin with.
     side : int
-        Pixels of the square that each picture becomes; 0: they are all of one size already.
+        Pixels of the square that each picture becomes; 0: they are all of one size already, as
+        those with masks must be.
     channels : int
         3, or 1 for grey.
     crop : bool
@@ -245,57 +285,93 @@ def in_memory(
         raise UsageError(f"--dataset-options: channels must be 3, or 1 for grey, got {channels!r}")
     if not isinstance(crop, bool):
         raise UsageError(f"--dataset-options: crop must be true or false, got {crop!r}")
+    masked = not isinstance(listing.train.targets, np.ndarray)
+    if side and masked:
+        raise UsageError(
+            "--dataset-options: side: pictures with masks keep their size here; pack them with "
+            "another (python -m fedsam.pack)"
+        )
     levels = Levels(channels)
-    many = len(listing.train) + len(listing.test)
+    planes = (channels + masked, len(listing.train) + len(listing.test))
     if side:
-        _check_fits(where, many, (side, side, channels))
-    parts: list[NDArray[np.uint8]] = []
-    for part in (listing.train, listing.test):
-        held = np.empty((0, channels, 0, 0), np.uint8)
-        reading = partial(read, side=side, channels=channels, crop=crop)
-        for row, pixels in enumerate(all_of(part.images, reading, where)):
-            if not row:
-                first = parts[0].shape[2:] if parts else pixels.shape[:2]
-                _check_fits(where, many, (*first, channels))
-                held = np.empty((len(part), channels, *first), np.uint8)
-            if pixels.shape[:2] != first:
-                sizes = " and ".join(f"{h} x {w}" for h, w in (first, pixels.shape[:2]))
-                raise UsageError(
-                    f"{where}: pictures of {sizes} pixels; give one size, such as "
-                    "--dataset-options '{side: 64}'"
-                )
-            held[row] = pixels.transpose(2, 0, 1)
-            if part is listing.train:
-                levels.add(pixels)
-        parts.append(held)
-    train, test = map(torch.from_numpy, parts)
-    labels = [torch.from_numpy(np.asarray(p.targets)) for p in (listing.train, listing.test)]
-    owners, domains, of_test = (
-        None if column is None else torch.from_numpy(column)
-        for column in (listing.train.owners, listing.train.domains, listing.test.domains)
+        _check_fits(where, (side, side), planes)
+    reading = partial(_read, listing, where=where, side=side, channels=channels, crop=crop)
+    train, masks = _stacked(reading(listing.train), len(listing.train), where, planes, levels)
+    test, test_masks = _stacked(
+        reading(listing.test), len(listing.test), where, planes, None, train.shape[2:]
     )
     return Dataset(
         listing.name,
-        train,
-        labels[0],
-        test,
-        labels[1],
+        torch.from_numpy(train),
+        _tensor(masks if masked else listing.train.targets),
+        torch.from_numpy(test),
+        _tensor(test_masks if masked else listing.test.targets),
         len(listing.classes),
         levels.mean,
         levels.std,
         listing.task,
-        owners=owners,
-        train_domains=domains,
-        test_domains=of_test,
-        domain_names=listing.domains,
+        _tensor(listing.train.classes),
+        _tensor(listing.test.classes),
+        _tensor(listing.train.owners),
+        _tensor(listing.train.domains),
+        _tensor(listing.test.domains),
+        listing.domains,
+        listing.ignore,
+        by_name(_tensor(listing.test.groups), listing.groups),
     )
 
 
-def _check_fits(where: str, many: int, shape: tuple[int, ...]) -> None:
-    needed = many * int(np.prod(shape))
+def _tensor(column: Any) -> Tensor | None:
+    return None if column is None else torch.from_numpy(np.asarray(column))
+
+
+def _read(
+    listing: Listing, part: Part, *, where: str, side: int, channels: int, crop: bool
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Yield the pixels (H, W, C) of each picture, and its mask (H, W), empty if there are none."""
+    if isinstance(part.targets, np.ndarray):
+        reading = partial(read, side=side, channels=channels, crop=crop, size=listing.size)
+        nothing = np.empty((0, 0), np.uint8)
+        yield from ((pixels, nothing) for pixels in all_of(part.images, reading, where))
+    else:
+        pairs = list(zip(part.images, part.targets, strict=True))
+        yield from all_of(pairs, partial(listing.pair, channels=channels), where)
+
+
+def _stacked(
+    pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    count: int,
+    where: str,
+    planes: tuple[int, int],
+    levels: Levels | None,
+    size: tuple[int, ...] = (),
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return ``count`` images (N, C, H, W), all of one size, and their masks (N, H, W)."""
+    images = masks = np.empty(0, np.uint8)
+    for row, (pixels, mask) in enumerate(pairs):
+        if not row:
+            size = size or pixels.shape[:2]
+            _check_fits(where, size, planes)
+            images = np.empty((count, pixels.shape[2], *size), np.uint8)
+            masks = np.empty((count, *(size if mask.size else mask.shape)), np.uint8)
+        if pixels.shape[:2] != size:
+            sizes = " and ".join(f"{h} x {w}" for h, w in (size, pixels.shape[:2]))
+            how = "python -m fedsam.pack" if mask.size else "--dataset-options '{side: 64}'"
+            raise UsageError(
+                f"{where}: pictures of {sizes} pixels; give one size, such as by {how}"
+            )
+        images[row], masks[row] = pixels.transpose(2, 0, 1), mask
+        if levels:
+            levels.add(pixels)
+    return images, masks
+
+
+def _check_fits(where: str, size: tuple[int, ...], planes: tuple[int, int]) -> None:
+    """Raise UsageError if so many planes of pixels an image, of so many images, are too much."""
+    needed = int(np.prod(size) * np.prod(planes))
     if needed > MOST_BYTES:
         raise UsageError(
-            f"{where}: {many:,} pictures of {shape[0]} x {shape[1]} pixels take "
+            f"{where}: {planes[1]:,} pictures of {size[0]} x {size[1]} pixels take "
             f"{needed / 2**30:.1f} GiB, of which memory holds {MOST_BYTES >> 30}: give a smaller "
             "side, or pack them (python -m fedsam.pack)"
         )

@@ -9,14 +9,15 @@ from fedsam.base.errors import UsageError, nearest
 from fedsam.base.system import expanded
 from fedsam.config import plugins
 from fedsam.data.datasets import Dataset, check
-from fedsam.data.sources.camvid import camvid
+from fedsam.data.sources.camvid import camvid, frames
 from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
+from fedsam.data.sources.feddrive import cityscapes, idda
 from fedsam.data.sources.folders import folder
 from fedsam.data.sources.huggingface import hugging_face
-from fedsam.data.sources.idx import fashion_mnist, mnist
+from fedsam.data.sources.landmarks import landmarks
 from fedsam.data.sources.listing import Listing, in_memory
 from fedsam.data.sources.packed_folder import is_packed, packed
-from fedsam.data.sources.published import cifar10, cifar100, svhn
+from fedsam.data.sources.published import cifar10, cifar100, fashion_mnist, mnist, svhn
 from fedsam.data.sources.table import table
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
@@ -34,6 +35,10 @@ LISTINGS: dict[str, Callable[..., Listing]] = {
     "folder:PATH": folder,
     "csv:PATH": table,
     "hf:PATH": hugging_face,
+    "landmarks:PATH": landmarks,
+    "camvid:PATH": frames,
+    "cityscapes:PATH": cityscapes,
+    "idda:PATH": idda,
 }
 PICTURES = ("side", "channels", "crop")  # options of whatever lists pictures
 
@@ -61,7 +66,7 @@ def load(name: str, root: Path, options: Mapping[str, Any] | None = None) -> Dat
     """
     options = options or {}
     kind, _, path = name.partition(":")
-    if f"{kind}:PATH" in LISTINGS:
+    if f"{kind}:PATH" in LISTINGS and name not in LOADERS:
         how = {key: value for key, value in options.items() if key in PICTURES}
         own = {key: value for key, value in options.items() if key not in PICTURES}
         dataset = in_memory(listing(kind, path, own), f"--dataset {name}", **how)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError, one_line
 from fedsam.data.datasets import Dataset
+from fedsam.data.groups import by_name
 from fedsam.data.store import EncodedStore, RawStore, Store
 
 META = "meta.json"
@@ -57,7 +58,8 @@ class File(BaseModel):
 class Meta(BaseModel):
     """What meta.json holds: what a Dataset says beside its arrays, and each file's checksum.
 
-    ``shape`` is (H, W, C) of all images, ``classes``, ``owners`` and ``domains`` are names.
+    ``shape`` is (H, W, C) of all images, ``classes``, ``owners``, ``domains`` and ``groups`` are
+    names.
     """
 
     format: int = FORMAT
@@ -66,6 +68,7 @@ class Meta(BaseModel):
     classes: tuple[str, ...]
     owners: tuple[str, ...]
     domains: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     ignore: int | None
     shape: tuple[int, int, int]
     encoding: str
@@ -142,7 +145,11 @@ def packed(folder: Path) -> Dataset:
         column("train", "classes"),
         column("test", "classes"),
         column("train", "owners"),
+        column("train", "domains"),
+        column("test", "domains"),
+        meta.domains,
         ignore=meta.ignore,
+        test_groups=by_name(column("test", "groups"), meta.groups),
     )
 
 

@@ -88,7 +88,14 @@ class PictureError(ValueError):
     """A picture that cannot be read, and why."""
 
 
-def read(picture: Picture, side: int = 0, channels: int = 3, *, crop: bool = True) -> NDArray:
+def read(
+    picture: Picture,
+    side: int = 0,
+    channels: int = 3,
+    *,
+    crop: bool = True,
+    size: tuple[int, int] | None = None,
+) -> NDArray:
     """Return a picture's pixels.
 
     It is turned upright as its EXIF says (torchvision's ImageFolder leaves it as it lies), and made
@@ -106,6 +113,8 @@ def read(picture: Picture, side: int = 0, channels: int = 3, *, crop: bool = Tru
     crop : bool
         Scale the shorter side and cut the centre out, as torchvision's Resize and CenterCrop do;
         False: scale both sides, whatever becomes of the proportions.
+    size : tuple of int, optional
+        Height and width that it is pressed to before all of this, bicubic.
 
     Returns
     -------
@@ -118,9 +127,45 @@ def read(picture: Picture, side: int = 0, channels: int = 3, *, crop: bool = Tru
         If it is damaged, no picture, or of a kind whose white nobody knows.
     """
     image = _opened(picture, "RGB" if channels == 3 else "L")
+    if size:
+        image = _pressed(image, size, "BICUBIC")
     if side:
         image = _square(image, side) if crop else image.resize((side, side), _bilinear())
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def read_mask(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Return the bytes of a mask (H, W): grey levels, or a palette's numbers, as they are.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    size : tuple of int, optional
+        Height and width that it is pressed to; of each pixel the nearest is taken.
+
+    Raises
+    ------
+    PictureError
+        If it cannot be read, or holds colours.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if (mode := image.mode) not in ("L", "P"):
+                raise PictureError(f"must be grey of 8 bits, or have a palette; it is {mode}")
+            return np.array(_pressed(image, size, "NEAREST") if size else image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        said = "no picture" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+        raise PictureError(f"{path} ({said})") from error
+
+
+def _pressed(image: "Image.Image", size: tuple[int, int], between: str) -> "Image.Image":
+    """Return a picture of another height and width, whatever becomes of its proportions."""
+    from PIL import Image
+
+    return image.resize((size[1], size[0]), Image.Resampling[between])
 
 
 def all_of(pictures: Sequence[Item], read: Callable[[Item], Read], where: str) -> Iterator[Read]:
