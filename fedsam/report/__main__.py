@@ -70,7 +70,8 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     (out / "report.html").write_text(html(table, target))
     pictures = draw_all(table, out, target)
     console = cli.console()
-    console.print(formats.terminal(table), soft_wrap=False)
+    for printed in (formats.terminal(table), *formats.terminal_by_domain(table)):
+        console.print(printed, soft_wrap=False)
     written += [picture.name for picture in pictures]
     console.print(plain(f"{len(table.runs)} runs; {', '.join(written)} in {out}"))
     if reason := why_no_tau(table):

@@ -8,6 +8,7 @@ from itertools import groupby
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from fedsam.report.domains import MEAN, leave_one_out
 from fedsam.report.scalars import GAPS, Tau, scalars, sharpness, taus
 from fedsam.report.table import Cell, ResultTable, short, words
 from fedsam.runs import metrics
@@ -233,6 +234,7 @@ def all_charts(table: ResultTable, target: float | None) -> list[Chart]:
     charts = [of_headline(table, headline) for headline in table.headlines]
     if "alpha" in table.column_keys:
         charts.append(against_alpha(table))
+    charts += by_domain(table)
     charts += [of_groups(table), *(over_rounds(table, *row) for row in OVER_ROUNDS)]
     if target is not None:
         charts += to_target(table, target)
@@ -345,6 +347,29 @@ def against_alpha(table: ResultTable) -> Chart:
         [f"{alpha:g}" for alpha in alphas],
         "names",
     )
+
+
+def by_domain(table: ResultTable) -> list[Chart]:
+    """Return a chart a figure of every method on each domain that was left out, and their mean."""
+    charts = []
+    numbers = {row: number for number, row in enumerate(table.rows)}
+    for figure, group in groupby(leave_one_out(table), key=lambda one: one.figure):
+        every = list(group)
+        panels = []
+        names = list(dict.fromkeys(name for one in every for name in [*one.domains, MEAN]))
+        for one in every:
+            series = []
+            for row, values in one.values.items():
+                x = [name for name in [*one.domains, MEAN] if values[name]]
+                y = [100 * mean(values[name]) for name in x]
+                spread = [100 * _deviation(values[name]) for name in x]
+                series.append(Series(row, numbers[row], x, y, spread))
+            panels.append(Panel(one.setting, series))
+        title = f"{heading(table.headline)} on the domain that is left out, {figure}"
+        label = f"{table.headline} (%)"
+        name = f"leave-out-{_slug(figure)}"
+        charts.append(Chart(name, title, "domain that is left out", label, panels, names, "names"))
+    return charts
 
 
 def to_target(table: ResultTable, target: float) -> list[Chart]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsam.base.errors import plain
+from fedsam.report import domains
 from fedsam.report.correlation import Correlation
 from fedsam.report.scalars import scalars, tables, taus
 from fedsam.report.table import Cell, ResultTable
@@ -48,6 +49,19 @@ def terminal(table: ResultTable) -> Table:
     return printed
 
 
+def terminal_by_domain(table: ResultTable) -> list[Table]:
+    """Return tables for rich of the domains that were left out, if any were."""
+    made = []
+    for title, head, rows in domains.tables(table):
+        printed = Table(caption=Text(plain(metrics.heading(title))), caption_justify="left")
+        for number, name in enumerate(head):
+            printed.add_column(Text(plain(name, WIDEST)), justify="right" if number else "left")
+        for row in rows:
+            printed.add_row(*(Text(plain(cell, WIDEST)) for cell in row))
+        made.append(printed)
+    return made
+
+
 def markdown(table: ResultTable) -> str:
     """Return a Markdown table, the best of each column bold."""
     lines = [
@@ -68,7 +82,7 @@ def _piped(lines: Sequence[Sequence[str]]) -> str:
 def _measures(table: ResultTable) -> str:
     """Return what was measured beside the headline, by column, and how it goes with the gap."""
     parts = []
-    for title, head, rows in tables(table):
+    for title, head, rows in [*domains.tables(table), *tables(table)]:
         rule = ["---", *["---:" for _ in head[1:]]]
         cells = [[_in_markdown(cell) for cell in line] for line in (head, *rows)]
         above = f"{_in_markdown(title)}\n\n" if title else ""

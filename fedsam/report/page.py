@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsam.config.schema import Config
-from fedsam.report import scalars
+from fedsam.report import domains, scalars
 from fedsam.report.charts import Chart, Panel, Series, all_charts, partitions
 from fedsam.report.formats import TAU_NOTE, note, number_of
 from fedsam.report.table import ResultTable, short
@@ -86,7 +86,7 @@ def html(table: ResultTable, target: float | None = None) -> str:
         splits={name: title for name, (title, _) in splits.items()},
         shown=SHOWN,
         plots=plots,
-        measures=scalars.tables(table),
+        measures=[*domains.tables(table), *scalars.tables(table)],
         tau_note=TAU_NOTE,
         taus=[[t.dataset, t.scalar, t.gap, t] for t in scalars.taus(table)],
         pictures=embedded,

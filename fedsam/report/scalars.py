@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from fedsam.report.correlation import FEWEST, Correlation, kendall
 from fedsam.report.table import Cell, ResultTable, words
-from fedsam.runs.metrics import GROUPS, LIFELONG
+from fedsam.runs.metrics import GROUPS, LIFELONG, VALIDATION
 from fedsam.runs.run import Run
 
 FIT = "fit"
 # measures that are not of sharpness
 OTHERS = (
-    *(FIT, LIFELONG, GROUPS, "cohort"),
+    *(FIT, LIFELONG, GROUPS, VALIDATION, "cohort"),
     *("corruptions", "weight-noise", "quantisation", "adversarial", "clients"),
 )
 
@@ -108,7 +108,7 @@ def scalars(table: ResultTable) -> list[Scalar]:
         for measure, values in run.measures.items()
         for name in values
     }
-    of_run = {LIFELONG: 1, GROUPS: 2}  # they come last
+    of_run = {LIFELONG: 1, GROUPS: 2, VALIDATION: 3}  # they come last
     return sorted(names, key=lambda s: (of_run.get(s.measure, 0), s.measure != FIT))
 
 

@@ -168,6 +168,11 @@ def of_selected(headline: str) -> str:
     return f"selected_{headline}"
 
 
+def of_selection(headline: str) -> tuple[str, str, str]:
+    """Return a summary's keys of what validation chose: round, its validation, its test result."""
+    return SELECTED_ROUND, of_validation(headline), of_selected(headline)
+
+
 def of_clients(headline: str) -> str:
     """Return the key of the mean over clients, with which those beside it begin."""
     return f"client_{headline}"
@@ -264,8 +269,8 @@ def selection(tests: Sequence[Line], headline: str) -> dict[str, Any]:
     if not validated:
         return {}
     chosen = max(validated, key=lambda line: line[key])
-    numbers = {key: chosen[key], of_selected(headline): chosen[headline]}
-    return {SELECTED_ROUND: chosen[ROUND], **numbers}
+    values = chosen[ROUND], chosen[key], chosen[headline]
+    return dict(zip(of_selection(headline), values, strict=True))
 
 
 def _mean(lines: Sequence[Line], key: str) -> float | None:

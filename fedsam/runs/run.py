@@ -84,6 +84,12 @@ class Run:
         return math.nan if value is None else float(value)
 
     @property
+    def selected(self) -> float:
+        """Headline in the round of the best validation, in [0, 1]; NaN without validation."""
+        value = self.summary.get(metrics.of_selected(self.headline))
+        return math.nan if value is None else float(value)
+
+    @property
     def accuracy(self) -> float:
         """Its ``final``, where the headline is the accuracy; NaN where it is another."""
         return self.final if self.headline == tasks.HEADLINE else math.nan
@@ -92,7 +98,8 @@ class Run:
     def measures(self) -> dict[str, dict[str, float]]:
         """The finite numbers that were measured of the evaluated model, by measure and name.
 
-        Those of flatness.json, a lifelong run's own, and the headline of groups of test images.
+        Those of flatness.json, a lifelong run's own, the headline of groups of test images, and
+        what validation chose.
 
         Raises
         ------
@@ -114,6 +121,10 @@ class Run:
         scalars[metrics.GROUPS] = {
             **{key: self.summary.get(key) for key in (metrics.WORST, metrics.GAP)},
             **self.summary.get(metrics.GROUPS, {}),
+        }
+        scalars[metrics.VALIDATION] = {
+            key.replace("_", " "): self.summary.get(key)
+            for key in metrics.of_selection(self.headline)
         }
         numbers = {measure: _numbers(values) for measure, values in scalars.items()}
         return {measure: values for measure, values in numbers.items() if values}

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from fedsam.data.partitions.held_out import hold_out
 from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import domains, natural
 from fedsam.data.sources.load import load
+from fedsam.data.store import RawStore, SelectedStore, Store
 from fedsam.simulate.build import split
 
 PARTITIONS = ("iid", "dirichlet", "dirichlet-per-class", "shards", "quantity", "natural", "domains")
@@ -301,3 +303,40 @@ def test_what_no_split_by_domains_can_be_is_one_line():
         domains(labels, 2, generator(), domains=whose, alpha=1.0)
     with pytest.raises(UsageError, match=r"^--partition-options: within must be iid or dirichlet"):
         domains(labels, 3, generator(), domains=whose, alpha=1.0, within="shards")
+
+
+def test_images_chosen_of_stores_are_those_of_memory(tmp_path):
+    pixels = torch.arange(12 * 2 * 3 * 1).view(12, 2, 3, 1).to(torch.uint8)
+    stores = []
+    for number, part in enumerate(pixels.split([7, 5])):
+        np.save(tmp_path / f"{number}.npy", part.numpy())
+        stores.append(RawStore(tmp_path / f"{number}.npy"))
+    parts = [torch.tensor([6, 0, 3]), torch.tensor([4]), torch.tensor([3, 1])]
+    chosen = SelectedStore([(stores[0], parts[0]), (stores[1], parts[1]), (stores[0], parts[2])])
+    assert isinstance(chosen, Store)
+    assert chosen.shape == (len(chosen), 2, 3, 1) == (6, 2, 3, 1)
+    whole = pixels[torch.cat([parts[0], 7 + parts[1], parts[2]])]
+    rows = torch.tensor([5, 3, 0, 3, 2, 4, 1])
+    assert torch.equal(chosen.read(rows), whole[rows])
+    assert chosen.read(rows[:0]).shape == (0, 2, 3, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data_sets(), st.data())
+def test_from_a_store_the_same_is_held_out(tmp_path_factory, dataset, data):
+    folder = tmp_path_factory.mktemp("stored")
+    stores = {}
+    for part in ("train_images", "test_images"):
+        np.save(folder / f"{part}.npy", getattr(dataset, part).permute(0, 2, 3, 1).numpy())
+        stores[part] = RawStore(folder / f"{part}.npy")
+    name = data.draw(st.sampled_from(["", *dataset.domain_names]))
+    validation = data.draw(st.sampled_from([0.1, 0.3]))
+    ours = hold_out(replace(dataset, **stores), name, validation)
+    theirs = hold_out(dataset, name, validation)
+    for store, images in (
+        (ours.dataset.train_images, theirs.dataset.train_images),
+        (ours.dataset.test_images, theirs.dataset.test_images),
+        (ours.beside.images, theirs.beside.images),
+    ):
+        every = torch.arange(len(images))
+        assert torch.equal(store.read(every).permute(0, 3, 1, 2), images)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 import fedsam
@@ -16,6 +17,7 @@ from fedsam.data.partitions.held_out import hold_out
 from fedsam.data.sources.embedded import rotated_digits
 from fedsam.data.sources.load import LOADERS
 from fedsam.flatness.subject import subject_of_run
+from fedsam.pack.__main__ import main as pack
 from fedsam.runs import metrics
 from fedsam.runs.run import load
 from fedsam.simulate.resume import resumed
@@ -230,3 +232,49 @@ def called_seen():
     whole = rotated_digits(None)
     names = ("seen", *whole.domain_names[1:])
     return type(whole)(**{**vars(whole), "name": "turned", "domain_names": names})
+
+
+def pictures(root):
+    """Folders domain/class/img: three domains of another brightness, two classes."""
+    generator = np.random.default_rng(0)
+    for bright, domain in enumerate(("art", "photo", "sketch")):
+        for cls in ("cat", "dog"):
+            (root / domain / cls).mkdir(parents=True)
+            for number in range(15):
+                pixels = generator.integers(0, 60, (8, 8, 3)) + 60 * bright
+                pixels[2:6, 2:6] += 60 * (cls == "dog")
+                Image.fromarray(pixels.astype(np.uint8)).save(root / domain / cls / f"{number}.png")
+
+
+def test_folders_of_domains_are_trained_without_one_from_memory_and_from_files(tmp_path, quick):
+    pictures(tmp_path / "pacs")
+    assert (
+        pack(
+            [
+                "folder",
+                str(tmp_path / "pacs"),
+                str(tmp_path / "packed"),
+                "--side",
+                "8",
+                "--format",
+                "png",
+            ]
+        )
+        == 0
+    )
+    given = {"partition": "domains", "model": "digits-cnn", "leave_out": "sketch", "clients": 6}
+    given |= {"clients_per_round": 3, "validation": 0.2}
+    outcomes = [
+        quick(**given, dataset=f"folder:{tmp_path / 'pacs'}"),
+        quick(**given, dataset=str(tmp_path / "packed")),
+    ]
+    told = [lines_of(outcome.folder)[-1] for outcome in outcomes]
+    for line in told:
+        assert list(line["groups"]) == ["unseen", "sketch", "seen", "art", "photo"]
+        line.pop("seconds")
+    assert told[0] == told[1]
+    models = [(outcome.folder / "model.safetensors").read_bytes() for outcome in outcomes]
+    assert models[0] == models[1]
+    wrong = r"--leave-out scetch: pacs has no such domain \(did you mean 'sketch'\?\); have art, ph"
+    with pytest.raises(UsageError, match=f"^{wrong}"):
+        quick(**given | {"leave_out": "scetch"}, dataset=f"folder:{tmp_path / 'pacs'}")
