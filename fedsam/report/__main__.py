@@ -49,6 +49,7 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     """Print the table of runs; write the page, table.md, table.tex, runs.csv and the figures."""
     from fedsam.report import formats
     from fedsam.report.page import html
+    from fedsam.report.paired import verdicts
     from fedsam.report.paper import draw_all
     from fedsam.report.scalars import taus, why_no_tau
     from fedsam.report.table import ResultTable
@@ -72,6 +73,8 @@ def write(paths: Sequence[Path], out: Path, target: float | None) -> None:
     console = cli.console()
     for printed in (formats.terminal(table), *formats.terminal_by_domain(table)):
         console.print(printed, soft_wrap=False)
+    for line in verdicts(table):
+        console.print(plain(line), soft_wrap=False)
     written += [picture.name for picture in pictures]
     console.print(plain(f"{len(table.runs)} runs; {', '.join(written)} in {out}"))
     if reason := why_no_tau(table):

@@ -11,6 +11,7 @@ from rich.text import Text
 from fedsam.base.errors import plain
 from fedsam.report import domains
 from fedsam.report.correlation import Correlation
+from fedsam.report.paired import clearly_best, verdicts
 from fedsam.report.scalars import scalars, tables, taus
 from fedsam.report.table import Cell, ResultTable
 from fedsam.runs import metrics
@@ -30,23 +31,37 @@ TAU_NOTE = (
 
 def note(table: ResultTable) -> str:
     """Return what the table's numbers are."""
+    sizes = sorted({len(cell.runs) for cell in table.cells.values()})
+    many = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))) if sizes else "no"
     return (
         f"{metrics.heading(table.headline)} in percent, mean of the last 100 rounds' evaluations; "
-        "mean and sample standard deviation over seeds."
+        f"mean and sample standard deviation over {many} seed{'' if many == '1' else 's'}. Bold: "
+        "better than each other method of its column by more than chance, by 95% intervals paired "
+        "over seeds."
     )
 
 
 def terminal(table: ResultTable) -> Table:
-    """Return a table for rich, the best of each column bold."""
+    """Return a table for rich, what is clearly the best of its column bold."""
     printed = Table("method", caption=note(table), caption_justify="left")
     for column in table.columns:
         printed.add_column(Text(plain(table.title(column), WIDEST)), justify="right")
-    for row in table.rows:
-        cells = [(_cell(table, row, column), row in table.best(column)) for column in table.columns]
-        printed.add_row(
-            Text(plain(row, WIDEST)), *(Text(cell, "bold" if best else "") for cell, best in cells)
-        )
+    for row, cells in cells_by_row(table):
+        texts = (Text(cell, "bold" if best else "") for cell, best in cells)
+        printed.add_row(Text(plain(row, WIDEST)), *texts)
     return printed
+
+
+def cells_by_row(table: ResultTable) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Return each row's name, and its cells' texts, each with whether it is bold."""
+    best = [clearly_best(table, column) for column in table.columns]
+    most = max((len(cell.runs) for cell in table.cells.values()), default=0)
+    rows = []
+    for row in table.rows:
+        cells = [table.cells.get((row, column)) for column in table.columns]
+        texts = [number_of(cell, most) if cell else "-" for cell in cells]
+        rows.append((row, [(text, row == name) for text, name in zip(texts, best, strict=True)]))
+    return rows
 
 
 def terminal_by_domain(table: ResultTable) -> list[Table]:
@@ -63,16 +78,17 @@ def terminal_by_domain(table: ResultTable) -> list[Table]:
 
 
 def markdown(table: ResultTable) -> str:
-    """Return a Markdown table, the best of each column bold."""
+    """Return a Markdown table, what is clearly the best of its column bold."""
     lines = [
         ["method", *(_in_markdown(table.title(column)) for column in table.columns)],
         ["---", *["---:" for _ in table.columns]],
     ]
     lines += [
-        [_in_markdown(row), *(_cell(table, row, column, "**{}**") for column in table.columns)]
-        for row in table.rows
+        [_in_markdown(row), *(f"**{text}**" if best else text for text, best in cells)]
+        for row, cells in cells_by_row(table)
     ]
-    return f"{_piped(lines)}\n\n{note(table)}\n{_measures(table)}"
+    said = "".join(f"- {_in_markdown(line)}\n" for line in verdicts(table))
+    return f"{_piped(lines)}\n\n{note(table)}\n{said and f'{chr(10)}{said}'}{_measures(table)}"
 
 
 def _piped(lines: Sequence[Sequence[str]]) -> str:
@@ -104,16 +120,14 @@ def correlations(table: ResultTable) -> str:
 
 
 def latex(table: ResultTable) -> str:
-    """Return a LaTeX tabular (package booktabs), the best of each column bold."""
+    """Return a LaTeX tabular (package booktabs), what is clearly the best of its column bold."""
     lines = [r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\toprule"]
     titles = [_in_latex(title) for title in ["method", *map(table.title, table.columns)]]
     lines += [" & ".join(titles) + r" \\", r"\midrule"]
-    for row in table.rows:
-        cells = [
-            _cell(table, row, column, r"\textbf{{{}}}").replace("±", r"$\pm$")
-            for column in table.columns
-        ]
-        lines.append(" & ".join([_in_latex(row), *cells]) + r" \\")
+    for row, cells in cells_by_row(table):
+        texts = [rf"\textbf{{{text}}}" if best else text for text, best in cells]
+        texts = [text.replace("±", r"$\pm$") for text in texts]
+        lines.append(" & ".join([_in_latex(row), *texts]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -136,18 +150,12 @@ def comma_separated(table: ResultTable, target: float | None = None) -> str:
     return out.getvalue()
 
 
-def _cell(table: ResultTable, row: str, column: tuple[Any, ...], bold: str = "{}") -> str:
-    cell = table.cells.get((row, column))
-    if cell is None:
-        return "-"
-    return bold.format(number_of(cell)) if row in table.best(column) else number_of(cell)
-
-
-def number_of(cell: Cell) -> str:
-    """Return mean and deviation of a cell in percent."""
+def number_of(cell: Cell, most: int) -> str:
+    """Return mean and deviation of a cell in percent, and its runs if they are fewer than most."""
+    few = "" if len(cell.runs) == most else f" (n={len(cell.runs)})"
     if cell.deviation is None:
-        return f"{100 * cell.mean:.2f}"
-    return f"{100 * cell.mean:.2f} ± {100 * cell.deviation:.2f}"
+        return f"{100 * cell.mean:.2f}{few}"
+    return f"{100 * cell.mean:.2f} ± {100 * cell.deviation:.2f}{few}"
 
 
 def _in_markdown(text: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from fedsam.config.schema import Config
 from fedsam.report import domains, scalars
 from fedsam.report.charts import Chart, Panel, Series, all_charts, partitions
-from fedsam.report.formats import TAU_NOTE, note, number_of
+from fedsam.report.formats import TAU_NOTE, cells_by_row, note
+from fedsam.report.paired import verdicts
 from fedsam.report.table import ResultTable, short
 from fedsam.report.template import PAGE
 from fedsam.runs import files, metrics
@@ -80,6 +81,7 @@ def html(table: ResultTable, target: float | None = None) -> str:
         title=_title(table),
         runs=len(table.runs),
         note=note(table),
+        verdicts=list(verdicts(table)),
         headline=heading(table.headline),
         table=_table(table),
         sections=sections,
@@ -213,13 +215,7 @@ def _title(table: ResultTable) -> str:
 
 def _table(table: ResultTable) -> dict[str, Any]:
     """Return headings, and rows of (text, whether it is the best of its column)."""
-    rows = []
-    for row in table.rows:
-        cells = [table.cells.get((row, column)) for column in table.columns]
-        best = [row in table.best(column) for column in table.columns]
-        shown = [number_of(cell) if cell else "-" for cell in cells]
-        rows.append((row, list(zip(shown, best, strict=True))))
-    return {"head": [table.title(column) for column in table.columns], "rows": rows}
+    return {"head": list(map(table.title, table.columns)), "rows": cells_by_row(table)}
 
 
 def _configs(table: ResultTable) -> dict[str, Any]:

@@ -30,12 +30,13 @@ class Difference(NamedTuple):
     @property
     def clear(self) -> bool:
         """Whether the interval excludes zero."""
-        return abs(self.mean) > self.half
+        return abs(self.mean) > self.half and bool(round(self.mean, 6))
 
     def __str__(self) -> str:
+        mean = f"{round(self.mean, 2) + 0.0:+.2f}"  # no -0.00
         if math.isnan(self.half):
-            return f"{self.mean:+.2f} (one seed)"
-        return f"{self.mean:+.2f} ± {self.half:.2f}{'' if self.clear else ' (unclear)'}"
+            return f"{mean} (one seed)"
+        return f"{mean} ± {self.half:.2f}{'' if self.clear else ' (unclear)'}"
 
 
 def difference(cell: Cell, base: Cell) -> Difference | None:

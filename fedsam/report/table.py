@@ -1,6 +1,5 @@
 """A table of finished runs: methods in rows, settings in columns."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from fedsam.runs.metrics import words_of
 from fedsam.runs.run import Run
 
 COLUMNS = keys("column")  # a table's columns, where they differ
+BASELINE = "fedavg"  # what others are compared with
 APART = keys("how") + keys("cell")  # what may differ between runs of one cell
 
 
@@ -110,22 +110,14 @@ class ResultTable:
 
     @property
     def rows(self) -> list[str]:
-        """The rows' names."""
-        return sorted({row for row, _ in self.cells}, key=lambda row: (row.count("+"), row))
+        """The rows' names, the baseline's first."""
+        every = {row for row, _ in self.cells}
+        return sorted(every, key=lambda row: (row.split(",")[0] != BASELINE, row.count("+"), row))
 
     @property
     def columns(self) -> list[tuple[Any, ...]]:
         """The columns, as values of ``column_keys``."""
         return sorted({column for _, column in self.cells})
-
-    def best(self, column: tuple[Any, ...]) -> set[str]:
-        """Return the rows with the best mean of a column, as it is printed."""
-        means = {
-            row: self.cells[row, column].mean for row in self.rows if (row, column) in self.cells
-        }
-        shown = {row: f"{100 * value:.2f}" for row, value in means.items() if not math.isnan(value)}
-        top = max(shown.values(), key=float, default="")
-        return {row for row, value in shown.items() if value == top}
 
     def title(self, column: tuple[Any, ...]) -> str:
         """Return the heading of a column."""

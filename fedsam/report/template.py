@@ -41,6 +41,16 @@ summary { cursor: pointer; font-weight: 600 }
 <h1>{{ title }}</h1>
 <p>{{ runs }} runs. Drag over a curve to zoom, double-click to go back; a click on a name in a legend hides it.</p>
 
+{% if verdicts %}
+<h2>What the runs say</h2>
+<ul id="verdicts">
+{% for line in verdicts %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+<p>Points of {{ headline }}, with 95% intervals of differences paired over seeds; unclear: the interval holds zero.</p>
+{% endif %}
+
 <h2>{{ headline }} (%)</h2>
 <div class="wide"><table id="headlines">
 <thead><tr><th>method</th>{% for name in table.head %}<th>{{ name }}</th>{% endfor %}</tr></thead>
@@ -50,7 +60,7 @@ summary { cursor: pointer; font-weight: 600 }
 {% endfor %}
 </tbody>
 </table></div>
-<p>{{ note }} The best of each column is bold.</p>
+<p>{{ note }}</p>
 
 {% if measures %}
 <h2>What was measured of the trained models</h2>

@@ -63,13 +63,13 @@ def test_a_damaged_file_is_named(runs, text):
 
 def test_the_table_has_mean_and_deviation_over_seeds(runs):
     (table,) = scalars.tables(ResultTable(load_all([runs])))
-    assert table.head == ["measure", "fedasam", "fedavg"]
+    assert table.head == ["measure", "fedavg", "fedasam"]
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["hessian: lambda_1"] == ["6 ± 1", "11 ± 1"]
+    assert rows["hessian: lambda_1"] == ["11 ± 1", "6 ± 1"]
     assert rows["fit: train accuracy"] == ["0.9 ± 0", "0.9 ± 0"]
     assert "hessian: trace" not in rows
     text = formats.markdown(ResultTable(load_all([runs])))
-    assert "| hessian: lambda_1 | 6 ± 1 | 11 ± 1 |" in text
+    assert "| hessian: lambda_1 | 11 ± 1 | 6 ± 1 |" in text
     lines = list(
         csv.DictReader(io.StringIO(formats.comma_separated(ResultTable(load_all([runs])))))
     )
