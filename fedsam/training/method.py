@@ -215,6 +215,8 @@ class Method:
         l2 norm that a corrected gradient is scaled down to, before weight decay; 0: none.
     loss : Loss
         What is minimised.
+    least : int
+        Images that the model needs in a mini-batch, and in each part of one.
 
     A tensor is (K, 1): a cohort may hold clients of several runs.
     """
@@ -229,6 +231,7 @@ class Method:
     clip_gradient: float | Tensor = 0.0
     _: KW_ONLY
     loss: Loss
+    least: int = 1
 
     def __post_init__(self) -> None:
         for axis, part in self.axes.items():
