@@ -250,6 +250,8 @@ def test_the_files_of_the_papers_settings_train_on_folders_of_that_layout(
             "clients": 2,
             "augment": "flip+resized_crop(0.5,2,32,58)",
             "model_options": {"heads": 0},
+            "bn": "local",
+            "update_bn": 4,
         },
     }
     for name, given in runs.items():
