@@ -180,9 +180,15 @@ def rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
     height, width = images.shape[-2:]
     phi = torch.deg2rad(degrees.reshape(-1)).to(images.dtype)
     zero = torch.zeros_like(phi)
-    rows = [phi.cos(), -phi.sin() * height / width, zero, phi.sin() * width / height]
-    affine = torch.stack([*rows, phi.cos(), zero], 1).unflatten(1, (2, 3))
+    first = phi.cos(), -phi.sin() * height / width, zero
+    affine = _affine(*first, phi.sin() * width / height, phi.cos(), zero)
     return _sampled(images, affine, (height, width), between)
+
+
+def _affine(*rows: Tensor) -> Tensor:
+    """Return maps (n, 2, 3) of their six numbers (n,)."""
+    # without a tensor made of the host's numbers: a CUDA graph could not be captured
+    return torch.stack(rows, 1).unflatten(1, (2, 3))
 
 
 def _sampled(
@@ -242,13 +248,14 @@ class Scale(Augmentation):
         images, targets = batch.images, batch.targets
         height, width = images.shape[-2:]
         size = self.shape((height, width))
-        factor = choices["factor"].reshape(-1, 1).to(images.dtype)
-        place = choices["place"].reshape(-1, 2).flip(1).to(images.dtype)  # (x, y)
+        factor = choices["factor"].reshape(-1).to(images.dtype)
+        place = choices["place"].reshape(-1, 2).to(images.dtype)
         # in halves of the image's sides: a window's, and how far its middle may be from the image's
-        window = torch.tensor([size[1] / width, size[0] / height], device=images.device)
-        shift = (2 * place - 1) * (factor - window).abs()
-        affine = torch.diag_embed(window / factor)
-        affine = torch.cat([affine, (shift / factor)[..., None]], -1).to(images.dtype)
+        tall, broad = size[0] / height, size[1] / width
+        down = (2 * place[:, 0] - 1) * (factor - tall).abs()
+        right = (2 * place[:, 1] - 1) * (factor - broad).abs()
+        zero = torch.zeros_like(factor)
+        affine = _affine(broad / factor, zero, right / factor, zero, tall / factor, down / factor)
         low = batch.pixels.low
         seen = _sampled(images - low, affine, size, "bilinear") + low
         if batch.aligned:
@@ -315,11 +322,10 @@ class ResizedCrop(Augmentation):
         """Return the mini-batch with windows in place of its images."""
         images, targets = batch.images, batch.targets
         height, width = images.shape[-2:]
-        sides = torch.tensor([height, width, height, width], device=images.device)
-        top, left, tall, broad = (choices["box"].reshape(-1, 4) / sides).to(images.dtype).unbind(1)
+        top, left, tall, broad = choices["box"].reshape(-1, 4).to(images.dtype).unbind(1)
+        down, right = (2 * top + tall) / height - 1, (2 * left + broad) / width - 1
         zero = torch.zeros_like(top)
-        rows = [broad, zero, 2 * left + broad - 1, zero, tall, 2 * top + tall - 1]
-        affine = torch.stack(rows, 1).unflatten(1, (2, 3))
+        affine = _affine(broad / width, zero, right, zero, tall / height, down)
         windows = _sampled(images, affine, self.size, "bilinear", "border")
         if batch.aligned:
             planes = targets[..., None, :, :].to(images.dtype)
@@ -366,8 +372,8 @@ def _grey(pixels: Tensor) -> Tensor:
     """Return the luma (..., 1, H, W) of images (..., C, H, W), ITU-R BT.601."""
     if pixels.shape[-3] != 3:
         return pixels.mean(-3, keepdim=True)
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=pixels.dtype, device=pixels.device)
-    return (pixels * weights[:, None, None]).sum(-3, keepdim=True)
+    red, green, blue = pixels.split(1, -3)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 @dataclass(frozen=True)

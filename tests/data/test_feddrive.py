@@ -164,6 +164,11 @@ def test_packed_it_is_the_same_data_set(domains, tmp_path, monkeypatch):
         (lambda d: d["user_data"]["u"]["x"].append("b.png"), "user 'u' has 2 in x and 1 in y"),
         (lambda d: d["user_data"]["u"]["x"].__setitem__(0, 3), "lists x and y of names"),
         (lambda d: d["num_samples"].__setitem__(0, 7), "user 'u' has 1 in x and num_samples 7"),
+        (lambda d: d.update(users=[3]), "user '3' is not in both users and user_data"),
+        (
+            lambda d: d.update(user_data={"u": {"x": [], "y": []}}, num_samples=[0]),
+            "user 'u' has 0 in x and num_samples 0",
+        ),
     ],
 )
 def test_a_file_of_another_form_is_one_line(tmp_path, change, said):
@@ -250,6 +255,8 @@ def test_the_files_of_the_papers_settings_train_on_folders_of_that_layout(
             "clients": 2,
             "augment": "flip+resized_crop(0.5,2,32,58)",
             "model_options": {"heads": 0},
+            "bn": "local",
+            "update_bn": 4,
         },
     }
     for name, given in runs.items():

@@ -137,3 +137,11 @@ def test_pixels_are_the_images_and_others_are_normalised_alike(channels):
     assert torch.equal(theirs.images, mine.images)
     assert torch.equal(theirs.targets, mine.targets)
     assert torch.equal(images.raw.permute(0, 3, 1, 2), pixels_of(channels))
+
+
+@pytest.mark.parametrize(
+    ("size", "at_a_time"), [((8, 8), 500), ((64, 64), 500), ((180, 240), 47), ((1024, 2048), 1)]
+)
+def test_large_images_are_looked_at_a_few_at_a_time(size, at_a_time):
+    images = Images(torch.zeros(1, 1, *size, dtype=torch.uint8), torch.zeros(1), (0.5,), (0.5,))
+    assert images.at_a_time(500) == at_a_time

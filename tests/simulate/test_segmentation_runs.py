@@ -151,7 +151,13 @@ def model_of(tmp_path, name, **changes):
 
 
 def test_threads_change_no_byte_and_cohorts_only_the_rounding(tmp_path):
-    changes = {"algorithm": "fedasam", "augment": "crop+flip"}
+    augment = "crop+mirror+resized_crop(0.3,1.5,16,16)"
+    changes = {
+        "algorithm": "fedasam",
+        "augment": augment,
+        "drop_last": True,
+        "clients_per_round": 4,
+    }
     one = model_of(tmp_path, "one", threads=1, **changes)
     assert torch.equal(model_of(tmp_path, "two", threads=2, **changes), one)
     for cohort in ("slots", "vmap"):

@@ -156,10 +156,10 @@ def _users_in(said: Any, where: str) -> list[tuple[str, User]]:
             raise UsageError(
                 f"{where}: user {user!r} has {len(pair['x'])} in x and {len(pair['y'])} in y"
             )
-    for user, count in zip(users, counts, strict=False):
-        if (many := len(data[user]["x"])) != count:
+    for user, count in zip(map(str, users), counts, strict=False):
+        if (many := len(data[user]["x"])) != count or not many:
             raise UsageError(f"{where}: user {user!r} has {many} in x and num_samples {count}")
-    return [(user, data[user]) for user in users]
+    return [(str(user), data[str(user)]) for user in users]
 
 
 def _listing(
@@ -173,45 +173,42 @@ def _listing(
     size: tuple[int, int] | None = None,
 ) -> Listing:
     """Return a data set; the part of a frame's path that names its domain splits sort by."""
-    of_part = [users_of(split / part, where) for part in ("train", "test")]
-    frames, masks, domains = (
-        [[read(user) for user in users.values()] for users in of_part]
-        for read in (
-            lambda user: [str(roots[0] / frame) for frame in user["x"]],
-            lambda user: [str(roots[1] / mask) for mask in user["y"]],
-            lambda user: [Path(frame).parts[part_of_path] for frame in user["x"]],
-        )
-    )
-    numbers = {
-        domain: n for n, domain in enumerate(sorted({*_flat(domains[0]), *_flat(domains[1])}))
-    }
-    parts = []
-    for part in range(2):
-        images, targets = _flat(frames[part]), _flat(masks[part])
-        check_once(where, images)
-        check_files(where, [*images, *targets])
-        whose = np.repeat(np.arange(len(frames[part])), [len(user) for user in frames[part]])
-        kinds = np.array([numbers[domain] for domain in _flat(domains[part])], np.int64)
-        parts.append((images, targets, whose, kinds))
-    (images, targets, owners, kinds), (tests, test_targets, tested, test_kinds) = parts
-    groups = tuple(GROUPS.get(user, user) for user in of_part[1])
-    several = len(groups) > 1
+    train, test = (users_of(split / part, where) for part in ("train", "test"))
+    rows = [_Rows(users, roots, part_of_path) for users in (train, test)]
+    numbers = {domain: n for n, domain in enumerate(sorted({d for of in rows for d in of.domains}))}
+    for of in rows:
+        check_once(where, of.frames)
+        check_files(where, [*of.frames, *of.masks])
+    kinds = [np.array([numbers[domain] for domain in of.domains], np.int64) for of in rows]
+    groups = tuple(GROUPS.get(user, user) for user in test) if len(test) > 1 else ()
     return Listing(
         name,
-        Part(images, targets, owners, classes=kinds),
-        Part(tests, test_targets, classes=test_kinds, groups=tested if several else None),
+        Part(rows[0].frames, rows[0].masks, rows[0].users, classes=kinds[0]),
+        Part(
+            rows[1].frames,
+            rows[1].masks,
+            classes=kinds[1],
+            groups=rows[1].users if groups else None,
+        ),
         tuple(classes),
-        tuple(of_part[0]),
+        tuple(train),
         task="segmentation",
         ignore=IGNORED,
         mask_values=_table(values),
-        groups=groups if several else (),
+        groups=groups,
         size=size,
     )
 
 
-def _flat(lists: Sequence[Sequence[str]]) -> list[str]:
-    return [name for names in lists for name in names]
+class _Rows:
+    """The rows of some users: paths of frames and masks, names of domains, numbers of users."""
+
+    def __init__(self, users: dict[str, User], roots: tuple[Path, Path], part_of_path: int) -> None:
+        names = [name for user in users.values() for name in user["x"]]
+        self.frames = [str(roots[0] / name) for name in names]
+        self.masks = [str(roots[1] / name) for user in users.values() for name in user["y"]]
+        self.domains = [Path(name).parts[: part_of_path + 1][-1] for name in names]
+        self.users = np.repeat(np.arange(len(users)), [len(user["x"]) for user in users.values()])
 
 
 def _table(values: dict[int, int]) -> NDArray[np.uint8]:
