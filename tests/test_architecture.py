@@ -17,7 +17,7 @@ from conftest import ROOT
 # downward: a module may import what stands in a later row, or in its own
 ORDER = [
     ["fedsam.sweep"],
-    ["fedsam.report", "fedsam.flatness", "fedsam.server_app", "fedsam.client_app"],
+    ["fedsam.report", "fedsam.flatness", "fedsam.pack", "fedsam.server_app", "fedsam.client_app"],
     ["fedsam.simulate"],
     ["fedsam.engines"],
     ["fedsam.server", "fedsam.clients"],

@@ -115,6 +115,9 @@ def augmentations(text: str) -> dict[str, tuple[float, ...]]:
         if not fits(*numbers):
             raise ValueError(f"{part}: must be {wanted}")
         made[name] = numbers
+    for one, other in (("flip", "mirror"), ("double", "mirror"), ("scale", "resized_crop")):
+        if one in made and other in made:
+            raise ValueError(f"{one} and {other}: give one of them")
     return made
 
 
@@ -126,7 +129,13 @@ def _scales(low: float = 0, high: float = 0, *size: float) -> bool:
 NUMBERS: dict[str, tuple[str, Callable[..., bool]]] = {
     "crop": ("crop, without numbers", lambda *numbers: not numbers),
     "flip": ("flip, without numbers", lambda *numbers: not numbers),
+    "mirror": ("mirror, without numbers", lambda *numbers: not numbers),
+    "double": ("double, without numbers", lambda *numbers: not numbers),
     "scale": ("scale(low,high) or scale(low,high,height,width)", _scales),
+    "resized_crop": (
+        "resized_crop(low,high,height,width)",
+        lambda *numbers: len(numbers) == 4 and _scales(*numbers),
+    ),
     "jitter": (
         "jitter(strength), in [0, 1]",
         lambda strength=-1, *more: 0 <= strength <= 1 > len(more),
@@ -157,6 +166,11 @@ def _pattern(value: Any) -> Any:
     return value
 
 
+def _name(value: Any) -> Any:
+    """Accept a name that is a number, as YAML and Flower's run config have it."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Scalar = bool | int | float | str
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Options = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_options)]
@@ -181,19 +195,30 @@ class Data(_Group):
     """What is learnt."""
 
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
-    """Data set: digits, digit-scenes (segmentation), mnist, fashion-mnist, camvid (segmentation),
-    cifar10, cifar100, svhn, or the import path of a function that returns one."""
+    """Data set: digits, digit-scenes (segmentation), rotated-digits (six domains), mnist,
+    fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, pictures of your own
+    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), FedDrive's splits (cityscapes:PATH,
+    idda:PATH), a folder that python -m fedsam.pack made, or the import path of a function that
+    returns one."""
+    dataset_options: Annotated[Options, Key(shared=True)] = {}
+    """Further arguments of the data set, as YAML or JSON: '{side: 64}' for pictures of your own."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
     """Folder that holds the data sets; what is missing is downloaded into it where that is
     possible."""
+    leave_out: Annotated[str, BeforeValidator(_name), Key(shared=True, column=4)] = ""
+    """A domain of the data set that no client trains on and that is the test set then, with what is
+    seen and unseen told of one by one (empty: none)."""
+    validation: Annotated[float, Key(shared=True)] = Field(0.0, ge=0, lt=1)
+    """Share of the training images (of each domain's) that is held out to choose a round by, and
+    to stop early by; the summary tells the test result of the best such round (0: off)."""
     normalize: Annotated[Literal["dataset", "half", "none"], Key(shared=True)] = "dataset"
     """What is taken off the pixels in [0, 1], and by what they are divided: dataset (mean and
     standard deviation of each channel), half (0.5 and 0.5) or none."""
     model: Annotated[str, Key(shared=True)] = "auto"
-    """Network: auto (digits-cnn for digits, scenes-cnn for digit-scenes, mlp for MNIST and
-    Fashion-MNIST, lraspp for CamVid, else cnn), bisenet-v2 and lraspp (segmentation), cnn,
-    digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn, vit, wrn16-4, or an import path
-    such as torchvision.models:resnet18."""
+    """Network: auto (digits-cnn for digits, turned or not, scenes-cnn for digit-scenes, mlp for
+    MNIST and Fashion-MNIST, lraspp for CamVid, else cnn), bisenet-v2 and lraspp (segmentation),
+    cnn, digits-cnn, mlp, mobilenet-v2, resnet18, resnet20, scenes-cnn, vit, wrn16-4, or an import
+    path such as torchvision.models:resnet18."""
     model_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
     weights: Annotated[PathText, Key(shared=True, free=True)] = ""
@@ -232,8 +257,9 @@ class Federation(_Group):
     partition: Annotated[str, Key(who=True)] = "dirichlet"
     """How images are split over clients: dirichlet (the paper's: balanced, alpha is the TOTAL
     concentration of priors around the classes' shares), iid, dirichlet-per-class, shards, quantity,
-    csv, natural (by the data's own owners), an import path, or a split that is there: a run's
-    folder, its partition.npz, or a JSON file of each client's rows."""
+    csv, natural (by the data's own owners), domains (each client holds one domain), an import path,
+    or a split that is there: a run's folder, its partition.npz, or a JSON file of each client's
+    rows."""
     alpha: Annotated[float, Key(column=2)] = Field(0.05, ge=0)
     """Concentration of the split: 0 is one class a client, large is IID."""
     partition_options: Options = {}
@@ -317,12 +343,16 @@ class Client(_Group):
     """BatchNorm statistics: values (averaged as they are), pooled (mean and variance of all the
     cohort's images together) or local (SiloBN: each client keeps its own; needs --update-bn)."""
     batch_size: Annotated[int, Key(shared=True)] = Field(64, ge=1)
-    """Images a mini-batch; a smaller last one is kept."""
+    """Images a mini-batch; a smaller last one is kept, but for --drop-last."""
+    drop_last: Annotated[bool, Key(shared=True)] = False
+    """Leave out the last mini-batch of an epoch where it is smaller, unless it is the only one."""
     augment: Annotated[str, BeforeValidator(_augment), Key(shared=True)] = "auto"
     """What happens to training images, between plus signs: crop (at random, after padding by 4),
-    flip (mirror one in two), scale(0.5,1.5) (by a random factor, and a window at random of the
-    image's size, or of that of scale(0.5,1.5,512,1024)), jitter(0.4) (brightness, contrast and
-    saturation); auto (crop+flip for CIFAR, crop for SVHN, else none) or none."""
+    flip (mirror one in two), mirror (an epoch has each image twice, once mirrored), double (twice
+    as it is), scale(0.5,1.5) (by a random factor, and a window at random of the image's size, or of
+    that of scale(0.5,1.5,512,1024)), resized_crop(0.5,2,512,928) (a box with that share of the
+    area, stretched to a window), jitter(0.4) (brightness, contrast and saturation); auto (crop+flip
+    for CIFAR, crop for SVHN, else none) or none."""
     cutout: Annotated[int, Key(shared=True)] = Field(0, ge=0)
     """Side of the square cut out of each image, in pixels (0: off)."""
     mixup: Annotated[float, Key(shared=True)] = Field(0.0, ge=0)
@@ -425,4 +455,4 @@ class Run(_Group):
     """Follow the run live: tensorboard, wandb, mlflow (each an extra of that name) or import paths,
     between commas."""
     quiet: Annotated[bool, Key(how=True)] = False
-    """No progress line."""
+    """Say nothing but what goes wrong."""

@@ -19,6 +19,9 @@ WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
 LOCAL_PATHS = ("data_root", "weights", "out", "node_keys")
+WITHOUT_ALPHA = ("iid", "shards", "csv", "natural")  # splits
+# kinds of data sets that a path follows
+PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
 TRACED = range(3, 6)  # rounds that --trace shows
 
 
@@ -83,14 +86,33 @@ class Config(Run, Server, Client, Federation, Data):
             raise ValueError("--lifelong: goes without --target-accuracy and --patience")
         if self.lifelong and self.update_bn:
             raise ValueError("--update-bn: goes without --lifelong: it would see later tasks")
+        if self.lifelong and (self.leave_out or self.validation):
+            raise ValueError("--lifelong: goes without --leave-out and --validation")
         if self.lifelong_options and not self.lifelong:
             raise ValueError("--lifelong-options: needs --lifelong")
+        return self
+
+    @model_validator(mode="after")
+    def _leaving_out_fits(self) -> "Config":
+        if self.leave_out and not self.validation and (self.target_accuracy or self.patience):
+            key = "target_accuracy" if self.target_accuracy else "patience"
+            raise ValueError(
+                f"{flag(key)}: with --leave-out it would go by images that stand for unknown ones; "
+                "give --validation, such as 0.1"
+            )
+        if self.leave_out and self.client_tests:
+            raise ValueError("--client-tests: no client has a share of what --leave-out tests on")
         return self
 
     @property
     def averaging(self) -> str:
         """The average that is used: ``average``, or swa by its short flag."""
         return "swa" if self.swa else self.average
+
+    @property
+    def by_alpha(self) -> bool:
+        """Whether ``alpha`` says anything of the split."""
+        return self.partition not in WITHOUT_ALPHA
 
     @property
     def averages_from(self) -> int:
@@ -210,6 +232,9 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
     paths: dict[str, str] = {k: getattr(config, k) for k in LOCAL_PATHS if k in given}
     if config.partition == "csv":
         paths["partition_options"] = str(config.partition_options.get("path", ""))
+    kind, _, place = config.dataset.partition(":")
+    if kind in PATHS or "/" in config.dataset:
+        paths["dataset"] = place or config.dataset
     for key, path in paths.items():
         if path and not os.path.isabs(path):
             raise UsageError(

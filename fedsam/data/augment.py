@@ -4,6 +4,7 @@ A new one is a class here, and the flag that puts it into a client's ``Work``. W
 name of its own; where K clients train as one program, their draws come as (K, B, ...).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from fedsam.base.randomness import normal
 from fedsam.data.images import CORNER, Batch
 
 Choices = Mapping[str, Tensor]
+TRIES, RATIO = 10, 4 / 3  # of torchvision's RandomResizedCrop
 
 
 class Seen(NamedTuple):
@@ -30,11 +32,14 @@ class Seen(NamedTuple):
         B, the largest of them.
     shape : tuple of int
         Height and width of an image, in pixels.
+    copies : Tensor
+        int64 (S, B), which copy of its row each image is, where an epoch has several of each.
     """
 
     sizes: Sequence[int]
     width: int
     shape: tuple[int, int]
+    copies: Tensor
 
     @property
     def places(self) -> tuple[int, int]:
@@ -49,9 +54,12 @@ class Augmentation(ABC):
     ----------
     padding : int
         Zero pixels that it needs around each image.
+    copies : int
+        How often an epoch has each image.
     """
 
     padding: int = 0
+    copies: int = 1
 
     def of(self, client: int) -> "Augmentation":
         """Return it as a client draws it; what is done with what was drawn is the same for all."""
@@ -163,11 +171,11 @@ class Rotation(Augmentation):
         if any(round(degrees / 90) % 2 for degrees in self.angles):
             turned = torch.where(quarters % 2 == 1, turned.transpose(-2, -1).flip(-2), turned)
         if any(degrees % 90 for degrees in self.angles):
-            turned = _rotated(turned - outside, angle - 90 * turns, between) + outside
+            turned = rotated(turned - outside, angle - 90 * turns, between) + outside
         return turned
 
 
-def _rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
+def rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
     """Return images (..., C, H, W) turned counter-clockwise by an angle (...), zero outside."""
     height, width = images.shape[-2:]
     phi = torch.deg2rad(degrees.reshape(-1)).to(images.dtype)
@@ -177,14 +185,20 @@ def _rotated(images: Tensor, degrees: Tensor, between: str) -> Tensor:
     return _sampled(images, affine, (height, width), between)
 
 
-def _sampled(images: Tensor, affine: Tensor, size: tuple[int, int], between: str) -> Tensor:
-    """Return images (..., C, *size) read where affine maps (n, 2, 3) lead, zero outside.
+def _sampled(
+    images: Tensor,
+    affine: Tensor,
+    size: tuple[int, int],
+    between: str,
+    outside: str = "zeros",
+) -> Tensor:
+    """Return images (..., C, *size) read where affine maps (n, 2, 3) lead.
 
-    ``between`` pixels: bilinear or nearest.
+    ``between`` pixels: bilinear or nearest; ``outside`` of them: zeros or border, the last pixel.
     """
     flat = images.reshape(-1, *images.shape[-3:])
     places = F.affine_grid(affine, [*flat.shape[:2], *size], align_corners=False)
-    sampled = F.grid_sample(flat, places, between, padding_mode="zeros", align_corners=False)
+    sampled = F.grid_sample(flat, places, between, padding_mode=outside, align_corners=False)
     return sampled.reshape(*images.shape[:-2], *size)
 
 
@@ -246,6 +260,75 @@ class Scale(Augmentation):
 
 
 @dataclass(frozen=True)
+class ResizedCrop(Augmentation):
+    """Cut out a random box of each image and stretch it to a window.
+
+    The box has a share of the image's area uniform in [low, high] and a ratio of width to height
+    log-uniform in [3/4, 4/3]. A box that does not fit is drawn anew, ten times; then it is the
+    middle of the image, as large as that ratio lets it be. This is torchvision's
+    ``RandomResizedCrop``; bilinear, masks nearest, without its smoothing before.
+
+    Attributes
+    ----------
+    low, high : float
+        Share of the image's area.
+    size : tuple of int
+        Height and width of the window, in pixels.
+
+    References
+    ----------
+    Szegedy et al., "Going Deeper with Convolutions", CVPR 2015; FedDrive has (0.5, 2) and 512 x 928
+    of IDDA.
+    """
+
+    low: float
+    high: float
+    size: tuple[int, int]
+
+    def shape(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Return the window's height and width."""
+        return self.size
+
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw boxes: first row, first column, height and width in pixels."""
+        height, width = seen.shape
+        share, ratio = torch.rand(2, *seen.places, TRIES, generator=generator, dtype=torch.float64)
+        area = (self.low + (self.high - self.low) * share) * height * width
+        ratio = torch.exp(math.log(RATIO) * (2 * ratio - 1))
+        heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+        fits = (heights >= 1) & (widths >= 1) & (heights <= height) & (widths <= width)
+        first = fits.int().argmax(-1, keepdim=True)
+        whole = min(height, round(width * RATIO)), min(width, round(height * RATIO))
+        any_fits = fits.any(-1)
+        sides = [
+            torch.where(any_fits, tried.gather(-1, first)[..., 0], float(side))
+            for tried, side in zip((heights, widths), whole, strict=True)
+        ]
+        places = torch.rand(2, *seen.places, generator=generator, dtype=torch.float64)
+        corners = [
+            torch.where(any_fits, (place * (free + 1)).floor().minimum(free), (free / 2).floor())
+            for place, free in zip(places, (height - sides[0], width - sides[1]), strict=True)
+        ]
+        return {"box": torch.stack([*corners, *sides], -1).float()}
+
+    def apply(self, batch: Batch, choices: Choices) -> Batch:
+        """Return the mini-batch with windows in place of its images."""
+        images, targets = batch.images, batch.targets
+        height, width = images.shape[-2:]
+        sides = torch.tensor([height, width, height, width], device=images.device)
+        top, left, tall, broad = (choices["box"].reshape(-1, 4) / sides).to(images.dtype).unbind(1)
+        zero = torch.zeros_like(top)
+        rows = [broad, zero, 2 * left + broad - 1, zero, tall, 2 * top + tall - 1]
+        affine = torch.stack(rows, 1).unflatten(1, (2, 3))
+        windows = _sampled(images, affine, self.size, "bilinear", "border")
+        if batch.aligned:
+            planes = targets[..., None, :, :].to(images.dtype)
+            targets = _sampled(planes, affine, self.size, "nearest", "border").squeeze(-3)
+            targets = targets.round().to(batch.targets.dtype)
+        return replace(batch, images=windows, targets=targets)
+
+
+@dataclass(frozen=True)
 class Jitter(Augmentation):
     """Change each image's brightness, then its contrast, then its saturation.
 
@@ -302,6 +385,31 @@ class Flip(Augmentation):
             targets = torch.where(flip, targets.flip(-1), targets)
         mirrored = torch.where(flip[..., None], images.flip(-1), images)
         return replace(batch, images=mirrored, targets=targets)
+
+
+@dataclass(frozen=True)
+class Mirror(Flip):
+    """See each image twice an epoch, once as it is and once mirrored."""
+
+    copies: int = 2
+
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return that the second copies are mirrored; nothing is random."""
+        return {"flip": seen.copies % 2 == 1}
+
+
+@dataclass(frozen=True)
+class Double(Augmentation):
+    """See each image twice an epoch, both times as it is.
+
+    Mini-batches are cut from all 2 n, so that it is not two epochs.
+    """
+
+    copies: int = 2
+
+    def draw(self, seen: Seen, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw nothing."""
+        return {}
 
 
 @dataclass(frozen=True)

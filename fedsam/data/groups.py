@@ -34,6 +34,21 @@ def by_class(targets: Tensor, classes: int) -> dict[str, Tensor]:
     return {name: of_class for name, of_class in rows.items() if len(of_class)}
 
 
+def by_name(numbers: Tensor | None, names: Sequence[str]) -> dict[str, Tensor] | None:
+    """Return the rows of each group; None where there are none.
+
+    Parameters
+    ----------
+    numbers : Tensor, optional
+        int64 (N,), in which group each row is.
+    names : sequence of str
+        What they are called, each of a row at least.
+    """
+    if numbers is None:
+        return None
+    return {name: (numbers == number).nonzero()[:, 0] for number, name in enumerate(names)}
+
+
 def check(groups: object, count: int, where: str) -> None:
     """Raise UsageError if these are no groups of ``count`` rows; ``where`` begins the message."""
     if not isinstance(groups, Mapping) or not groups:

@@ -1,6 +1,7 @@
 """Images on the training device, and the mini-batches that a plan takes from them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from fedsam.base.randomness import uniform
 from fedsam.base.timers import timed
+from fedsam.data.store import Ahead, Store
 
 if TYPE_CHECKING:  # both are made of what is here
     from fedsam.data.augment import Augmentation
@@ -155,7 +157,9 @@ class Images:
     ) -> None:
         channels = images.shape[1]
         # rows of pixels: (N, H + 2p, W + 2p, C), so that what is gathered is channels-last
-        rows = F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous().to(device)
+        rows = images.permute(0, 2, 3, 1)
+        rows = F.pad(rows, [0, 0] + [padding] * 4) if padding else rows
+        rows = rows.contiguous().to(device)
         self.outside = outside
         self._hold(rows, targets.to(device), padding)
         self.classes = self.targets if classes is None else classes.to(device)
@@ -197,6 +201,28 @@ class Images:
         device = self.padded.device
         other._hold(raw.contiguous().to(device), targets.to(device), 0)
         return other
+
+    def only(self, rows: Tensor) -> "Images":
+        """Return the images at ``rows`` (M,) alone, in this order, without a margin."""
+        return self.with_raw(self.raw[rows], self.targets[rows])
+
+    def at_hand(self, plan: "Plan") -> "tuple[Images, Plan]":
+        """Return images on the device that hold what a plan takes, and the plan by their rows."""
+        return self, plan
+
+    def expect(self, rows: Iterable[Tensor]) -> None:
+        """Take note of what the plans of the next cohort take, each client's rows, in order."""
+
+    def room(self, many: int) -> "Images":
+        """Return images whose memory is that of ``many``, for ``put``."""
+        return self
+
+    def put(self, begin: int, other: "Images") -> None:
+        """Let other images take the place of those from row ``begin`` on."""
+        rows = slice(begin, begin + len(other))
+        self.padded[rows], self.targets[rows] = other.padded, other.targets
+        if self._aligned is not None and other._aligned is not None:
+            self._aligned[rows] = other._aligned
 
     def rows(self, indices: Tensor) -> Batch:
         """Return the images at ``indices`` (B,), normalised and not augmented."""
@@ -251,3 +277,106 @@ class Images:
     def _normalised(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.offset.dtype, memory_format=torch.channels_last)
         return pixels.sub_(self.offset).mul_(self.factor)
+
+
+class StoredImages(Images):
+    """Images that stay in their files until some are needed: a client's round, or a few to test.
+
+    What is read is an ``Images`` of its own, so that its bytes are those of a data set in memory.
+
+    Parameters
+    ----------
+    images : Store
+        The pixels, (N, H, W, C).
+    targets : Tensor or Store
+        (N, ...), whatever the task reads; a store of (N, H, W, 1) are targets that follow pixels.
+    mean, std, padding, dtype, device, outside
+        As ``Images`` has them.
+    classes : Tensor, optional
+        int64 (N,), what the images are sorted by; the targets, if None.
+    """
+
+    def __init__(
+        self,
+        images: Store,
+        targets: Tensor | Store,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        padding: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        classes: Tensor | None = None,
+        outside: int = 255,
+    ) -> None:
+        self._make = partial(
+            Images, mean=mean, std=std, padding=padding, dtype=dtype, device=device, outside=outside
+        )
+        self._store, self._targets = images, targets
+        none = torch.empty(0, dtype=torch.int64)
+        pixels, nothing = images.read(none).permute(0, 3, 1, 2), self._targets_at(none)
+        super().__init__(
+            *(pixels, nothing, mean, std),
+            padding=padding,
+            dtype=dtype,
+            device=device,
+            classes=targets if classes is None and isinstance(targets, Tensor) else classes,
+            outside=outside,
+        )
+        if isinstance(targets, Tensor):
+            self.targets = targets.to(device)
+        self._ahead = Ahead(self._fetched, math.prod(images.shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def only(self, rows: Tensor) -> Images:
+        """Return the images at ``rows`` (M,) alone, in this order, without a margin."""
+        images, places = self._read(rows)
+        return images.only(places)
+
+    def with_raw(self, raw: Tensor, targets: Tensor) -> Images:
+        """Return other images, uint8 (M, H, W, C), that are normalised as these are."""
+        return self._make(raw.permute(0, 3, 1, 2), targets, padding=0)
+
+    def at_hand(self, plan: "Plan") -> "tuple[Images, Plan]":
+        """Return images on the device that hold what a plan takes, and the plan by their rows."""
+        images, places = self._read(plan.indices)
+        return images, plan.at(places)
+
+    def expect(self, rows: Iterable[Tensor]) -> None:
+        """Begin to read what the plans of the next cohort take, each client's rows, in order."""
+        self._ahead.expect([of_client.unique() for of_client in rows])
+
+    def room(self, many: int) -> Images:
+        """Return images whose memory is that of ``many``, for ``put``."""
+        height, width, channels = self._store.shape[1:]
+        like = self._targets_at(torch.empty(0, dtype=torch.int64))
+        targets = torch.zeros(many, *like.shape[1:], dtype=like.dtype)
+        return self._make(torch.zeros(many, channels, height, width, dtype=torch.uint8), targets)
+
+    def _gathered(self, indices: Tensor, corners: Tensor | None) -> Batch:
+        """Return windows (B, C, H, W) at ``corners`` (B, 2), by default the centres, normalised."""
+        images, places = self._read(indices)
+        return images._gathered(places, corners)
+
+    def _read(self, rows: Tensor) -> tuple[Images, Tensor]:
+        """Return images that hold these rows, and where among them each is."""
+        distinct, places = rows.cpu().unique(return_inverse=True)
+        pixels, targets = self._ahead.take(distinct)
+        return self._make(pixels.permute(0, 3, 1, 2), targets), places.to(rows.device)
+
+    def _fetched(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pixels (n, H, W, C) and targets at rows (n,), on the CPU."""
+        return self._store.read(rows), self._targets_at(rows)
+
+    def _targets_at(self, rows: Tensor) -> Tensor:
+        targets = self._targets
+        return targets[rows] if isinstance(targets, Tensor) else targets.read(rows)[..., 0]
+
+
+def images_of(images: Tensor | Store, targets: Any, *of: Any, **options: Any) -> Images:
+    """Return images in memory, or those of a store, by what the pixels are."""
+    if isinstance(images, Tensor):
+        return Images(images, targets, *of, **options)
+    return StoredImages(images, targets, *of, **options)

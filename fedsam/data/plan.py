@@ -4,6 +4,7 @@ A local step is then a deterministic function of w and a row of the plan, which 
 engines agree, resumed runs continue and GPU steps capturable.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,7 @@ class Work:
     Attributes
     ----------
     batch_size : int
-        Images a mini-batch; the last one of an epoch may be smaller and is kept.
+        Images a mini-batch; the last one of an epoch may be smaller.
     local_epochs : float
         Passes over the client's images; a fraction is rounded to whole steps, but at least one.
     local_steps : int
@@ -29,6 +30,8 @@ class Work:
         Drawn and applied in this order.
     least : int
         Images that a mini-batch must hold: a smaller last one joins the one before it.
+    drop_last : bool
+        Leave a smaller last one out, unless it is the only one.
     """
 
     batch_size: int
@@ -36,6 +39,12 @@ class Work:
     local_steps: int = 0
     augmentations: tuple[Augmentation, ...] = ()
     least: int = 1
+    drop_last: bool = False
+
+    @property
+    def copies(self) -> int:
+        """How often each image is seen in an epoch."""
+        return math.prod(augmentation.copies for augmentation in self.augmentations)
 
     @property
     def padding(self) -> int:
@@ -48,7 +57,7 @@ class Work:
 
     def steps(self, examples: int) -> int:
         """Return the number of mini-batches a client with so many examples trains on."""
-        if examples < self.least:
+        if examples * self.copies < self.least:
             return 0
         if self.local_steps:
             return self.local_steps
@@ -58,10 +67,12 @@ class Work:
 
     def cut(self, examples: int) -> list[int]:
         """Return the images of each mini-batch of an epoch."""
-        sizes = [self.batch_size] * (examples // self.batch_size)
-        rest = examples % self.batch_size
+        full, rest = divmod(examples * self.copies, self.batch_size)
+        sizes = [self.batch_size] * full
+        if not rest or (sizes and self.drop_last):
+            return sizes
         if rest >= self.least or not sizes:
-            return sizes + [rest] * bool(rest)
+            return [*sizes, rest]
         return [*sizes[:-1], sizes[-1] + rest]
 
 
@@ -97,6 +108,10 @@ class Plan:
         choices = {name: tensor[:steps] for name, tensor in self.choices.items()}
         return replace(self, sizes=self.sizes[:steps], choices=choices)
 
+    def at(self, rows: Tensor) -> "Plan":
+        """Return the plan of images that lie at other ``rows``, int64 (S, B)."""
+        return replace(self, choices={**self.choices, INDEX: rows})
+
     def step(self, step: int) -> dict[str, Tensor]:
         """Return the choices of one step, (B, ...)."""
         size = self.sizes[step]
@@ -129,29 +144,38 @@ def make_plan(
     Returns
     -------
     Plan
-        Each epoch is a fresh permutation of the client's images, cut into mini-batches.
+        Each epoch is a fresh permutation of the client's images, or of their copies, cut into
+        mini-batches.
     """
-    sizes, rows = _mini_batches(images, work, generator)
+    sizes, rows, copies = _mini_batches(images, work, generator)
     choices = {INDEX: rows}
     for augmentation in work.augmentations:
-        choices |= augmentation.draw(Seen(sizes, rows.shape[1], shape), generator)
+        choices |= augmentation.draw(Seen(sizes, rows.shape[1], shape, copies), generator)
         shape = augmentation.shape(shape)
     return Plan(sizes, choices, work.augmentations)
 
 
 def _mini_batches(
     images: Tensor, work: Work, generator: torch.Generator
-) -> tuple[list[int], Tensor]:
-    """Cut as many shuffled epochs as are needed into mini-batches; the last one stays short."""
+) -> tuple[list[int], Tensor, Tensor]:
+    """Cut as many shuffled epochs as are needed into mini-batches; a last one may stay short.
+
+    Returns their sizes, the rows (S, B) of the data set, and which copy of it each is (S, B).
+    """
     steps = work.steps(len(images))
     epoch = work.cut(len(images))
     width = max(epoch, default=0)
     batches: list[Tensor] = []
     while len(batches) < steps:
-        order = torch.randperm(len(images), generator=generator)
-        batches.extend(images[order].split(epoch))
+        order = torch.randperm(len(images) * work.copies, generator=generator)
+        batches.extend(order[: sum(epoch)].split(epoch))
     batches = batches[:steps]
-    rows = images[:1].expand(steps, width).clone()
+    places = torch.zeros(steps, width, dtype=torch.int64)
     for step, batch in enumerate(batches):
-        rows[step, : len(batch)] = batch
-    return [len(batch) for batch in batches], rows
+        places[step, : len(batch)] = batch
+    rows = images[places.remainder(len(images))] if steps else places
+    return (
+        [len(batch) for batch in batches],
+        rows,
+        places.div(max(len(images), 1), rounding_mode="floor"),
+    )

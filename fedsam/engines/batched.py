@@ -134,12 +134,13 @@ class BatchedPrograms:
         return trainer.plan(job.client, job.round) if plan is None else plan
 
     def _draw_ahead(self, runs: Sequence[BatchedRun], round: int) -> None:
-        """Draw the next round's plans while the device works on this one."""
+        """Draw the next round's plans, and read what they take, while the device works on this."""
         self._drawn = {
             (id(run.trainer), round, client): run.trainer.plan(client, round)
             for run in runs
             for client in run.upcoming(round)
         }
+        runs[0].trainer.train.expect(plan.indices for plan in self._drawn.values())
 
 
 def clients_of(jobs: Sequence[ClientJob]) -> str:

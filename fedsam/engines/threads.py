@@ -93,11 +93,20 @@ class ThreadExecutor:
         How many; results do not depend on it.
     stop : Stop, optional
         Asked before each piece of work whether to go on.
+    upcoming : callable
+        From a round to the clients that the run will most likely train in it.
     """
 
-    def __init__(self, trainer: Trainer, threads: int, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        threads: int,
+        stop: Stop | None = None,
+        upcoming: Callable[[int], list[int]] = lambda round: [],
+    ) -> None:
         keep_freed_memory()
         self.trainer = trainer
+        self.upcoming = upcoming
         self._stop = stop or Stop()
         self._networks: SimpleQueue[FlatModule] = SimpleQueue()
         for _ in range(threads):
@@ -137,6 +146,9 @@ class ThreadExecutor:
 
         Each by this executor's trainer, or, where jobs of several runs come together, by its own.
         """
+        if jobs and trainers is None:
+            following = jobs[0].round + 1
+            self.trainer.expect(self.upcoming(following), following)
         mine = trainers or [self.trainer] * len(jobs)
         order = longest_first([t.steps(job.client) for t, job in zip(mine, jobs, strict=True)])
         done = self.map(lambda network, n: attempt(mine[n], network, jobs[n]), order)

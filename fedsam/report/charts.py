@@ -8,11 +8,10 @@ from itertools import groupby
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from fedsam.report.formats import heading
 from fedsam.report.scalars import GAPS, Tau, scalars, sharpness, taus
 from fedsam.report.table import Cell, ResultTable, short, words
 from fedsam.runs import metrics
-from fedsam.runs.metrics import words_of
+from fedsam.runs.metrics import heading, words_of
 from fedsam.runs.run import Run
 
 
@@ -211,7 +210,12 @@ MOST_GROUPS = 10  # in a panel
 # of metrics.jsonl, with the heading and the axis that they get and the factor they are shown with
 OVER_ROUNDS = (
     (metrics.WORST, "The worst group of test images", "the worst group (%)", 100),
-    (metrics.GAP, "From the worst group to the best", "the best group - the worst (points)", 100),
+    (
+        metrics.GAP,
+        "The gap between groups of test images",
+        "best - worst, or seen - unseen (points)",
+        100,
+    ),
     (metrics.LOSS, "Loss", "test loss (nats)", 1),
     (metrics.CLIENT_NORM, "How far clients walk in a round", "root mean square of |w_k - w|", 1),
     (

@@ -30,14 +30,9 @@ TAU_NOTE = (
 def note(table: ResultTable) -> str:
     """Return what the table's numbers are."""
     return (
-        f"{heading(table.headline)} in percent, mean of the last 100 rounds' evaluations; mean and "
-        "sample standard deviation over seeds."
+        f"{metrics.heading(table.headline)} in percent, mean of the last 100 rounds' evaluations; "
+        "mean and sample standard deviation over seeds."
     )
-
-
-def heading(text: str) -> str:
-    """Return a text that begins with a capital letter."""
-    return text[:1].upper() + text[1:]
 
 
 def terminal(table: ResultTable) -> Table:

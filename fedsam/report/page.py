@@ -7,10 +7,11 @@ from typing import Any
 from fedsam.config.schema import Config
 from fedsam.report import scalars
 from fedsam.report.charts import Chart, Panel, Series, all_charts, partitions
-from fedsam.report.formats import TAU_NOTE, heading, note, number_of
+from fedsam.report.formats import TAU_NOTE, note, number_of
 from fedsam.report.table import ResultTable, short
 from fedsam.report.template import PAGE
 from fedsam.runs import files, metrics
+from fedsam.runs.metrics import heading
 from fedsam.runs.plots import SHOWN
 from fedsam.runs.run import Run
 
@@ -206,7 +207,7 @@ def bubbles(run: Run) -> dict[str, Any]:
 
 
 def _title(table: ResultTable) -> str:
-    datasets = sorted({run.config.dataset.rpartition(":")[2] for run in table.runs})
+    datasets = sorted({Path(run.config.dataset.rpartition(":")[2]).name for run in table.runs})
     return f"fedsam: {', '.join(datasets)}"
 
 

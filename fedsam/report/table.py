@@ -51,7 +51,7 @@ class ResultTable:
 
     @property
     def headline(self) -> str:
-        """The same in words: "accuracy", or "accuracy or miou" if their tasks differ in it."""
+        """The same in words: "accuracy", or "accuracy or mIoU" if their tasks differ in it."""
         return " or ".join(map(words_of, self.headlines))
 
     @cached_property

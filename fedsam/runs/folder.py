@@ -281,8 +281,9 @@ def _new_name(config: Config) -> Path:
     """Return a folder under runs/ that is not there yet."""
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     average = "" if config.averaging == "none" else f"+{config.averaging.rpartition(':')[2]}"
-    dataset = config.dataset.rpartition(":")[2]
-    name = f"{dataset}-{config.algorithm}{average}-alpha{config.alpha:g}-seed{config.seed}-{now}"
+    dataset = Path(config.dataset.rpartition(":")[2]).name
+    split = f"alpha{config.alpha:g}" if config.by_alpha else config.partition
+    name = f"{dataset}-{config.algorithm}{average}-{split}-seed{config.seed}-{now}"
     path = Path("runs") / name
     number = 1
     while path.exists():

@@ -23,7 +23,10 @@ key                    meaning                                                  
                        ``client_accuracy_worst`` of the worst tenth of them
 ``groups``             the task's metrics of each named group of test rows          if evaluated and
                                                                                     any are named
-``worst``, ``gap``     the headline of the worst group; the best group's minus it   the same
+``worst``, ``gap``     the headline of the worst group; the best group's minus it,  the same
+                       or that of ``seen`` minus that of ``unseen``
+``validation_``        and the headline, and the loss: of the training images that  if evaluated and
+                       are held out                                                 ``validation``
 ``client_norm``        sqrt(mean_k abs(w_k - w)^2), l2 lengths of the round's       if evaluated
                        updates
 ``client_drift``       sqrt(mean_k abs(w_k - mean)^2)                               if evaluated
@@ -47,6 +50,10 @@ key                    meaning
 ``client_accuracy``    and those beside it in metrics.jsonl, of the last evaluation
 ``groups``             where there are groups: the headline of each, the mean of the evaluations in
                        the last 100 rounds; ``worst`` and ``gap`` are those of these means
+``selected_round``     where there is validation: the first round of the best validation headline,
+                       with that, ``validation_accuracy``, and the test result of that round,
+                       ``selected_accuracy``: what was chosen without a look at the test set, which
+                       ``best_accuracy`` was not
 ``evaluations``        how many, without that of round 0
 ``rounds``             how many were played
 ``seconds``            that the run took, by the wall clock
@@ -69,7 +76,7 @@ Learning", ECCV 2018, section 3; backward and forward transfer those of Lopez-Pa
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +96,9 @@ LOSS = "loss"
 GROUPS = "groups"
 WORST = "worst"
 GAP = "gap"
+SEEN = "seen"  # the group of the domains that clients train on
+UNSEEN = "unseen"  # and that of the one which is left out
+VALIDATION = "validation"
 CLIENT_NORM = "client_norm"
 CLIENT_DRIFT = "client_drift"
 UPDATE_NORM = "update_norm"
@@ -100,6 +110,7 @@ SEAL = "seal"
 EVALUATIONS = "evaluations"
 ROUNDS = "rounds"
 ROUNDS_PER_SECOND = "rounds_per_second"
+SELECTED_ROUND = "selected_round"
 PARAMETERS = "parameters"
 SPLIT = "split"
 VERSIONS = "versions"
@@ -133,12 +144,28 @@ def headline_in(lines: Sequence[Line]) -> str:
 
 def words_of(headline: str) -> str:
     """Return a headline's name as one reads it."""
-    return headline.replace("_", " ")
+    return tasks.ABBREVIATIONS.get(headline, headline.replace("_", " "))
+
+
+def heading(text: str) -> str:
+    """Return a text that begins with a capital letter, or with an abbreviation as it is written."""
+    first = text.partition(" ")[0]
+    return text[:1].upper() + text[1:] if first.islower() else text
 
 
 def finals(headline: str) -> tuple[str, str, str]:
     """Return the keys of a summary that hold the final, the last and the best number."""
     return f"final_{headline}", f"last_{headline}", f"best_{headline}"
+
+
+def of_validation(name: str) -> str:
+    """Return the key of a metric of the training images that are held out."""
+    return f"{VALIDATION}_{name}"
+
+
+def of_selected(headline: str) -> str:
+    """Return the key of the headline in the round that validation chooses."""
+    return f"selected_{headline}"
 
 
 def of_clients(headline: str) -> str:
@@ -219,10 +246,26 @@ def summary_of(lines: Sequence[Line]) -> dict[str, Any]:
         last: values[-1] if tests else None,
         best: max(values) if tests else None,
         **_summary_of_groups(late, headline),
+        **selection(tests, headline),
         EVALUATIONS: len(tests),
         ROUNDS: rounds,
         ROUNDS_PER_SECOND: rounds / training if training else None,
     }
+
+
+def selection(tests: Sequence[Line], headline: str) -> dict[str, Any]:
+    """Return the round of the best validation, the first of equals, and what it came to.
+
+    The test set has no part in the choice: "training-domain validation" of Gulrajani and Lopez-Paz,
+    ICLR 2021 (arXiv 2007.01434).
+    """
+    key = of_validation(headline)
+    validated = [line for line in tests if line.get(key) is not None]
+    if not validated:
+        return {}
+    chosen = max(validated, key=lambda line: line[key])
+    numbers = {key: chosen[key], of_selected(headline): chosen[headline]}
+    return {SELECTED_ROUND: chosen[ROUND], **numbers}
 
 
 def _mean(lines: Sequence[Line], key: str) -> float | None:
@@ -237,15 +280,24 @@ def _summary_of_groups(late: Sequence[Line], headline: str) -> dict[str, Any]:
     if not evaluated:
         return {}
     means = {n: _mean([groups[n] for groups in evaluated], headline) for n in evaluated[-1]}
-    return {GROUPS: means} | worst_and_gap(means.values())
+    return {GROUPS: means} | worst_and_gap(means)
 
 
-def worst_and_gap(values: Iterable[float | None]) -> dict[str, float | None]:
-    """Return the smallest of the groups' numbers, and the largest minus it."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
+def worst_and_gap(groups: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the smallest of the groups' numbers, and the largest minus it.
+
+    Where there are groups ``seen`` and ``unseen``, the gap is from that to this.
+    """
+    numbers = groups.items()
+    known = {n: value for n, value in numbers if value is not None and math.isfinite(value)}
     if not known:
         return {WORST: None, GAP: None}
-    return {WORST: min(known), GAP: max(known) - min(known)}
+    if {SEEN, UNSEEN} <= groups.keys():
+        both = SEEN in known and UNSEEN in known
+        gap = known[SEEN] - known[UNSEEN] if both else None
+    else:
+        gap = max(known.values()) - min(known.values())
+    return {WORST: min(known.values()), GAP: gap}
 
 
 def matrix(lines: Sequence[Line], ends: Sequence[int]) -> list[list[float]]:

@@ -6,7 +6,7 @@ Nothing else in the framework knows them all.
 import inspect
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,38 +26,43 @@ from fedsam.base.system import cores, expanded
 from fedsam.base.vector import Layout, is_frozen
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
-from fedsam.data import datasets, groups, lifelong
+from fedsam.data import lifelong
 from fedsam.data.augment import (
     Augmentation,
     Crop,
     Cutout,
+    Double,
     Flip,
     Jitter,
     Keys,
+    Mirror,
     Mixup,
     Noise,
+    ResizedCrop,
     Rotation,
     Scale,
 )
 from fedsam.data.datasets import Dataset
-from fedsam.data.groups import Groups
-from fedsam.data.images import Images
+from fedsam.data.images import Batch, Images, images_of
 from fedsam.data.partition import Partition, check
 from fedsam.data.partitions.flower_partitioner import Partitioner, partitioned
+from fedsam.data.partitions.held_out import hold_out
 from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import METHODS
-from fedsam.data.plan import Work
+from fedsam.data.plan import Work, make_plan
 from fedsam.data.sources.load import load
+from fedsam.data.store import Store
 from fedsam.messages import LOSS, VectorRecord
 from fedsam.models.pretrained.lora import Lora, LoraOptions, train_partly
 from fedsam.models.pretrained.weights import checksum, load_weights
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
+from fedsam.simulate.groups import beside_groups, test_groups
 from fedsam.tasks import Task
 from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
-from fedsam.training.client import Trainer
+from fedsam.training.client import Beside, Trainer
 from fedsam.training.dry_pass import dry_pass, initialise_lazy_layers
 from fedsam.training.flat_module import FlatModule, replica
 from fedsam.training.method import Correction, Loss, Method, Minimizer
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
 
 MODELS = {  # else the paper's cnn
     "digits": "digits-cnn",
+    "rotated-digits": "digits-cnn",
     "digit-scenes": "scenes-cnn",
     "camvid": "lraspp",
     "mnist": "mlp",
@@ -110,18 +116,16 @@ class FormerStrategy(Protocol):
 
 def load_dataset(config: Config) -> Dataset:
     """Return the data set, one of ours or the user's."""
-    if ":" not in config.dataset:
-        return load(config.dataset, Path(config.data_root))
-    make = plugins.imported("dataset", config.dataset, Dataset, classes=False)
-    dataset = make(Path(config.data_root)) if _needs_folder(make) else make()
-    datasets.check(dataset)
-    return dataset
+    return load(config.dataset, Path(config.data_root), config.dataset_options)
 
 
-def split(config: Config, dataset: Dataset) -> Partition:
-    """Return which training images are whose."""
+def split(config: Config, dataset: Dataset, places: Tensor | None = None) -> Partition:
+    """Return which training images are whose.
+
+    ``places`` (N,) says where the rows of the whole training set are, if some are held out.
+    """
     options, labels, clients = config.partition_options, dataset.classes_of_train, config.clients
-    if labels.dim() != 1:
+    if not isinstance(labels, Tensor) or labels.dim() != 1:
         raise UsageError(
             f"--partition {config.partition}: goes by one class an image; {dataset.name} has "
             f"targets {tuple(labels.shape)} and no train_classes"
@@ -132,7 +136,7 @@ def split(config: Config, dataset: Dataset) -> Partition:
     elif file := _file_of(config.partition):
         if options:
             raise UsageError(f"--partition-options: {config.partition} is a file and takes none")
-        return saved(labels, clients, file)
+        return saved(labels, clients, file, places)
     elif ":" in config.partition:
         method = plugins.imported("partition", config.partition, Partition | Partitioner)
     else:
@@ -154,6 +158,8 @@ def split(config: Config, dataset: Dataset) -> Partition:
                 "clients": clients,
                 "generator": generator,
                 "owners": dataset.owners,
+                "domains": dataset.train_domains,
+                "places": places,
             },
             alpha=config.alpha,
         )
@@ -194,9 +200,10 @@ def choose_device(config: Config) -> torch.device:
 
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
-    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
+    name = model_name(config)
     make = plugins.find("model", name, "fedsam.models", nn.Module)
-    shape, classes = tuple(dataset.train_images.shape[1:]), dataset.classes
+    augmented = _shape_after(_augmentations(config, dataset), dataset)
+    shape, classes = (dataset.shape[0], *augmented), dataset.classes
     facts = {"shape": shape, "classes": classes, "num_classes": classes, "in_chans": shape[0]}
     options, channels = config.model_options, {}
     if _says_nothing(make, facts):  # then it hands on what torchvision's and timm's models take
@@ -239,6 +246,11 @@ def _unpickling_nothing(make: Any) -> Iterator[None]:
         os.environ.pop(WEIGHTS_ONLY, None)
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before
+
+
+def model_name(config: Config) -> str:
+    """Return the name of the model, the data set's usual one unless the config names one."""
+    return MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
 
 
 def new_network(config: Config) -> nn.Module:
@@ -392,13 +404,6 @@ def new_task(config: Config, dataset: Dataset) -> Task:
     return task
 
 
-def _groups(config: Config, dataset: Dataset) -> Groups:
-    """Return the groups of test images that have names."""
-    if config.test_groups == "classes":
-        return groups.by_class(dataset.classes_of_test, dataset.classes)
-    return dataset.test_groups or {}
-
-
 def pinned(config: Config) -> Config:
     """Return the config with the checksum that its file of weights has today."""
     if not config.weights or config.weights_sha256:
@@ -433,9 +438,10 @@ def new_trainer(
         Make the network for a model that the run has left: its file holds what --weights said, and
         LoRA's products in their weights, which count as trainable.
     """
-    dataset = load_dataset(config)
+    held = hold_out(load_dataset(config), config.leave_out, config.validation)
+    dataset = held.dataset
     task = new_task(config, dataset)
-    partition = split(config, dataset)
+    partition = split(config, dataset, held.places)
     device = choose_device(config)
     module = new_model(config, dataset)
     if config.weights and not saved:
@@ -453,6 +459,10 @@ def new_trainer(
     template = module.to(device)
     layout = Layout.of(template)
     method = new_method(config)
+    if method.loss.one_answer and len(dataset.train_labels.shape) != 1:
+        raise UsageError(
+            f"--loss {config.loss}: needs one label an image; {dataset.name} has masks"
+        )
     work = _work(config, dataset, draws=method.loss.draws)
     _check_work(config, work, partition)
     mean, std = _normalisation(config, dataset)
@@ -460,8 +470,10 @@ def new_trainer(
     if sequence and sequence.heads == "multi":
         task = lifelong.Heads(task, sequence.task_of.to(device))
 
-    def images(pixels: Tensor, labels: Tensor, classes: Tensor, padding: int = 0) -> Images:
-        return Images(
+    def images(
+        pixels: Tensor | Store, labels: Tensor | Store, classes: Tensor, padding: int = 0
+    ) -> Images:
+        return images_of(
             pixels,
             labels,
             mean,
@@ -483,14 +495,22 @@ def new_trainer(
             images(dataset.test_images, dataset.test_labels, dataset.classes_of_test),
         )
     )
+    beside = like.beside if like else None
+    if held.beside and not like:
+        pixels, targets, classes, _ = held.beside
+        beside = Beside(
+            images(pixels, targets, targets if classes is None else classes),
+            beside_groups(config, held),
+        )
     needs = dry_pass(
         FlatModule(replica(template), bf16=config.precision == "bf16"),
         task,
-        train.rows(torch.arange(2, device=device) % len(train)),
+        _as_trained_on(train, work, config.seed),
+        test.rows(torch.arange(2, device=device) % len(test)),
         dataset.classes if task_of(config, dataset) == "classification" else 0,
         config.model,
     )
-    _check_mini_batches(config, partition, needs.least)
+    _check_mini_batches(config, partition, needs.least, work.copies)
     trainer = Trainer(
         train,
         test,
@@ -506,12 +526,13 @@ def new_trainer(
         changes=needs.changes,
         stragglers=config.stragglers,
         lifelong=sequence,
-        groups=_groups(config, dataset),
+        groups=test_groups(config, dataset),
+        beside=beside,
         local_statistics=config.bn == "local",
     )
     first = layout.write(initial)
-    for name, held in layout.read(first).items():
-        if not torch.equal(held.cpu(), initial[name]):
+    for name, entry in layout.read(first).items():
+        if not torch.equal(entry.cpu(), initial[name]):
             raise UsageError(
                 f"--model {config.model}: {name!r} holds {initial[name].dtype} numbers that "
                 f"{layout.dtype}, the model's, cannot; register it with persistent=False"
@@ -563,27 +584,59 @@ def _normalisation(config: Config, dataset: Dataset) -> tuple[tuple[float, ...],
 
 
 def _work(config: Config, dataset: Dataset, *, draws: bool) -> Work:
+    augmentations = _augmentations(config, dataset)
+    augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
+    return Work(
+        config.batch_size,
+        config.local_epochs,
+        config.local_steps,
+        tuple(augmentations),
+        drop_last=config.drop_last,
+    )
+
+
+def _augmentations(config: Config, dataset: Dataset) -> list[Augmentation]:
     augment: str = config.augment
     if augment == "auto":
         augment = AUGMENTATIONS.get(config.dataset, "none")
-    side = min(dataset.train_images.shape[-2:])
-    if config.cutout > side:
-        raise UsageError(f"--cutout {config.cutout}: the images' side is {side} pixels")
     of_text = {} if augment == "none" else keys.augmentations(augment)
     augmentations: list[Augmentation] = []
     augmentations += [Crop(CROP_PADDING)] if "crop" in of_text else []
     if "scale" in of_text:
         low, high, *size = of_text["scale"]
         augmentations += [Scale(low, high, (int(size[0]), int(size[1])) if size else None)]
-    augmentations += [_rotation(config, dataset)] if config.client_rotations else []
+    if "resized_crop" in of_text:
+        low, high, height, width = of_text["resized_crop"]
+        augmentations += [ResizedCrop(low, high, (int(height), int(width)))]
+    shape = _shape_after(augmentations, dataset)
+    if config.cutout > min(shape):
+        raise UsageError(f"--cutout {config.cutout}: the images' side is {min(shape)} pixels")
+    augmentations += [_rotation(config, *shape)] if config.client_rotations else []
     augmentations += [Flip()] if "flip" in of_text else []
+    augmentations += [Mirror()] if "mirror" in of_text else []
+    augmentations += [Double()] if "double" in of_text else []
     augmentations += [Jitter(*of_text["jitter"])] if "jitter" in of_text else []
     noise = config.client_noise
     augmentations += [Noise(noise, config.clients)] if noise else []
     augmentations += [Cutout(config.cutout)] if config.cutout else []
     augmentations += [Mixup(config.mixup)] if config.mixup else []
-    augmentations += [Keys()] if draws else []  # last: the rest of a plan is the same without them
-    return Work(config.batch_size, config.local_epochs, config.local_steps, tuple(augmentations))
+    return augmentations
+
+
+def _shape_after(augmentations: Sequence[Augmentation], dataset: Dataset) -> tuple[int, int]:
+    """Return height and width of training images once they are augmented."""
+    _, height, width = dataset.shape
+    for augmentation in augmentations:
+        height, width = augmentation.shape((height, width))
+    return height, width
+
+
+def _as_trained_on(train: Images, work: Work, seed: int) -> Batch:
+    """Return a mini-batch of two images (of one, twice) as clients see them."""
+    rows = torch.arange(2) % len(train)
+    two = Work(len(rows), augmentations=work.augmentations).of(0)
+    plan = make_plan(rows, two, (train.height, train.width), torch_generator(seed, "dry pass"))
+    return train.batch(plan.to(train.padded.device), 0)
 
 
 def _check_work(config: Config, work: Work, partition: Partition) -> None:
@@ -593,7 +646,7 @@ def _check_work(config: Config, work: Work, partition: Partition) -> None:
     if not math.isfinite(config.local_epochs * most):
         images = math.inf
     else:
-        images = work.steps(most) * min(config.batch_size, most)
+        images = work.steps(most) * max(work.cut(most), default=0)
     if images > MOST_IMAGES:
         raise UsageError(
             f"{flag(key)} {getattr(config, key):g}: a client would take {images:.3g} images "
@@ -601,13 +654,13 @@ def _check_work(config: Config, work: Work, partition: Partition) -> None:
         )
 
 
-def _check_mini_batches(config: Config, partition: Partition, least: int) -> None:
+def _check_mini_batches(config: Config, partition: Partition, least: int, copies: int) -> None:
     """Raise UsageError where a client has too few images for the model's BatchNorm."""
     if least == 1:
         return
     if config.batch_size < least:
         raise UsageError(f"--batch-size 1: the BatchNorm of --model {config.model} needs 2")
-    if few := int((partition.sizes < least).sum()):
+    if few := int((partition.sizes * copies < least).sum()):
         raise UsageError(
             f"--model {config.model}: its BatchNorm cannot train on one image, and {few} of "
             f"{config.clients} clients hold fewer than {least}; give fewer --clients or another "
@@ -615,9 +668,8 @@ def _check_mini_batches(config: Config, partition: Partition, least: int) -> Non
         )
 
 
-def _rotation(config: Config, dataset: Dataset) -> Rotation:
+def _rotation(config: Config, height: int, width: int) -> Rotation:
     rotation = Rotation(tuple(map(float, config.client_rotations.split(","))))
-    height, width = dataset.train_images.shape[-2:]
     if height != width and any(round(angle / 90) % 2 for angle in rotation.angles):
         raise UsageError(
             f"--client-rotations {config.client_rotations}: images of {height} x {width} pixels "
@@ -630,7 +682,7 @@ def _lifelong(config: Config, dataset: Dataset, partition: Partition) -> lifelon
     """Return which classes are learnt when, where that is asked for."""
     if not config.lifelong:
         return None
-    if dataset.train_labels.dim() != 1:
+    if len(dataset.train_labels.shape) != 1:
         raise UsageError(
             f"--lifelong {config.lifelong}: needs one label an image; {dataset.name} has masks"
         )
@@ -649,9 +701,3 @@ def _says_nothing(make: Any, given: Collection[str]) -> bool:
     parameters = inspect.signature(make).parameters
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return any_keyword and not inspect.isclass(make) and not set(given) & set(parameters)
-
-
-def _needs_folder(function: Any) -> bool:
-    """Return whether its first parameter must be given: a default is the function's own."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    return first is not None and first.default is first.empty

@@ -20,7 +20,8 @@ from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
 from fedsam.simulate.build import new_gradients, new_trainer, pinned
-from fedsam.simulate.run import Outcome, new_threads, play_out, sampling
+from fedsam.simulate.opening import tell
+from fedsam.simulate.run import Outcome, new_threads, play_out, upcoming
 from fedsam.training.batched import stacked
 from fedsam.training.client import ClientJob, Failed, Result, Trainer
 
@@ -70,8 +71,9 @@ def run_together(
         every = [
             new_threads(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)
         ]
-        for threads in every:
+        for config, threads in zip(configs, every, strict=True):
             leaving.callback(threads.close)
+            tell(config, threads.trainer)
         _check_frozen(configs, [trainer for trainer, _ in made])
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
@@ -82,7 +84,7 @@ def run_together(
         def play(number: int) -> Outcome:
             config, threads = configs[number], every[number]
             executor = SharedExecutor(
-                rendezvous, number, BatchedRun(threads.trainer, sampling(config, threads.trainer))
+                rendezvous, number, BatchedRun(threads.trainer, upcoming(config, threads.trainer))
             )
             nodes, start = range(config.clients), made[number][1]
             with one_compute_thread(), closing(executor):

@@ -40,7 +40,8 @@ from fedsam.simulate.build import (
     new_trainer,
     pinned,
 )
-from fedsam.simulate.groups import EvaluationGroups
+from fedsam.simulate.groups import ByNumber, EvaluationGroups
+from fedsam.simulate.opening import tell
 from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
@@ -115,6 +116,7 @@ def run(
         leaving.enter_context(computing(trainer))
         threads = new_threads(config, trainer, stop)
         leaving.callback(threads.close)
+        tell(config, trainer)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
             holders = owners(config.node_keys, config.clients) if config.node_keys else None
@@ -128,7 +130,7 @@ def run(
             executor.wait_for_one()
             grid = LocalGrid(threads, executor)
         elif gradients := new_gradients(config, trainer):
-            run = BatchedRun(trainer, sampling(config, trainer))
+            run = BatchedRun(trainer, upcoming(config, trainer))
             grid = LocalGrid(threads, BatchedExecutor(BatchedPrograms(threads, gradients), run))
         else:
             grid = LocalGrid(threads)
@@ -138,7 +140,8 @@ def run(
 def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     """Return the threads that evaluate, and train where nobody else does."""
     on_cpu = trainer.layout.device.type == "cpu"
-    return ThreadExecutor(trainer, (config.threads or cores()) if on_cpu else 1, stop)
+    threads = (config.threads or cores()) if on_cpu else 1
+    return ThreadExecutor(trainer, threads, stop, upcoming(config, trainer))
 
 
 def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
@@ -162,6 +165,12 @@ def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:
         return [client for client, stayed in zip(cohort, stays, strict=True) if stayed]
 
     return sample
+
+
+def upcoming(config: Config, trainer: Trainer) -> Callable[[int], list[int]]:
+    """Return the run's most likely cohort, as a function of the round; after the last none."""
+    sample = sampling(config, trainer)
+    return lambda round: sample(round) if round <= config.rounds else []
 
 
 def play_out(
@@ -353,7 +362,8 @@ class RunLoop:
                 self.folder.save_model(files.model_after(number), self._evaluated())
         self.write(line)
         self.done = number
-        value = line.get(headline_of(self.threads.trainer.task))
+        headline = headline_of(self.threads.trainer.task)
+        value = line.get(metrics.of_validation(headline) if self.config.validation else headline)
         return "" if value is None else self.state.stop.reason(value)
 
     def _evaluated(self) -> VectorRecord:
@@ -372,7 +382,11 @@ class RunLoop:
         whole, by_group = self.threads.evaluate_by_group(state, trainer.test, self.groups.places)
         if not math.isfinite(whole[metrics.LOSS]):
             log.warning("round %d: the test loss is not finite", round)
-        told = self.groups.told(by_group, round)
+        beside: ByNumber = {}
+        if trainer.beside:
+            images = trainer.beside.images
+            _, beside = self.threads.evaluate_by_group(state, images, self.groups.beside)
+        told = self.groups.told(by_group, beside, round)
         return {**metrics.named(headline_of(trainer.task)), **whole, **told}
 
     def _gather(self) -> Snapshot:
@@ -406,7 +420,10 @@ class RunLoop:
         test = self.threads.trainer.test
         rows = torch.linspace(0, len(test) - 1, min(SHOWN, len(test))).long()
         answers = self.threads.answers(model.state, test, rows) if test.aligned else None
-        return None if answers is None else (test.raw[rows], test.targets[rows], answers)
+        if answers is None:
+            return None
+        shown = test.only(rows)
+        return shown.raw, shown.targets, answers
 
 
 def drift_of(turn: Round) -> dict[str, float]:

@@ -6,6 +6,7 @@ if TYPE_CHECKING:  # who asks for a headline needs no torch
     from torch import Tensor
 
 HEADLINE = "accuracy"  # of a task that names none
+ABBREVIATIONS = {"miou": "mIoU"}  # headlines that are no words
 
 
 @runtime_checkable

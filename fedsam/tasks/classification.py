@@ -17,7 +17,7 @@ class Classification:
     def check(self, dataset: Any) -> None:
         """Raise UsageError where targets are no labels, one an image."""
         for targets in (dataset.train_labels, dataset.test_labels):
-            if targets.dim() != 1:
+            if len(targets.shape) != 1:
                 raise UsageError(
                     f"--task classification: {dataset.name} has masks {tuple(targets.shape)}, not "
                     "one label an image"

@@ -54,12 +54,14 @@ class Program:
     ) -> None:
         first = trainers[0]
         self.trainers = trainers
-        self.images = first.train
+        self.source = first.train
         self.layout = first.layout
         self.packing = Packing(first.work)
         self.augmentations = first.work.augmentations
         clients = len(trainers)
         steps, width = (max(sizes) for sizes in zip(*map(_shape, trainers), strict=True))
+        most = max(int(trainer.partition.sizes.max()) for trainer in trainers)
+        self.images = self.source.room(clients * min(most, steps * width))  # a graph knows where
         device, dtype, P = self.layout.device, self.layout.dtype, self.layout.trainable
         shape = (self.packing.planes, clients, steps, width)
         pinned = device.type == "cuda"
@@ -93,7 +95,7 @@ class Program:
         """Hand all steps of a round to the device; does not wait for a GPU."""
         self._jobs = jobs
         self._drawn.reverse()
-        self.packing.pack(plans, self._drawn[0])
+        self.packing.pack(self._at_hand(plans), self._drawn[0])
         lengths = [len(plan) for plan in plans]
         phase = [method.at(job.round) for method, job in zip(self.methods, jobs, strict=True)]
         if phase != self._phase:
@@ -121,6 +123,18 @@ class Program:
             )
             for k, (trainer, job) in enumerate(zip(self.trainers, self._jobs, strict=True))
         ]
+
+    def _at_hand(self, plans: Sequence[Plan]) -> Sequence[Plan]:
+        """Bring the images that plans take to the device; return the plans by their new rows."""
+        if self.images is self.source:
+            return plans
+        moved, begin = [], 0
+        for plan in plans:
+            images, at_hand = self.source.at_hand(plan)
+            self.images.put(begin, images)
+            moved.append(at_hand.at(at_hand.indices + begin))
+            begin += len(images)
+        return moved
 
     def _take_up(self, phase: list[Method]) -> None:
         """Train by these methods from now on: the first round's, or those after a switch."""

@@ -60,6 +60,13 @@ class Failed(NamedTuple):
     reason: str
 
 
+class Beside(NamedTuple):
+    """Images that are neither trained on nor of the test set, and groups of their rows by name."""
+
+    images: Images
+    groups: Groups
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Data, split, model and method of a run's clients.
@@ -94,6 +101,8 @@ class Trainer:
         Which classes are learnt when; None: all, always.
     groups : mapping
         Rows of the test set, int64 (n,), by the name of what they have in common.
+    beside : Beside, optional
+        Further images that the model is evaluated on.
     local_statistics : bool
         What lies behind w (BatchNorm statistics) stays with each client, which begins with the
         global state's; SiloBN (Andreux et al., DCL 2020).
@@ -114,6 +123,7 @@ class Trainer:
     stragglers: float = 0.0
     lifelong: Lifelong | None = None
     groups: Groups = field(default_factory=dict)
+    beside: Beside | None = None
     local_statistics: bool = False
 
     @property
@@ -160,6 +170,11 @@ class Trainer:
         taken = self._taken(client, round, len(plan))
         return plan.first(taken) if taken < len(plan) else plan
 
+    def expect(self, clients: Sequence[int], round: int) -> None:
+        """Let the images that clients train on in a round to come be read meanwhile."""
+        order = [clients[n] for n in longest_first([self.steps(client) for client in clients])]
+        self.train.expect(self.plan(client, round).indices for client in order)
+
     def drawing(self, purpose: str, *numbers: int) -> AbstractContextManager[None]:
         """Return what a forward pass runs in: the key's numbers, if the model draws any."""
         return global_streams(self.seed, purpose, *numbers) if self.draws else nullcontext()
@@ -174,13 +189,13 @@ class Trainer:
     def train_client(self, network: FlatModule, job: ClientJob) -> Result:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
-        plan = self.plan(client, round).to(self.layout.device)
+        images, plan = self.train.at_hand(self.plan(client, round))
         P = self.layout.trainable
         result = train_client(
             network,
             self.own_state(state, memory),
-            plan,
-            self.train,
+            plan.to(self.layout.device),
+            images,
             self.task,
             self.method,
             round=round,

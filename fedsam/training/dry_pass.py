@@ -1,4 +1,4 @@
-"""A pass over two images before anything is written: what a model cannot do is said then."""
+"""A pass over a few images before anything is written: what a model cannot do is said then."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -49,8 +49,10 @@ def initialise_lazy_layers(module: nn.Module, shape: Sequence[int], name: str) -
         module.train(training)
 
 
-def dry_pass(network: FlatModule, task: Task, batch: Batch, classes: int, name: str) -> Needs:
-    """Train and evaluate on a mini-batch, and forget it; return what the model needs.
+def dry_pass(
+    network: FlatModule, task: Task, batch: Batch, tests: Batch, classes: int, name: str
+) -> Needs:
+    """Train on a mini-batch, evaluate on another, and forget it; return what the model needs.
 
     Parameters
     ----------
@@ -58,8 +60,8 @@ def dry_pass(network: FlatModule, task: Task, batch: Batch, classes: int, name: 
         The model, whose values are used up.
     task : Task
         What its output means.
-    batch : Batch
-        Two images.
+    batch, tests : Batch
+        Two images each: as clients train on them, and as they are evaluated on.
     classes : int
         Numbers that the output holds of an image, at least; 0: whatever the task reads.
     name : str
@@ -94,7 +96,7 @@ def dry_pass(network: FlatModule, task: Task, batch: Batch, classes: int, name: 
                 f"--model {name}: its gradient cannot be taken: {one_line(error)}"
             ) from error
         with torch.no_grad():
-            total = task.statistics(forward(batch.images, training=False), batch.targets)
+            total = task.statistics(forward(tests.images, training=False), tests.targets)
         _check_metrics(task, task.metrics(total))
 
     before, frozen = network.carried(), network.layout.digest

@@ -181,9 +181,12 @@ class Loss(Part, ABC):
     ----------
     draws : bool
         Whether it is random: then ``batch.uniform()`` has numbers for it.
+    one_answer : bool
+        Whether it is for outputs (B, classes) alone, one answer an image.
     """
 
     draws: bool = False
+    one_answer: bool = False
 
     @abstractmethod
     def value(self, model: Model, batch: Batch, task: Task) -> Tensor:

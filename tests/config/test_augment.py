@@ -4,7 +4,7 @@ import pytest
 
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
-from fedsam.data.augment import Crop, Flip, Jitter, Scale
+from fedsam.data.augment import Crop, Double, Flip, Jitter, Mirror, ResizedCrop, Scale
 from fedsam.data.datasets import Dataset
 from fedsam.simulate.build import _work, load_dataset
 
@@ -17,6 +17,9 @@ from fedsam.simulate.build import _work, load_dataset
         ("flip+crop", (Crop(4), Flip())),  # in the order of what they do, not of the text
         ("jitter(0.4) + scale(0.5, 1.5)", (Scale(0.5, 1.5), Jitter(0.4))),
         ("scale(1,2,4,6)", (Scale(1, 2, (4, 6)),)),
+        ("jitter(0.4)+mirror", (Mirror(), Jitter(0.4))),
+        ("double+flip", (Flip(), Double())),
+        ("resized_crop(0.5,2,4,6)", (ResizedCrop(0.5, 2, (4, 6)),)),
         (["flip", "jitter(1)"], (Flip(), Jitter(1.0))),
     ],
 )
@@ -31,7 +34,7 @@ def test_a_text_is_what_it_says(text, means):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("mirror", "'mirror' must be one of crop, flip, scale, jitter"),
+        ("turn", "'turn' must be one of crop, flip, mirror, double, scale, resized_crop, jitter"),
         ("crop+crop", "'crop' must be one of .* and come once"),
         ("crop(4)", "crop, without numbers"),
         ("jitter", r"jitter\(strength\)"),
@@ -43,6 +46,10 @@ def test_a_text_is_what_it_says(text, means):
         ("scale(1,2,3.5,4)", r"scale\(low,high\)"),
         ("scale(0.5,1.5", "is no name with numbers"),
         ("scale(a,b)", "is no name with numbers"),
+        ("resized_crop(0.5,2)", r"resized_crop\(low,high,height,width\)"),
+        ("mirror(2)", "mirror, without numbers"),
+        ("flip+mirror", "flip and mirror: give one of them"),
+        ("scale(1,2)+resized_crop(1,2,3,4)", "scale and resized_crop: give one of them"),
         ("", "must be one of"),
         (3, "valid string"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsam.base.randomness import torch_generator
-from fedsam.data.augment import Crop, Cutout, Flip, Jitter, Mixup, Rotation, Scale
+from fedsam.data.augment import Crop, Cutout, Flip, Jitter, Mixup, ResizedCrop, Rotation, Scale
 from fedsam.data.images import Images
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
@@ -104,6 +104,57 @@ def test_a_scaled_window_is_read_where_the_formula_says(between, size):
         assert ((said % WIDTH)[inside] - column[inside]).abs().max() <= 0.501
         some.add(round(s, 6))
     assert len(some) == (1 if between[0] == between[1] else 40)
+
+
+def boxes(crop, shape, many):
+    work = Work(many, 1.0, augmentations=(crop,))
+    plan = make_plan(torch.arange(many), work, shape, torch_generator(6, "plan"))
+    return plan.choices["box"][0]
+
+
+def test_a_box_is_stretched_to_the_window_and_its_mask_with_it():
+    rows, columns = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    pixels = torch.stack([columns, rows]).to(torch.uint8)[None]
+    masks = (rows * WIDTH + columns).to(torch.uint8)[None]
+    work = Work(1, 40.0, augmentations=(ResizedCrop(0.2, 1.5, (5, 9)),))
+    plan = make_plan(torch.arange(1), work, (HEIGHT, WIDTH), torch_generator(3, "plan"))
+    images = images_of(pixels=pixels, masks=masks)
+    for step in range(len(plan)):
+        batch, box = images.batch(plan, step), plan.choices["box"][step, 0].double()
+        where = []
+        for axis, (side, window) in enumerate(((HEIGHT, 5), (WIDTH, 9))):
+            assert 0 <= box[axis] <= side - box[2 + axis]
+            steps = (torch.arange(window).double() + 0.5) / window
+            where.append((box[axis] + steps * box[2 + axis] - 0.5).clamp(0, side - 1))
+        row, column = torch.meshgrid(*where, indexing="ij")
+        red, green = batch.images[0]
+        torch.testing.assert_close(red, column, rtol=0, atol=1e-5)
+        torch.testing.assert_close(green, row, rtol=0, atol=1e-5)
+        said = batch.targets[0].long()
+        assert (said != IGNORE).all()
+        assert ((said // WIDTH) - row).abs().max() <= 0.501
+        assert ((said % WIDTH) - column).abs().max() <= 0.501
+
+
+@pytest.mark.parametrize("shape", [(1024, 1856), (96, 96), (200, 60)])
+def test_boxes_are_torchvisions(shape):
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    ours = boxes(ResizedCrop(0.5, 2.0, (512, 928)), shape, 2000)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = RandomResizedCrop((512, 928), scale=(0.5, 2.0))
+        image = torch.zeros(1, *shape)
+        drawn = [theirs.make_params([image]) for _ in range(2000)]
+    expected = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in drawn]).float()
+    sides = torch.tensor([*shape, *shape])
+    for moment in (lambda x: x.mean(0), lambda x: x.std(0)):
+        torch.testing.assert_close(
+            moment(ours / sides), moment(expected / sides), rtol=0, atol=0.015
+        )
+    whole = (ours == ours.mode(0).values).all(1).float().mean()  # of those that did not fit
+    theirs_whole = (expected == expected.mode(0).values).all(1).float().mean()
+    assert float(whole) == pytest.approx(float(theirs_whole), abs=0.04)
 
 
 def test_jitter_is_torchvisions_three_changes_in_a_row():

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from fedsam.base.errors import UsageError
 from fedsam.data.datasets import check
-from fedsam.data.sources.idx import DEBIAN
 from fedsam.data.sources.load import load
+from fedsam.data.sources.published import DEBIAN
 
 fashion = pytest.mark.skipif(
     not (DEBIAN / "fashion-mnist").is_dir(),
@@ -234,7 +234,11 @@ def masks(side):
         ),
         ({"test_labels": torch.zeros(5, dtype=torch.int64)}, "355 images, 5 labels"),
         ({"test_labels": torch.full((355,), 10)}, r"test_labels must lie in 0\.\.9"),
-        ({"test_images": torch.zeros(355, 1, 9, 9, dtype=torch.uint8)}, "images of"),
+        (
+            {"test_images": torch.zeros(355, 3, 8, 8, dtype=torch.uint8)},
+            "images of 1 channels for training and 3 for testing",
+        ),
+        ({"test_labels": masks(8)}, "test_labels are masks: give test_classes, what splits sort"),
         ({"mean": (0.1, 0.2)}, "mean must have 1 entries"),
         ({"mean": 0.1}, "mean must have 1 entries"),
         ({"mean": (float("nan"),)}, "mean must be finite"),
@@ -257,7 +261,8 @@ def test_masks_of_the_images_size_and_groups_are_taken():
     held[0] = 255
     groups = {"first": torch.arange(9), "all": torch.arange(355)}
     digits = load("digits", Path("unused"))
-    check(replace(digits, test_labels=held, ignore=255, test_groups=groups))
+    whole = replace(digits, test_labels=held, test_classes=torch.zeros(355, dtype=torch.int64))
+    check(replace(whole, ignore=255, test_groups=groups))
     with pytest.raises(UsageError, match=r"test_labels must lie in 0\.\.9"):
         check(replace(digits, test_labels=held, test_groups=groups))
 
@@ -265,3 +270,33 @@ def test_masks_of_the_images_size_and_groups_are_taken():
 def test_what_is_no_data_set_is_refused():
     with pytest.raises(UsageError, match="must return a fedsam"):
         check(3)
+
+
+OPTIONS = """
+from fedsam.data.sources.load import load
+def only(first=3, *, last=7):
+    return load("digits", None) if (first, last) == (3, 9) else [first, last]
+def rooted(root, *, last):
+    return [root, last]
+def open_ended(**more):
+    return load("digits", more.pop("root", None))
+"""
+
+
+def test_options_are_arguments_of_a_function_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine_options.py").write_text(OPTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def said(name, **options):
+        with pytest.raises(UsageError) as caught:
+            load(f"mine_options:{name}", tmp_path, options)
+        return str(caught.value)
+
+    assert load("mine_options:only", tmp_path, {"last": 9}).name == "digits"
+    assert load("mine_options:open_ended", tmp_path, {"root": None}).name == "digits"
+    told = "--dataset-options: mine_options:only has no option 'lats' (did you mean 'last'?); "
+    assert said("only", lats=9) == f"{told}it takes: first, last"
+    assert said("rooted", last=1).startswith(f"--dataset [{tmp_path!r}, 1]: the function must ret")
+    assert "it takes: last" in said("rooted", root=1)  # which is --data-root
+    with pytest.raises(TypeError, match="last"):  # the function's own complaint
+        load("mine_options:rooted", tmp_path)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from fedsam.base.randomness import torch_generator
-from fedsam.data.augment import Augmentation, Crop, Cutout, Flip, Keys, Mixup
+from fedsam.data.augment import Augmentation, Crop, Cutout, Double, Flip, Keys, Mirror, Mixup
 from fedsam.data.images import Images
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
@@ -63,6 +64,37 @@ def test_a_mini_batch_too_small_joins_the_one_before_it(images, batch, least, st
         rows = plan_of(range(images), work).indices
         seen = [rows[step, :size] for step, size in enumerate(sizes)]
         assert sorted(torch.cat(seen).tolist()) == sorted([*range(images)] * 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.sampled_from([1, 2]))
+def test_a_short_last_mini_batch_is_left_out_as_by_pytorchs_loader(images, batch, least, copies):
+    augmentations = (Mirror(),) if copies == 2 else ()
+    work = Work(max(batch, least), 3.0, augmentations=augmentations, least=least, drop_last=True)
+    plan = plan_of(range(images), work)
+    loader = DataLoader(range(copies * images), work.batch_size, drop_last=True)
+    if len(loader):
+        assert plan.sizes == [work.batch_size] * 3 * len(loader)
+    else:  # there it would train on nothing, here on what it has
+        assert plan.sizes == [copies * images] * 3 * (copies * images >= least)
+    assert len(plan) == work.steps(images)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 9), st.sampled_from([Mirror(), Double()]))
+def test_an_epoch_of_copies_has_each_image_twice_and_maybe_one_of_them_mirrored(
+    images, batch, twice
+):
+    plan = plan_of(range(100, 100 + images), Work(batch, 2.0, augmentations=(twice,)))
+    mirrored = plan.choices.get("flip", torch.zeros_like(plan.indices, dtype=torch.bool))
+    seen = [
+        (int(row), bool(flip))
+        for step, size in enumerate(plan.sizes)
+        for row, flip in zip(plan.indices[step, :size], mirrored[step, :size], strict=True)
+    ]
+    second = isinstance(twice, Mirror)
+    epoch = [(row, flip) for row in range(100, 100 + images) for flip in (False, second)]
+    assert sorted(seen[: 2 * images]) == sorted(seen[2 * images :]) == epoch
 
 
 def test_partners_are_shuffled_anew_in_each_mini_batch():

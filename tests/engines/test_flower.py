@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 
 from fedsam import client_app, server_app
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.config.schema import Config, empty_run_config, from_run_config, keys
+from fedsam.config.schema import PATHS, Config, empty_run_config, from_run_config, keys
+from fedsam.data.sources.load import LISTINGS
 from fedsam.engines import flower
 from fedsam.engines.flower import RollCall
 from fedsam.messages import CONFIG, PARTITION
@@ -210,6 +211,16 @@ def test_relative_paths_are_refused(key):
     with pytest.raises(UsageError, match=f"^--{key} some/where: .* give an absolute path$"):
         from_run_config({"partition": "csv"} | given("some/where"))
     from_run_config({"partition": "csv"} | given("/some/where"))
+
+
+def test_relative_paths_of_data_sets_are_refused():
+    assert {kind.partition(":")[0] for kind in LISTINGS} == set(PATHS)
+    for dataset in ["packed/mine", *(f"{kind}:mine" for kind in PATHS)]:
+        place = dataset.rpartition(":")[2]
+        with pytest.raises(UsageError, match=f"^--dataset {place}: .* give an absolute path$"):
+            from_run_config({"dataset": dataset})
+        from_run_config({"dataset": dataset.replace(place, f"/{place}")})
+    from_run_config({"dataset": "mine:make"})
 
 
 def test_a_wrong_value_is_one_line_first(caplog):

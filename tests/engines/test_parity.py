@@ -53,6 +53,10 @@ METHODS = {
         },
         0.12,
     ),
+    "a domain left out": (
+        {"dataset": "rotated-digits", "partition": "domains", "leave_out": "75", "validation": 0.1},
+        0.12,
+    ),
 }
 
 
@@ -149,6 +153,7 @@ ENGINES = {
 NEEDLESS = {
     *((e, "asam on scaffold") for e in ("ray-2-actors", "flower")),
     ("flower", "fedasam"),
+    ("local-2-threads", "a domain left out"),
 }
 CASES = [pair for pair in itertools.product(ENGINES, METHODS) if pair not in NEEDLESS]
 

@@ -136,11 +136,30 @@ def test_resnet18_with_imagenets_first_layers_is_torchvisions():
     )
 
 
+def test_mobilenet_v2_with_imagenets_strides_is_torchvisions():
+    theirs = models.mobilenet_v2(num_classes=2028)
+    mine = new("mobilenet_v2", (3, 64, 64), 2028, norm="batch", strides="imagenet")
+    mine.net.load_state_dict(theirs.state_dict())
+    assert parameters(mine) == 4_821_740  # Landmarks-User-160k's
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(mine.eval()(x), theirs.eval()(x))
+    with pytest.raises(ValueError, match=r"needs images of 32 x 32 .*, got 31 x 40"):
+        new("mobilenet_v2", (3, 31, 40), strides="imagenet")
+    assert new("mobilenet_v2", (1, 32, 40), strides="imagenet")(
+        torch.zeros(2, 1, 32, 40)
+    ).shape == (
+        2,
+        10,
+    )
+
+
 def test_options_of_the_norm_are_checked():
     with pytest.raises(ValueError, match="outputs: must be at least the classes, 10, got 3"):
         new("resnet18", outputs=3)
     with pytest.raises(ValueError, match="first: must be small or imagenet, got 'large'"):
         new("resnet18", first="large")
+    with pytest.raises(ValueError, match="strides: must be small or imagenet, got 'large'"):
+        new("mobilenet_v2", strides="large")
     with pytest.raises(ValueError, match="norm: must be group, batch, none, got 'layer'"):
         new("resnet20", norm="layer")
     with pytest.raises(ValueError, match="groups: must be at least 1, got 0"):

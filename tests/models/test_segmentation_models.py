@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fedsam.models.bisenet_v2 import BisenetV2
 from fedsam.models.lraspp import Lraspp
@@ -27,6 +28,24 @@ def test_sizes_of_the_small_ones():
     assert parameters(Lraspp((3, 64, 64), 19)) == 3_221_198
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(("stride", "dilations"), [(4, (1, 2, 4, 8)), (2, ())])
+def test_scenes_cnn_sees_as_far_as_its_dilations_say(stride, dilations, norm):
+    options = {"width": 4, "stride": stride, "dilations": dilations, "norm": norm}
+    network = ScenesCnn((1, 160, 160), 3, **options).eval()
+    for parameter in network.parameters():  # so that no ReLU hides anything
+        parameter.data.abs_()
+    images = torch.ones(1, 1, 160, 160, requires_grad=True)
+    logits = network(images)
+    assert logits.shape == (1, 3, 160, 160)
+    if norm == "group":  # it sees all of the image
+        return
+    logits[0, :, 80, 80].sum().backward()
+    rows = images.grad[0, 0].any(1).nonzero()[:, 0]
+    # the stem's kernel, and a stride to both sides for each step of a tap
+    assert int(rows[-1] - rows[0]) + 1 == 2 * stride + 2 * stride * sum(dilations)
+
+
 @pytest.mark.parametrize("sides", [(64, 96), (45, 70)])
 def test_logits_have_the_images_size_and_every_head_learns(sides):
     network = BisenetV2((3, *sides), 5, dropout=0.0)
@@ -37,6 +56,20 @@ def test_logits_have_the_images_size_and_every_head_learns(sides):
     assert all(bool(p.grad.abs().sum() > 0) for p in network.parameters())
     network.eval()
     assert network(images).shape == (6, 5, *sides)
+
+
+def test_bisenet_v2_is_tested_on_smaller_images_if_asked_to():
+    torch.manual_seed(0)
+    network = BisenetV2((3, 128, 192), 3, heads=0, dropout=0.0, test_scale=0.5)
+    whole = BisenetV2((3, 64, 96), 3, heads=0, dropout=0.0)
+    whole.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    larger = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    smoothed = F.interpolate(larger, (64, 96), mode="bilinear", antialias=True)
+    half = whole.eval()(smoothed)
+    expected = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(network.eval()(larger), expected)
+    torch.testing.assert_close(network.train()(larger), whole.train()(larger))
 
 
 def test_bisenet_v2_sees_no_padding_where_there_is_none():
@@ -68,7 +101,9 @@ def test_lraspp_is_torchvisions_with_a_norm_of_choice(norm):
 def test_what_the_networks_cannot_take_is_said():
     with pytest.raises(ValueError, match="3 channels, got 1"):
         Lraspp((1, 40, 40), 4)
-    with pytest.raises(ValueError, match="sides must be even"):
+    with pytest.raises(ValueError, match="sides must be divisible by 2"):
         ScenesCnn((1, 7, 8), 4)
     with pytest.raises(ValueError, match="heads must be 4 or 0"):
         BisenetV2((3, 64, 64), 4, heads=2)
+    with pytest.raises(ValueError, match=r"test_scale must lie in \(0, 1\], got 2"):
+        BisenetV2((3, 64, 64), 4, test_scale=2)

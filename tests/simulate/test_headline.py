@@ -143,7 +143,7 @@ def test_groups_worst_and_gap_are_those_of_a_naive_evaluation(folder):
         naive[name] = sum(recalls) / len(recalls)
         assert line["groups"][name]["mean_recall"] == pytest.approx(naive[name], rel=1e-12)
     assert line["worst"] == pytest.approx(min(naive.values()))
-    assert line["gap"] == pytest.approx(max(naive.values()) - min(naive.values()))
+    assert line["gap"] == pytest.approx(naive["seen"] - naive["unseen"])  # of this name
     late = [one["groups"]["seen"]["mean_recall"] for one in lines_of(folder)[1:]]
     assert run.summary["groups"]["seen"] == pytest.approx(sum(late) / len(late))
     assert run.summary["worst"] == min(run.summary["groups"].values())
@@ -248,7 +248,7 @@ def test_a_table_of_two_headlines_names_both_and_draws_each_apart(tmp_path):
         )
         (other / name).write_text(marked)
     table = ResultTable([load(tmp_path / "a"), load(other)])
-    assert table.title(()) == "accuracy or miou"
+    assert table.title(()) == "accuracy or mIoU"
     assert math.isnan(load(other).accuracy)
     assert load(other).final == pytest.approx(0.6)
     charts = {chart.name: chart for chart in all_charts(table, None)}
@@ -283,8 +283,13 @@ def test_taus_go_by_each_runs_headline(tmp_path):
 
 
 def test_what_is_not_finite_in_a_group_is_null_and_left_out_of_the_worst(tmp_path, quick):
-    assert metrics.worst_and_gap([0.5, math.nan, None, 0.75]) == {"worst": 0.5, "gap": 0.25}
-    assert metrics.worst_and_gap([math.nan]) == {"worst": None, "gap": None}
+    assert metrics.worst_and_gap({"a": 0.5, "b": math.nan, "c": None, "d": 0.75}) == {
+        "worst": 0.5,
+        "gap": 0.25,
+    }
+    assert metrics.worst_and_gap({"a": math.nan}) == {"worst": None, "gap": None}
+    apart = {"seen": 0.5, "unseen": 0.75, "a": 0.25}
+    assert metrics.worst_and_gap(apart) == {"worst": 0.25, "gap": -0.25}
     lines = [
         {"round": 1, "accuracy": 0.5, "groups": {"a": {"accuracy": 0.25}, "b": {"accuracy": None}}},
         {"round": 2, "accuracy": 0.5, "groups": {"a": {"accuracy": 0.75}, "b": {"accuracy": None}}},

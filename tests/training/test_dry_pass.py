@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
+from fedsam.data.datasets import Dataset
 from fedsam.simulate.build import new_trainer
 from fedsam.tasks.classification import Classification
 
@@ -91,6 +92,15 @@ class Few(Base):
 class Map(Base):
     def forward(self, x):
         return super().forward(x)[:, :, None]
+
+
+class OfAnySize(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc = nn.Linear(1, classes)
+
+    def forward(self, x):
+        return self.fc(x.mean((1, 2, 3))[:, None])
 
 
 class Larger(Base):
@@ -179,7 +189,8 @@ class PerBatch(Classification):
 
 
 def made(model, **keys):
-    given = {"model": model if ":" in model else f"{HERE}:{model}", "clients": 8}
+    named = ":" in model or model == "scenes-cnn"
+    given = {"model": model if named else f"{HERE}:{model}", "clients": 8}
     return new_trainer(resolve(given | {"clients_per_round": 4} | keys))
 
 
@@ -286,3 +297,43 @@ def test_whole_numbers_are_kept_or_refused():
     assert first.layout.read(first.state)["count"] == 2**24
     with pytest.raises(UsageError, match=r"'count' holds torch.int64 numbers that torch.float32"):
         made("Counting", model_options={"count": 2**24 + 1})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"augment": "scale(1,1,6,8)"},
+            "--model {}:Base: cannot take images of 1 x 8 x 8 in eval mode: mat1 and mat2",
+        ),
+        (
+            {"augment": "scale(1,1,6,8)", "client_rotations": "0,90"},
+            "--client-rotations 0,90: images of 6 x 8 pixels cannot be turned on their side",
+        ),
+        ({"augment": "scale(1,1,4,8)", "cutout": 5}, "--cutout 5: the images' side is 4 pixels"),
+        (
+            {"dataset": "digit-scenes", "model": "scenes-cnn", "augment": "scale(0.5,1,7,8)"},
+            "images of 7 x 8: sides must be divisible by 2",
+        ),
+    ],
+)
+def test_a_window_that_does_not_fit_is_one_line(keys, said):
+    with pytest.raises(UsageError) as refused:
+        trainer_with(**{"model": "Base"} | keys)
+    assert said.format(HERE) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def wide():
+    """Images of 6 x 8 pixels."""
+    images = torch.arange(20 * 48, dtype=torch.int64).remainder(255).view(20, 1, 6, 8).byte()
+    labels = torch.arange(20) % 10
+    return Dataset("wide", images, labels, images, labels, 10, (0.5,), (0.5,))
+
+
+def test_a_square_window_of_wide_images_may_be_turned():
+    keys = {"dataset": f"{HERE}:wide", "clients": 4, "partition": "iid", "client_rotations": "0,90"}
+    with pytest.raises(UsageError, match="images of 6 x 8 pixels cannot be turned"):
+        trainer_with("OfAnySize", **keys)
+    trainer = trainer_with("OfAnySize", augment="scale(1,1,6,6)", **keys)
+    assert trainer.train.batch(trainer.plan(1, 1), 0).images.shape[-2:] == (6, 6)

@@ -5,6 +5,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,7 @@ def csv(
     user: str = "user_id",
     image: str = "image_id",
     label: str = "class",
+    places: Tensor | None = None,
 ) -> Partition:
     """Read a published federated split: a CSV file with a line for each image.
 
@@ -38,14 +40,18 @@ def csv(
     user, image, label : str
         Its columns: whose the image is, its row in the training set, and its class, which is
         checked; label "" if the file has no classes.
+    places : Tensor, optional
+        int64 (N,), of each row of the whole training set its row among ``labels``, -1 where it is
+        held out: nobody's, and a user without another image is none. None: all are as they were.
 
     References
     ----------
     Hsu, Qi, Brown, ECCV 2020: the files of the "Federated Vision Datasets".
     """
     owners: dict[str, list[int]] = {}
-    seen = np.zeros(len(labels), dtype=bool)
-    truth = labels.tolist()
+    places = torch.arange(len(labels)) if places is None else places
+    rows_now, truth = places.tolist(), labels.tolist()
+    seen = np.zeros(len(places), dtype=bool)
     where = f"--partition-options: {path}"
     if not isinstance(path, str):
         raise UsageError(f"{where}: path must be a text, the name of a CSV file")
@@ -64,12 +70,14 @@ def csv(
                     raise UsageError(f"{here}: has more cells than the header")
                 if not line[user]:
                     raise UsageError(f"{here}: {user} is missing")
-                index = _index(line[image], truth, seen, f"{here}: {image}")
-                if label and line[label] != str(truth[index]):
+                index = _index(line[image], seen, f"{here}: {image}")
+                if (place := rows_now[index]) < 0:
+                    continue
+                if label and line[label] != str(truth[place]):
                     raise UsageError(
-                        f"{here}: image {index} is of class {truth[index]}, not {line[label]!r:.30}"
+                        f"{here}: image {index} is of class {truth[place]}, not {line[label]!r:.30}"
                     )
-                owners.setdefault(line[user], []).append(index)
+                owners.setdefault(line[user], []).append(place)
     except (OSError, UnicodeDecodeError, csv_file.Error) as error:
         raise UsageError(f"{where}: cannot be read ({error})") from error
     if len(owners) != clients:
@@ -103,12 +111,12 @@ def rank(user: str) -> tuple[bool, Decimal, str]:
     return (False, number, user) if number.is_finite() else (True, Decimal(0), user)
 
 
-def _index(image: str, truth: list[int], seen: NDArray[np.bool_], where: str) -> int:
+def _index(image: str, seen: NDArray[np.bool_], where: str) -> int:
     """Return the row that a line names, checked, and mark it as seen."""
     # ids of more digits than the number of images has cannot lie in range (and int() has a limit)
-    short = (image or "").isdecimal() and len(image.lstrip("0")) <= len(str(len(truth)))
-    if not short or int(image) >= len(truth):
-        raise UsageError(f"{where} must lie in 0..{len(truth) - 1}, got {image!r:.30}")
+    short = (image or "").isdecimal() and len(image.lstrip("0")) <= len(str(len(seen)))
+    if not short or int(image) >= len(seen):
+        raise UsageError(f"{where} must lie in 0..{len(seen) - 1}, got {image!r:.30}")
     index = int(image)
     if seen[index]:
         raise UsageError(f"{where} {index} has an owner already")

@@ -18,7 +18,7 @@ from fedsam.data.partitions.csv import rank
 WRONG = (ValueError, OverflowError, LookupError, RecursionError, MemoryError)  # depth, huge shapes
 
 
-def saved(labels: Tensor, clients: int, path: Path) -> Partition:
+def saved(labels: Tensor, clients: int, path: Path, places: Tensor | None = None) -> Partition:
     """Read a split from its file.
 
     Parameters
@@ -30,6 +30,10 @@ def saved(labels: Tensor, clients: int, path: Path) -> Partition:
     path : Path
         A run's partition.npz, or a JSON file: each client's rows of the training set by its
         name, ``{"0": [3, 1, 4], "1": [5]}``, in order of their numbers, then of their names.
+    places : Tensor, optional
+        int64 (N,), of each row of the whole training set, which JSON speaks of, its row among
+        ``labels``, -1 where it is held out: nobody's, and a client without another row is none.
+        None: all are as they were.
 
     Raises
     ------
@@ -39,7 +43,7 @@ def saved(labels: Tensor, clients: int, path: Path) -> Partition:
     where = f"--partition {path}"
     try:
         if path.suffix == ".json":
-            partition, counts = _of_json(path), None
+            partition, counts = _of_json(path, places), None
         else:
             partition, counts = _of_run(path)
     except (OSError, BadZipFile, zlib.error, *WRONG) as error:
@@ -55,7 +59,7 @@ def saved(labels: Tensor, clients: int, path: Path) -> Partition:
     return partition
 
 
-def _of_json(path: Path) -> Partition:
+def _of_json(path: Path, places: Tensor | None) -> Partition:
     owners = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     if not isinstance(owners, dict) or not owners:
         raise ValueError("it does not map clients to rows")
@@ -63,7 +67,20 @@ def _of_json(path: Path) -> Partition:
         if not isinstance(rows, list) or any(type(row) is not int for row in rows):
             raise ValueError(f"the rows of client {user:.30} must be a list of whole numbers")
     rows = [np.array(owners[user], dtype=np.int64) for user in sorted(owners, key=rank)]
+    if places is not None:
+        rows = [_placed(of_user, places.numpy()) for of_user in rows]
+        rows = [of_user for of_user in rows if len(of_user)]
+        if not rows:
+            raise ValueError("all its rows are held out")
     return cut(np.concatenate(rows), np.array([len(own) for own in rows]))
+
+
+def _placed(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where rows are now, without those that are held out."""
+    if ((rows < 0) | (rows >= len(places))).any():
+        raise ValueError(f"images must lie in 0..{len(places) - 1}")
+    now = places[rows]
+    return now[now >= 0]
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

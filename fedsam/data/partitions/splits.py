@@ -214,6 +214,63 @@ def natural(
     return cut(owners.argsort(stable=True).numpy(), sizes.numpy())
 
 
+def domains(
+    labels: Tensor,
+    clients: int,
+    generator: np.random.Generator,
+    *,
+    domains: Tensor | None,
+    alpha: float,
+    within: str = "iid",
+) -> Partition:
+    """Give each client images of one domain, where the data set says of which an image is.
+
+    A domain's number of clients goes by its size (largest remainders); one that is due less than a
+    client has one all the same. They come one after the other, in the order of the domains.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,).
+    clients : int
+        As many as there are domains, or more.
+    generator : numpy.random.Generator
+        Drawn from.
+    domains : Tensor or None
+        int64 (n,), from 0.
+    alpha : float
+        Concentration within a domain, where it is not iid.
+    within : str
+        How a domain's images are split over its clients: "iid" or "dirichlet".
+
+    As the clients of FedLGF (ECCV 2024) are made.
+    """
+    _one_of("within", within, ("iid", "dirichlet"))
+    if domains is None:
+        raise UsageError("--partition domains: this data set does not say of which an image is")
+    numbers, sizes = (found.numpy() for found in domains.unique(return_counts=True))
+    if clients < len(numbers):
+        raise UsageError(
+            f"--clients {clients}: --partition domains needs one at least for each of the "
+            f"{len(numbers)} domains"
+        )
+    rows, held = [], []
+    for number, many in zip(numbers, _clients_by(sizes, clients), strict=True):
+        of_domain = (domains == int(number)).nonzero()[:, 0]
+        try:
+            if within == "iid":
+                part = iid(labels[of_domain], int(many), generator)
+            else:
+                part = dirichlet(labels[of_domain], int(many), generator, alpha=alpha)
+        except UsageError as error:
+            raise UsageError(
+                f"--partition domains: {many} clients of domain {number}: {error}"
+            ) from error
+        rows.append(of_domain[part.indices].numpy())
+        held.append(part.sizes.numpy())
+    return cut(np.concatenate(rows), np.concatenate(held))
+
+
 METHODS: dict[str, Callable[..., Partition]] = {
     "dirichlet": dirichlet,
     "iid": iid,
@@ -222,7 +279,18 @@ METHODS: dict[str, Callable[..., Partition]] = {
     "quantity": quantity,
     "csv": csv,
     "natural": natural,
+    "domains": domains,
 }
+
+
+def _clients_by(sizes: NDArray[np.int64], clients: int) -> NDArray[np.int64]:
+    """Return how many of so many clients each domain has, in proportion to its size."""
+    rest = np.full(len(sizes), True)  # of those that are due one at least
+    while (small := rest & ((clients - (~rest).sum()) * sizes < sizes[rest].sum())).any():
+        rest &= ~small
+    many, left = np.ones_like(sizes), clients - (~rest).sum()
+    many[rest] = _rounded((left * sizes[rest] / sizes[rest].sum())[None], np.array([left]))[0]
+    return many
 
 
 def _one_class_each(

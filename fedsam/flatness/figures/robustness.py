@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from fedsam.runs.metrics import LOSS, headline_of, words_of
+from fedsam.runs.metrics import LOSS, heading, headline_of, words_of
 
 Result = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def draw_corruptions(result: Result) -> Any:
     means = [name for name in scalars if name.endswith(f"corruption_{headline}")]
     words = [f"{name.replace('_', ' ')} {_percent(scalars[name])}" for name in means]
     axes.set_title(
-        f"{_label(result).capitalize()}, {result['settings']['source']}\n"
+        f"{heading(_label(result))}, {result['settings']['source']}\n"
         f"{', '.join(words)}; clean {_percent(scalars[headline])}",
         fontsize="medium",
     )

@@ -101,7 +101,7 @@ def _on_made(subject: Subject, images: int, baseline: str) -> dict[str, Any]:
             f"corruptions: the published parameters are for {SIDE} x {SIDE} images in colour"
         )
     sample = Sample.of(subject, images)
-    clean = subject.test.raw[sample.rows.to(subject.test.padded.device)].cpu().numpy()
+    clean = subject.test.only(sample.rows.to(subject.test.targets.device)).raw.cpu().numpy()
 
     def pictures(name: str, severity: int) -> Tensor:
         rng = numpy_generator(subject.seed, f"corruption {name}", severity)

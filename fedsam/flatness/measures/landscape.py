@@ -220,9 +220,8 @@ def check_alike(subjects: Sequence[Named], wanted: int | None = None) -> None:
         if subject.network.layout != first.network.layout:
             raise UsageError(f"{other}: another network than that of {name}")
         for ours, others in ((first.train, subject.train), (first.test, subject.test)):
-            if ours.targets.shape != others.targets.shape or not bool(
-                (ours.targets == others.targets).all()
-            ):
+            told = (ours.targets, ours.classes), (others.targets, others.classes)
+            if len(ours) != len(others) or not all(map(torch.equal, *told)):
                 raise UsageError(f"{other}: other data than those of {name}")
 
 
