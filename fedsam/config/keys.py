@@ -157,6 +157,11 @@ def _path(value: Any) -> Any:
     return expanded(value) if isinstance(value, str) else value
 
 
+def _name(value: Any) -> Any:
+    """Accept a name that is a number, as YAML and Flower's run config have it."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _pattern(value: Any) -> Any:
     """Refuse what is no regular expression."""
     try:
@@ -164,11 +169,6 @@ def _pattern(value: Any) -> Any:
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"must be a regular expression: {error}") from error
     return value
-
-
-def _name(value: Any) -> Any:
-    """Accept a name that is a number, as YAML and Flower's run config have it."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Scalar = bool | int | float | str

@@ -23,7 +23,10 @@ from fedsam.runs.run import ending, finished
 
 PATIENCE = 60.0  # seconds for the cells of this sweep that a kill of it left to end
 MOST_CELLS = 100_000
-WITH_COMMAS = ("augment", "client_rotations", "data_root", "node_keys", "ray_address", "track")
+WITH_COMMAS = (  # one value each, whatever commas it holds
+    *("augment", "client_rotations", "data_root", "lora_targets", "node_keys", "ray_address"),
+    *("track", "train", "weights"),
+)
 
 
 class When(BaseModel):
@@ -83,7 +86,7 @@ class SweepPoint:
         before = resolve({}, self.folder / files.CONFIG)
         for key, value in before.model_dump().items():
             wanted = getattr(self.config, key)
-            if key in keys("how") or wanted == value or (key in keys("noted") and not wanted):
+            if key in keys("how") or wanted == value or (not wanted and key in keys("noted")):
                 continue
             if key == "rounds" and wanted > value and files.checkpoints(self.folder):
                 continue
