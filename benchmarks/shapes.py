@@ -52,10 +52,15 @@ def million() -> Dataset:
     return _one_each(1_000_000)
 
 
-def _random(images: int) -> Dataset:
+def imagenet() -> Dataset:
+    """Return 16 random images of 224 x 224."""
+    return _random(16, 224, tests=2)
+
+
+def _random(images: int, side: int = 32, tests: int = TESTS) -> Dataset:
     g = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (images + TESTS, 3, 32, 32), dtype=torch.uint8, generator=g)
-    y = torch.arange(images + TESTS) % 10
+    x = torch.randint(0, 256, (images + tests, 3, side, side), dtype=torch.uint8, generator=g)
+    y = torch.arange(images + tests) % 10
     return Dataset("random", x[:images], y[:images], x[images:], y[images:], 10, *STATISTICS)
 
 

@@ -18,7 +18,10 @@ def tell(config: Config, trainer: Trainer) -> None:
     threads = config.threads or cores()
     on_cpu = f"{threads} thread{'' if threads == 1 else 's'}"
     place = on_cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
-    what = f"{model_name(config)}, {trainer.layout.trainable:,} parameters, {trainer.precision}"
+    frozen = {t.data_ptr(): t.numel() for t in trainer.layout.frozen.values()}
+    beside = f" beside {sum(frozen.values()):,} frozen" if frozen else ""
+    trained = f"{trainer.layout.trainable:,} parameters{beside}"
+    what = f"{model_name(config)}, {trained}, {trainer.precision}"
     log.info("model     %s on %s (%s)", what, device.type, place)
     whose = f"{len(sizes)} clients, {sizes.min()} to {sizes.max()} each"
     images, tested = int(sizes.sum()), len(trainer.test)

@@ -20,6 +20,7 @@ LAST = {
     "landmarks": "| peak resident memory | 0.",
     "local": "  fedsam, threads 2: ",
     "models": "| `mlp` |  | 656,810 | ",
+    "partial": "| head, LoRA of rank 8 with A fixed | ",
 }
 NEEDS = {"pfl_loop": ("pfl", "pfl_loop: this Python has no pfl: pip install 'pfl[pytorch]'")}
 

@@ -197,7 +197,7 @@ def test_flower_trains_with_the_rho_that_is_asked_for():
 
 
 def test_what_is_done_with_a_key_stands_beside_it():
-    assert keys("column") == ("dataset", "alpha", "clients_per_round")
+    assert keys("column") == ("dataset", "alpha", "clients_per_round", "leave_out")
     assert keys("who") == ("clients", "clients_per_round", "partition")
     assert set(keys("free")) == {"rounds", "swa_start", "target_accuracy", "patience", "weights"}
     assert keys("noted") == ("weights_sha256",)

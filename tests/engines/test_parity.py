@@ -13,7 +13,9 @@ import pytest
 import torch
 from conftest import ROOT, free_port
 from record import float64
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from fedsam.models.digits_cnn import DigitsCNN
 
 pytestmark = pytest.mark.xdist_group("clusters")
 FLWR = Path(sys.executable).with_name("flwr")
@@ -35,12 +37,20 @@ SAME = {
 
 
 # settings over SAME, and what accuracy they reach: vectors kept and sent, both ways, in FedSMOO,
-# whose clients' images differ, too
+# whose clients' images differ, too, and of whose network most is frozen
 METHODS = {
     "fedasam": ({"momentum": 0.9}, 0.5),
     "asam on scaffold": ({"client": "scaffold"}, 0.12),
     "fedsmoo": (
-        {"algorithm": "fedsmoo", "client_noise": 0.1, "client_rotations": "0,30,90"},
+        {
+            "algorithm": "fedsmoo",
+            "client_noise": 0.1,
+            "client_rotations": "0,30,90",
+            "train": "conv1|fc2",
+            "lora": 3,
+            "lora_targets": "conv2|fc1",
+            "lora_options": "{freeze: a}",
+        },
         0.12,
     ),
     "a domain left out": (
@@ -102,6 +112,10 @@ def engine(quick, flower, tmp_path, request):
 
     def on(name: str, **options) -> Path:
         keys = SAME | options
+        if "lora" in options:
+            torch.manual_seed(5)
+            keys["weights"] = str(tmp_path / "first.safetensors")
+            save_file(DigitsCNN((1, 8, 8), 3).state_dict(), keys["weights"])
         if name != "local":
             pytest.importorskip("ray", reason=f"{name} needs ray: pip install 'fedsam[{name}]'")
         if name != "flower":

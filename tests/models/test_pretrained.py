@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 from cohorts import ENGINES, Work, as_cohort, assert_same, one_by_one, start_of, trainer_of
+from fedsam.clients.minimizers.asam import ASAM
+from fedsam.clients.minimizers.sam import SAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -21,7 +23,8 @@ from fedsam.models.pretrained.weights import checksum, load_weights
 from fedsam.models.vit import ViT
 from fedsam.training import batchnorm
 from fedsam.training.client import ClientJob
-from fedsam.training.flat_module import replica
+from fedsam.training.flat_module import FlatModule, replica
+from fedsam.training.method import Local
 
 SMALL = {"dim": 24, "depth": 2, "heads": 2}
 
@@ -407,6 +410,29 @@ def test_asam_stretches_every_factor_of_a_product():
     layout = Layout.of(everything())
     stretched = {e.name: bool(layout.weights[e.offset]) for e in layout.parameters}
     assert [name for name, yes in stretched.items() if not yes] == ["head.bias"]
+
+
+@pytest.mark.parametrize("p", [2, "inf"])
+def test_asams_ball_does_not_depend_on_how_a_product_is_factored_and_sams_does(p):
+    """With eta 0, at c A and B / c: the perturbed W is the same."""
+    model = everything(pattern="linear", train="head.weight")
+    randomise(model)
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64, generator=generator())
+
+    def perturbed(minimizer, c):
+        network = FlatModule(copy.deepcopy(model))
+        product = network.module.linear.parametrizations.weight[0]
+        with torch.no_grad():
+            product.A.mul_(c)
+            product.B.div_(c)
+        w = network.w.clone()
+        _, g = network.gradient(w, lambda flat: flat.forward(x).square().mean())
+        e = minimizer.perturbation(w, g, Local(network.layout, w, 1, 0.1))
+        return merged(network.layout.whole(w + e), Lora(2))["linear.weight"]
+
+    asam = ASAM(0.5, 0.0, p=p)
+    torch.testing.assert_close(perturbed(asam, 3.0), perturbed(asam, 1.0))
+    assert not torch.allclose(perturbed(SAM(0.5), 3.0), perturbed(SAM(0.5), 1.0), rtol=0.01)
 
 
 def test_a_vits_products_have_second_derivatives_and_a_rule_for_vmap():

@@ -44,8 +44,9 @@ def state_of(folder):
 
 
 def test_a_run_begins_with_the_files_weights_and_notes_its_checksum(quick, file, caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         folder = quick(weights=file, train="heads", **VIT).folder
+    assert "vit, 250 parameters beside 7,824 frozen" in caplog.text
     tensors, begun = model_of(folder), load_file(file)
     for name, tensor in begun.items():
         assert torch.equal(tensors[f"net.{name}"], tensor) == (not name.startswith("heads"))
