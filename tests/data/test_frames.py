@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stores import in_memory
 
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.data.sources.load import load
+from fedsam.pack.__main__ import main
 from fedsam.simulate.build import split
 
 FRAMES = {"train": {"0001TP": 36, "0006R0": 20}, "test": {"0001TP": 3, "Seq05VD": 2}}
@@ -52,6 +54,22 @@ def test_frames_masks_sequences_and_owners(root):
     assert camvid.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-6)
 
 
+def test_camvid_is_the_same_by_its_path_and_packed(root, tmp_path):
+    camvid = load("camvid", root)
+    words = ["camvid", f"{root}/camvid", str(tmp_path / "out"), "--format", "png", "--side", "12"]
+    assert main(words) == 0
+    by_path, packed = load(f"camvid:{root}/camvid", root), in_memory(tmp_path / "out")
+    for other in (by_path, packed):
+        for name, value in vars(camvid).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, name)), name
+        assert {n: r.tolist() for n, r in other.test_groups.items()} == {
+            "0001TP": [0, 1, 2],
+            "Seq05VD": [3, 4],
+        }
+        assert (other.mean, other.ignore, other.classes) == (camvid.mean, 255, 11)
+
+
 def test_natural_clients_are_the_owners(root):
     config = resolve(
         {"dataset": "camvid", "data_root": root, "partition": "natural", "clients": 3,
@@ -74,18 +92,18 @@ def test_natural_clients_are_the_owners(root):
     ("damage", "said"),
     [
         ("missing", "0001TP_00003 is in one of them only"),
-        ("cut", r"0001TP_00003\.png cannot be read"),
-        ("size", r"0001TP_00003\.png has another size than the first frame"),
+        ("cut", r"1 of 3 pictures cannot be read: .*0001TP_00003\.png"),
+        ("size", r"0001TP_00003\.png \(mask and image are of 12 x 16 and 12 x 15 pixels\)"),
         ("empty", "and hold none"),
     ],
 )
 def test_damaged_frames_are_named(root, tmp_path, damage, said):
-    for part in ("train", "trainannot"):
+    for part in ("train", "trainannot", "test", "testannot"):
         (tmp_path / "camvid" / part).mkdir(parents=True)
         for number in (1, 2, 3):
             file = f"0001TP_0000{number}.png"
             (tmp_path / "camvid" / part / file).write_bytes(
-                (root / "camvid" / part / file).read_bytes()
+                (root / "camvid" / part.replace("test", "train") / file).read_bytes()
             )
     last = tmp_path / "camvid" / "train" / "0001TP_00003.png"
     if damage == "missing":
@@ -97,6 +115,6 @@ def test_damaged_frames_are_named(root, tmp_path, damage, said):
     else:
         for file in (tmp_path / "camvid").glob("*/*.png"):
             file.unlink()
-    with pytest.raises(UsageError, match=f"^--data-root: .*{said}") as caught:
+    with pytest.raises(UsageError, match=f"^--(data-root|dataset camvid): .*{said}") as caught:
         load("camvid", tmp_path)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ from fedsam.base.system import expanded
 from fedsam.config import plugins
 from fedsam.data.datasets import Dataset, check
 from fedsam.data.map_style import MapStyle, from_torch
-from fedsam.data.sources.camvid import camvid
+from fedsam.data.sources.camvid import camvid, frames
 from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
 from fedsam.data.sources.feddrive import cityscapes, idda
 from fedsam.data.sources.folders import folder
@@ -37,6 +37,7 @@ LISTINGS: dict[str, Callable[..., Listing]] = {
     "csv:PATH": table,
     "hf:PATH": hugging_face,
     "landmarks:PATH": landmarks,
+    "camvid:PATH": frames,
     "cityscapes:PATH": cityscapes,
     "idda:PATH": idda,
 }
@@ -66,7 +67,7 @@ def load(name: str, root: Path, options: Mapping[str, Any] | None = None) -> Dat
     """
     options = options or {}
     kind, _, path = name.partition(":")
-    if f"{kind}:PATH" in LISTINGS:
+    if f"{kind}:PATH" in LISTINGS and name not in LOADERS:
         how = {key: value for key, value in options.items() if key in PICTURES}
         own = {key: value for key, value in options.items() if key not in PICTURES}
         dataset = in_memory(listing(kind, path, own), f"--dataset {name}", **how)
