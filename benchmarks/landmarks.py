@@ -5,11 +5,13 @@
 164,172 images for training and 19,526 for testing, those of a class alike, are made as small JPEG
 files in the layout of the Google Landmarks Dataset v2, with the CSV files of 1,262 users whose
 numbers of images are log-normal, 4 at least. They are packed, and a round of
-``configs/paper/landmarks.yaml`` is played: 50 clients, MobileNetV2 at ImageNet's strides. Making
-and packing are processes of their own, so that the peak memory is that of a run.
+``configs/paper/landmarks.yaml`` is played with 50 clients, with a small network and with
+MobileNetV2 at ImageNet's strides. Making and packing are processes of their own, so that the peak
+memory is that of the runs.
 """
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -37,6 +39,10 @@ from fedsam.simulate.run import run
 USERS, IMAGES, TESTS, CLASSES, COHORT = 1_262, 164_172, 19_526, 2_028, 50
 LEAST, SPREAD = 4, 1.1  # images of a user; standard deviation of their logarithm
 SCATTER = 0x9E3779B97F4A7C15  # an odd number, so that ids of 64 bits are all different
+NETWORKS: dict[str, dict[str, Any]] = {  # the second is the paper's
+    "cnn": {},
+    "mobilenet-v2": {"strides": "imagenet"},
+}
 BLOCKS = 4  # colours along a side of an image
 
 
@@ -114,8 +120,8 @@ def memory() -> float:
 
 
 def measure(folder: Path, given: dict[str, Any]) -> None:
-    """Load what was packed, split it, and play a round."""
-    config = resolve(given | {"out": str(folder / "run")}, "paper/landmarks")
+    """Load what was packed, split it, and play a round with each network."""
+    config = resolve(given, "paper/landmarks")
     say("resident memory before, everything imported", f"{memory():.2f} GB")
     with timed("open the packed folder"):
         dataset = load_dataset(config)
@@ -124,20 +130,19 @@ def measure(folder: Path, given: dict[str, Any]) -> None:
     held = partition.sizes
     say("images a client", f"{int(held.min())} to {int(held.max())}, median {int(held.median())}")
     del dataset, partition
-    begin = time.perf_counter()
-    lines: list[dict[str, Any]] = []
-
-    def watch(line: dict[str, Any]) -> None:
-        if not lines:
-            seconds = time.perf_counter() - begin
-            say("until round 1 begins, with an evaluation", f"{seconds:.1f} s")
-        lines.append(line)
-
-    run(config, watch)
-    clients = lines[-1]["clients"]
-    trained = int(held[clients].sum())
-    say(f"first round: {len(clients)} clients, {trained:,} images", f"{lines[-1]['seconds']:.1f} s")
-    say("peak resident memory", f"{memory():.2f} GB")
+    for model, options in NETWORKS.items():
+        network = {"model": model, "model_options": options, "out": str(folder / model)}
+        lines: list[dict[str, Any]] = []
+        begin = time.perf_counter()
+        run(resolve(given | network, "paper/landmarks"), lines.append)
+        seconds = time.perf_counter() - begin
+        summary = json.loads((folder / model / "summary.json").read_text())
+        parameters = f"{summary['parameters']:,}"
+        clients = lines[-1]["clients"]
+        work = f"{len(clients)} clients, {int(held[clients].sum()):,} images"
+        say(f"{model}, {parameters} parameters: round 1, {work}", f"{lines[-1]['seconds']:.1f} s")
+        say(f"{model}: all of this run, two evaluations", f"{seconds:.1f} s")
+        say(f"{model}: peak resident memory", f"{memory():.2f} GB")
 
 
 def main() -> None:

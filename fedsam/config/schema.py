@@ -21,7 +21,7 @@ WHOLE = {"algorithm", "seed", "rounds"} | {
 LOCAL_PATHS = ("data_root", "weights", "out", "node_keys")
 WITHOUT_ALPHA = ("iid", "shards", "csv", "natural")  # splits
 # kinds of data sets that a path follows
-PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
+PATHS = ("folder", "csv", "hf", "landmarks", "camvid", "cityscapes", "idda")
 TRACED = range(3, 6)  # rounds that --trace shows
 
 
@@ -235,7 +235,7 @@ def from_run_config(run_config: Mapping[str, bool | int | float | str]) -> Confi
     if config.partition == "csv":
         paths["partition_options"] = str(config.partition_options.get("path", ""))
     kind, _, place = config.dataset.partition(":")
-    if kind in PATHS or "/" in config.dataset:
+    if (place and kind in PATHS) or "/" in config.dataset:
         paths["dataset"] = place or config.dataset
     for key, path in paths.items():
         if path and not os.path.isabs(path):

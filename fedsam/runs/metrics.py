@@ -390,10 +390,13 @@ def drift(before: "Tensor", clients: "Sequence[Tensor]", after: "Tensor") -> dic
     """
     import torch
 
-    updates = [w_k - before for w_k in clients]
-    mean = sum(updates[1:], updates[0]) / len(updates)
-    walked = torch.stack([u.norm() for u in updates])
-    apart = torch.stack([(u - mean).norm() for u in updates])
+    # an update at a time: all K of them are as much memory as the replies
+    mean = clients[0] - before
+    for w_k in clients[1:]:
+        mean += w_k - before
+    mean /= len(clients)
+    walked = torch.stack([(w_k - before).norm() for w_k in clients])
+    apart = torch.stack([(w_k - before).sub_(mean).norm() for w_k in clients])
     lengths = walked.square().mean().sqrt(), apart.square().mean().sqrt(), (after - before).norm()
     keys = CLIENT_NORM, CLIENT_DRIFT, UPDATE_NORM
     return dict(zip(keys, torch.stack(lengths).tolist(), strict=True))

@@ -17,7 +17,7 @@ LAST = {
     "cohort": "| vmap | ",
     "engines": "| pfl | not installed",
     "growth": "| quantity | 0.",
-    "landmarks": "| peak resident memory | 0.",
+    "landmarks": "| mobilenet-v2: peak resident memory | ",
     "local": "  fedsam, threads 2: ",
     "models": "| `mlp` |  | 656,810 | ",
     "partial": "| head, LoRA of rank 8 with A fixed | ",

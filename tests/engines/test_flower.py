@@ -220,7 +220,8 @@ def test_relative_paths_of_data_sets_are_refused():
         with pytest.raises(UsageError, match=f"^--dataset {place}: .* give an absolute path$"):
             from_run_config({"dataset": dataset})
         from_run_config({"dataset": dataset.replace(place, f"/{place}")})
-    from_run_config({"dataset": "mine:make"})
+    for dataset in ("mine:make", "camvid"):
+        from_run_config({"dataset": dataset})
 
 
 def test_a_wrong_value_is_one_line_first(caplog):

@@ -9,6 +9,7 @@ from fedsam.base.errors import UsageError, nearest
 from fedsam.base.system import expanded
 from fedsam.config import plugins
 from fedsam.data.datasets import Dataset, check
+from fedsam.data.map_style import MapStyle, from_torch
 from fedsam.data.sources.camvid import camvid, frames
 from fedsam.data.sources.embedded import digit_scenes, digits, rotated_digits
 from fedsam.data.sources.feddrive import cityscapes, idda
@@ -126,10 +127,19 @@ def _imported(name: str, root: Path, options: Mapping[str, Any]) -> Dataset:
     any_option = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     first = next((p for p in parameters.values() if p.kind is not p.VAR_KEYWORD), None)
     folders = [root] if first is not None and first.default is first.empty else []
+    own = list(parameters)[len(folders) :]
     if not any_option:
-        _check_options(name, options, list(parameters)[len(folders) :])
-    made: Dataset = make(*folders, **options)
-    return made
+        _check_options(name, options, [*own, *PICTURES])
+    how = {} if any_option else {k: v for k, v in options.items() if k not in own}
+    made = make(*folders, **{k: v for k, v in options.items() if k not in how})
+    pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    map_style = all(isinstance(part, MapStyle) for part in pair if part is not None)
+    if map_style and not any(isinstance(part, str | Mapping) for part in pair):
+        return from_torch(*pair, name=name, **how)
+    if how:
+        _check_options(name, options, own)
+    dataset: Dataset = made
+    return dataset
 
 
 def _check_options(name: str, options: Mapping[str, Any], known: Collection[str]) -> None:
