@@ -20,6 +20,7 @@ LAST = {
     "landmarks": "| peak resident memory | 0.",
     "local": "  fedsam, threads 2: ",
     "models": "| `mlp` |  | 656,810 | ",
+    "storage": "| train from jpeg | ",
 }
 NEEDS = {"pfl_loop": ("pfl", "pfl_loop: this Python has no pfl: pip install 'pfl[pytorch]'")}
 

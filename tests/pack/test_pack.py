@@ -18,7 +18,6 @@ from fedsam.base.errors import StorageError, UsageError
 from fedsam.data.sources.listing import Listing, Part
 from fedsam.data.sources.load import load
 from fedsam.data.sources.packed_folder import verify
-from fedsam.data.sources.pictures import read_mask
 from fedsam.pack.__main__ import main
 from fedsam.pack.writer import write
 from fedsam.simulate.build import new_trainer
