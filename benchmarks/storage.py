@@ -3,8 +3,8 @@
     python benchmarks/storage.py
 
 A data set of made images is packed as JPEG and raw, and trained from memory and from both, each in
-a process of its own. The network, a small MLP, takes next to no time, so that reading is seen. A rate
-is that of the fastest of many, as other work on the machine does not make it faster.
+a process of its own. The network, a small MLP, takes next to no time, so that reading is seen. A
+rate is that of the fastest of many, as other work on the machine does not make it faster.
 """
 
 import argparse

@@ -4,7 +4,7 @@ Who gets the data set that is left cannot see them: no split, no statistics, no 
 """
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,21 +19,21 @@ TEST = 0.1  # of each domain's images, where a data set has no test images of it
 
 
 class Part(NamedTuple):
-    """Some images (N, C, H, W), their targets (N, ...), and class and domain (N,) of each."""
+    """Some images, their targets, and class and domain (N,) of each, as a data set has them."""
 
-    images: Tensor
-    targets: Tensor
+    images: Any
+    targets: Any
     classes: Tensor | None
     domains: Tensor | None
 
     def at(self, rows: Tensor) -> "Part":
         """Return those at some rows, or where a mask holds."""
-        return Part(*(None if held is None else rows_of(held, rows) for held in self))  # type: ignore[arg-type]
+        return Part(*(None if held is None else rows_of(held, rows) for held in self))
 
     def and_(self, other: "Part") -> "Part":
         """Return these and then the others."""
         both = zip(self, other, strict=True)
-        return Part(*(None if a is None or b is None else joined(a, b) for a, b in both))  # type: ignore[arg-type]
+        return Part(*(None if a is None or b is None else joined(a, b) for a, b in both))
 
 
 @dataclass(frozen=True)
