@@ -209,6 +209,20 @@ def test_what_is_expected_in_vain_is_given_up_after_the_next_time():
     assert read.read[5] == [1]
 
 
+def test_a_piece_of_two_cohorts_running_is_read_once_for_both():
+    read = Recorded()
+    ahead = Ahead(read, size=1, most=3)
+    ahead.expect([rows(1), rows(2)])
+    ahead.expect([rows(3), rows(1)])
+    read.wait(3)
+    assert [ahead.take(rows(n))[0].tolist() for n in (1, 2, 3, 1)] == [[10], [20], [30], [10]]
+    assert read.read == [[1], [2], [3]]
+    ahead.expect([rows(4), rows(5), rows(6)])  # for which there is room again
+    read.wait(6)
+    ahead.take(rows(1))
+    assert read.read[6:] == [[1]]
+
+
 def test_a_piece_that_is_larger_than_the_room_is_read_alone():
     read = Recorded()
     ahead = Ahead(read, size=100, most=150)
