@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +15,16 @@ from stores import packed_of
 from test_flower import Deployment
 
 from fedsam import client_app
+from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted, Stop
 from fedsam.config.schema import from_run_config
 from fedsam.data.datasets import Dataset
+from fedsam.data.images import StoredImages
 from fedsam.data.sources.load import load
 from fedsam.data.store import Ahead, RawStore
+from fedsam.flatness.measures.landscape import check_alike
+from fedsam.flatness.subject import objective_on, subject_of_run
+from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 
@@ -199,3 +205,40 @@ def test_a_data_set_larger_than_the_memory_it_gets_is_trained(tmp_path, quick):
         over.set()
         watcher.join()
     assert most - before < 200e6
+
+
+def test_several_runs_as_one_program_read_one_store(folders, tmp_path):
+    def configs(out, **given):
+        return [
+            quick_config(tmp_path / out / str(seed), **SAME | given, seed=seed, cohort="vmap")
+            for seed in (0, 1)
+        ]
+
+    folder = str(folders["digits", "png"])
+    memory = configs("memory", dataset="stores:in_memory", data_root=folder)
+    files = configs("files", dataset=folder)
+    for one, other in zip(run_together(memory), run_together(files), strict=True):
+        assert left(one.folder) == left(other.folder)
+
+
+def test_measures_see_the_same_images(quick, folders):
+    folder = str(folders["digits", "png"])
+    given = SAME | {"rounds": 2, "swa": False, "algorithm": "fedavg"}
+    memory, files = (
+        subject_of_run(quick(**given, **data).folder)
+        for data in ({"dataset": "stores:in_memory", "data_root": folder}, {"dataset": folder})
+    )
+    check_alike([("memory", memory), ("files", files)])
+    for on in ("train", "test", "client:3"):
+        one, other = (objective_on(subject, on, 100) for subject in (memory, files))
+        for ours, theirs in zip(
+            one.loss_and_gradient(memory.w), other.loss_and_gradient(files.w), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+    turned = replace(files, test=StoredImages(RawStore(Path(folder).parent / "raw" / TEST), *HALF))
+    with pytest.raises(UsageError, match="other data than those of memory"):
+        check_alike([("memory", memory), ("turned", turned)])
+
+
+TEST = "test.images.npy"
+HALF = (torch.zeros(89, dtype=torch.int64), (0.5,), (0.5,))
