@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=3000, help="for training (default: 3000)")
     parser.add_argument("--side", type=int, default=192, help="pixels (default: 192)")
-    parser.add_argument("--rounds", type=int, default=20, help="of 5 of 100 clients (default: 20)")
+    parser.add_argument("--rounds", type=int, default=20, help="of 10 of 100 clients (default: 20)")
     parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # of the work, and its folder
     given = parser.parse_args()
