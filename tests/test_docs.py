@@ -180,11 +180,12 @@ def test_every_flatness_command_in_the_documents_parses(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_pack_command_in_the_documents_parses(page):
+def test_every_packing_in_the_documents_parses(page):
     for command in commands(page.read_text(), "pack"):
         given = Namespace(**pack.flags().read(words_of(command)))
-        pack.check(given)
-        assert f"{given.kind}:PATH" in LISTINGS
+        if given.verify is None:
+            pack.check(given)
+            assert f"{given.kind}:PATH" in LISTINGS
 
 
 def test_the_documents_name_no_other_module():

@@ -240,6 +240,7 @@ class Ahead:
         self._lock = Lock()
         self._expected: dict[bytes, Tensor] = {}  # not begun, in order
         self._reading: dict[bytes, Future[Pixels]] = {}  # begun, or read, and not taken
+        self._takes: dict[bytes, int] = {}  # expected of these: two, by this cohort and the next
         self._last: Set[bytes] = frozenset()
         self._bytes = 0
 
@@ -258,12 +259,14 @@ class Ahead:
         with self._lock:
             stay = self._last | new.keys()
             for key in self._reading.keys() - stay:
-                future = self._reading.pop(key)
-                future.cancel()
+                self._reading.pop(key).cancel()
                 self._bytes -= len(key) // ROW * self._size
-            self._expected = {k: r for k, r in self._expected.items() if k in stay} | {
-                key: rows for key, rows in new.items() if key not in self._reading
-            }
+            self._expected = {k: r for k, r in self._expected.items() if k in stay}
+            there = self._reading.keys() | self._expected.keys()
+            self._takes = {key: 1 + (key in new) for key in there} | dict.fromkeys(
+                new.keys() - there, 1
+            )
+            self._expected |= {key: rows for key, rows in new.items() if key not in there}
             self._last = new.keys()
             self._begin()
 
@@ -271,8 +274,15 @@ class Ahead:
         """Return what rows, int64 (n,), hold: it is there already, or is read now."""
         key = _key(rows)
         with self._lock:
-            self._expected.pop(key, None)
-            future = self._reading.pop(key, None)
+            self._takes[key] = self._takes.get(key, 1) - 1
+            again = self._takes[key] > 0
+            future = self._reading.get(key)
+            if not again:
+                self._takes.pop(key)
+                self._expected.pop(key, None)
+                self._reading.pop(key, None)
+        if again and future is not None:
+            return future.result()
         if future is None:
             return self._read(rows)
         try:

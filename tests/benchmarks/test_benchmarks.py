@@ -21,6 +21,7 @@ LAST = {
     "local": "  fedsam, threads 2: ",
     "models": "| `mlp` |  | 656,810 | ",
     "partial": "| head, LoRA of rank 8 with A fixed | ",
+    "storage": "| train from jpeg | ",
 }
 NEEDS = {"pfl_loop": ("pfl", "pfl_loop: this Python has no pfl: pip install 'pfl[pytorch]'")}
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -15,6 +16,7 @@ from stores import noise
 from fedsam.base.errors import UsageError
 from fedsam.base.randomness import torch_generator
 from fedsam.data.augment import Crop, Cutout, Flip
+from fedsam.data.datasets import Dataset, check
 from fedsam.data.images import Images, StoredImages
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
@@ -209,6 +211,20 @@ def test_what_is_expected_in_vain_is_given_up_after_the_next_time():
     assert read.read[5] == [1]
 
 
+def test_a_piece_of_two_cohorts_running_is_read_once_for_both():
+    read = Recorded()
+    ahead = Ahead(read, size=1, most=3)
+    ahead.expect([rows(1), rows(2)])
+    ahead.expect([rows(3), rows(1)])
+    read.wait(3)
+    assert [ahead.take(rows(n))[0].tolist() for n in (1, 2, 3, 1)] == [[10], [20], [30], [10]]
+    assert read.read == [[1], [2], [3]]
+    ahead.expect([rows(4), rows(5), rows(6)])  # for which there is room again
+    read.wait(6)
+    ahead.take(rows(1))
+    assert read.read[6:] == [[1]]
+
+
 def test_a_piece_that_is_larger_than_the_room_is_read_alone():
     read = Recorded()
     ahead = Ahead(read, size=100, most=150)
@@ -310,3 +326,30 @@ def test_a_cohort_has_room_for_all_of_its_images(tmp_path):
     assert torch.equal(one.valid, other.valid)
     assert torch.equal(one.images[one.valid], other.images[one.valid])
     assert torch.equal(one.targets[one.valid], other.targets[one.valid])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"train_classes": None}, "train_labels are masks: give train_classes"),
+        ({"train_images": torch.zeros(MANY, 3, HEIGHT, WIDTH).byte()}, "beside images in one"),
+        ({"test_labels": torch.zeros(MANY - 1, dtype=torch.int64)}, "40 images, 39 labels"),
+        ({"mean": (0.5,)}, "mean must have 3 entries, one a channel"),
+    ],
+)
+def test_a_data_set_of_stores_is_checked_without_reading_it(tmp_path, monkeypatch, change, said):
+    (tmp_path / "masks").mkdir()
+    images = stored(tmp_path, noise(MANY, HEIGHT, WIDTH, 3), "raw")
+    masks = stored(tmp_path / "masks", noise(MANY, HEIGHT, WIDTH, 1), "png")
+    classes = torch.zeros(MANY, dtype=torch.int64)
+    half = (0.5,) * 3
+    whole = Dataset("stored", images, masks, images, masks, 256, half, half, "segmentation")
+    given = {"train_classes": classes, "test_classes": classes} | change
+    for kind in (RawStore, EncodedStore):
+        monkeypatch.setattr(kind, "read", lambda self, rows: pytest.fail("read"))
+    if not said:
+        assert check(replace(whole, **given)) is None
+        return
+    with pytest.raises(UsageError, match=f"^--dataset stored: .*{said}"):
+        check(replace(whole, **given))

@@ -3,6 +3,8 @@
 import json
 import os
 import threading
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,16 @@ from stores import packed_of
 from test_flower import Deployment
 
 from fedsam import client_app
+from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted, Stop
 from fedsam.config.schema import from_run_config
 from fedsam.data.datasets import Dataset
+from fedsam.data.images import StoredImages
 from fedsam.data.sources.load import load
-from fedsam.data.store import RawStore
+from fedsam.data.store import Ahead, RawStore
+from fedsam.flatness.measures.landscape import check_alike
+from fedsam.flatness.subject import objective_on, subject_of_run
+from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 
@@ -139,20 +146,28 @@ def test_a_run_from_files_goes_on_where_it_was_stopped(quick, folders, tmp_path,
 
 
 def test_the_next_cohort_is_read_while_this_one_trains(quick, folders, monkeypatch):
-    begun, read = [], RawStore.read
+    begun, read, expect = [], RawStore.read, Ahead.expect
 
     def recorded(self, rows):
-        if len(rows):
+        if len(rows) and self.path.name == "train.images.npy":
             begun.append(threading.current_thread().name.partition("_")[0])
         return read(self, rows)
 
+    def expected(self, pieces):
+        expect(self, pieces)
+        for reading in list(self._reading.values()):  # as if training took longer
+            reading.result()
+
     monkeypatch.setattr(RawStore, "read", recorded)
+    monkeypatch.setattr(Ahead, "expect", expected)
     given = SAME | {"rounds": 8, "threads": 1, "eval_every": 8}
-    quick(**given, dataset=str(folders["digits", "raw"]))
-    assert len(begun) == 1 + 2 + 8 * 3  # two images for the dry pass, two evaluations, 8 cohorts
-    # of the cohorts the first is read when it is wanted; it may be a client of another, too, where
-    # the machine is busy
-    assert begun.count("fedsam-ahead") >= 7
+    run = quick(**given, dataset=str(folders["digits", "raw"]))
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    cohorts = [line["clients"] for line in lines if line["round"]]
+    twice = [set(one) & set(other) for one, other in pairwise(cohorts[1:])]
+    # of 8 cohorts the first is read when it is wanted, and a client of two running read once
+    assert begun.count("fedsam") == len(cohorts[0]) == 3
+    assert begun.count("fedsam-ahead") == 7 * 3 - sum(map(len, twice))
 
 
 def large(root):
@@ -190,3 +205,40 @@ def test_a_data_set_larger_than_the_memory_it_gets_is_trained(tmp_path, quick):
         over.set()
         watcher.join()
     assert most - before < 200e6
+
+
+def test_several_runs_as_one_program_read_one_store(folders, tmp_path):
+    def configs(out, **given):
+        return [
+            quick_config(tmp_path / out / str(seed), **SAME | given, seed=seed, cohort="vmap")
+            for seed in (0, 1)
+        ]
+
+    folder = str(folders["digits", "png"])
+    memory = configs("memory", dataset="stores:in_memory", data_root=folder)
+    files = configs("files", dataset=folder)
+    for one, other in zip(run_together(memory), run_together(files), strict=True):
+        assert left(one.folder) == left(other.folder)
+
+
+def test_measures_see_the_same_images(quick, folders):
+    folder = str(folders["digits", "png"])
+    given = SAME | {"rounds": 2, "swa": False, "algorithm": "fedavg"}
+    memory, files = (
+        subject_of_run(quick(**given, **data).folder)
+        for data in ({"dataset": "stores:in_memory", "data_root": folder}, {"dataset": folder})
+    )
+    check_alike([("memory", memory), ("files", files)])
+    for on in ("train", "test", "client:3"):
+        one, other = (objective_on(subject, on, 100) for subject in (memory, files))
+        for ours, theirs in zip(
+            one.loss_and_gradient(memory.w), other.loss_and_gradient(files.w), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+    turned = replace(files, test=StoredImages(RawStore(Path(folder).parent / "raw" / TEST), *HALF))
+    with pytest.raises(UsageError, match="other data than those of memory"):
+        check_alike([("memory", memory), ("turned", turned)])
+
+
+TEST = "test.images.npy"
+HALF = (torch.zeros(89, dtype=torch.int64), (0.5,), (0.5,))

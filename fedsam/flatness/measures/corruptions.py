@@ -101,7 +101,8 @@ def _on_made(subject: Subject, images: int, baseline: str) -> dict[str, Any]:
             f"corruptions: the published parameters are for {SIDE} x {SIDE} images in colour"
         )
     sample = Sample.of(subject, images)
-    clean = subject.test.only(sample.rows.to(subject.test.targets.device)).raw.cpu().numpy()
+    held = subject.test.only(sample.rows.to(subject.test.targets.device))
+    clean = held.raw.cpu().numpy()
 
     def pictures(name: str, severity: int) -> Tensor:
         rng = numpy_generator(subject.seed, f"corruption {name}", severity)
@@ -109,7 +110,7 @@ def _on_made(subject: Subject, images: int, baseline: str) -> dict[str, Any]:
         parts = [corrupt(name, clean[i : i + CHUNK], severity, rng) for i in starts]
         return torch.from_numpy(np.concatenate(parts))
 
-    targets = subject.test.targets.cpu()[sample.rows]
+    targets = held.targets.cpu()
     headlines = _on_pictures(sample, list(MADE), pictures, targets)
     settings = {"source": MADE_HERE, "parameters": SOURCE}
     as_trained = sample.headlines_at(subject.w)
