@@ -12,8 +12,9 @@ is also a key of a run's YAML file and of `fedsam.run(...)` from Python, with un
 (`clients_per_round`), and of Flower's run config (`clients-per-round`). A boolean flag has a
 counterpart: `--no-swa`. In paths, `~` and `$VAR` are read as a shell reads them.
 
-Flags stand before the `--config` file, the file before the `--algorithm`'s preset, and that
-before the defaults. Options (`--minimizer-options` and the like) are merged key by key; those of
+Flags override the `--config` file, the file overrides the `--algorithm`'s preset, and the preset
+the defaults; `--print-config` prints what comes of it. Options (`--minimizer-options` and the
+like) are merged key by key; those of
 a plug-in go with it where one of these names another in its place. `python -m fedsam.sweep` takes
 the same flags, for every cell.
 """

@@ -3,7 +3,9 @@
 import argparse
 import ast
 import importlib
+import logging
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -40,6 +42,10 @@ FUNCTIONS = {
     "datasets": ("sources/load.py", "LOADERS", "LISTINGS"),
     "partitions": ("partitions/splits.py", "METHODS"),
 }
+COMMON = (  # keys that a short help explains
+    *("dataset", "model", "clients", "clients_per_round", "partition", "alpha", "rounds"),
+    *("algorithm", "rho", "lr", "batch_size", "swa", "seed", "engine", "device", "out"),
+)
 KINDS = ("algorithms", *FOLDERS, *FUNCTIONS, "sweeps")
 
 
@@ -56,13 +62,38 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             flags = [option for action in self._actions for option in action.option_strings]
-            raise UsageError(f"{word}: no such flag{nearest(word, flags)}; --help lists all")
+            raise UsageError(f"{word}: no such flag{nearest(word, flags)}; --help-all lists them")
         return vars(known)
+
+
+class ShortHelp(argparse.Action):
+    """Prints the flags of every day, and of the others the names."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        """Print the help, and end."""
+        keys = groups()
+        others = {name for names in keys.values() for name in names} - set(COMMON)
+        # positional arguments, the command's own flags, then keys in the order of COMMON
+        explained = [action for action in parser._actions if action.dest not in others]
+        explained.sort(key=lambda a: COMMON.index(a.dest) if a.dest in COMMON else -1)
+        text = parser.formatter_class(prog=parser.prog)
+        places = [action.dest for action in explained if not action.option_strings]
+        text.add_usage(" ".join([parser.prog, *places, "[FLAG VALUE ...]"]), [], [])
+        text.add_text(parser.description)
+        text.add_arguments(explained)
+        print(text.format_help())
+        for title, names in keys.items():
+            rest = " ".join(flag(name) for name in names if name in others)
+            print(textwrap.fill(f"{title}: {rest}", 80, break_on_hyphens=False), end="\n\n")
+        print("--help-all explains these, too.")
+        parser.exit()
 
 
 def key_parser() -> Parser:
     """Return a parser of the flags that are keys of Config: one for each of its fields."""
-    out = Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    out = Parser(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
+    out.add_argument("-h", "--help", action=ShortHelp, nargs=0, help="show the usual flags")
+    out.add_argument("--help-all", action="help", help="show all flags")
     for title, names in groups().items():
         group = out.add_argument_group(title[0].lower() + title[1:])
         for name in names:
@@ -96,7 +127,28 @@ def console(*, stderr: bool = False) -> "Console":
     """Return the console of every command: what it prints is text, with no markup in it."""
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    options: dict[str, Any] = {}
+    if in_notebook():  # as to a file: else each line is an output of its own
+        options = {"force_jupyter": False, "force_terminal": False}
+    return Console(
+        stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, **options
+    )
+
+
+def in_notebook() -> bool:
+    """Return whether what is printed goes below a notebook's cell."""
+    from rich.console import Console
+
+    return Console().is_jupyter
+
+
+def hush_flower() -> None:
+    """Let Flower say errors only: its strategies log every round."""
+    logging.getLogger("flwr").addFilter(_an_error)
+
+
+def _an_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def progress_bar(

@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
 from fedsam.base.vector import Entry, Layout
 
 ARRAYS = "arrays"  # Flower's default keys of the records of a message ...
@@ -30,6 +31,7 @@ ROUND = "server-round"
 LEARNING_RATE = "lr"
 LOSS = "loss"
 STEPS = "steps"
+FROZEN = "frozen"  # what the frozen parameters must be that a node holds: their digest
 PARTITION = "partition-id"  # Flower's key in a node's config
 
 NUMPY_FILE = "numpy.ndarray"  # how Flower names the serialisation of its arrays
@@ -212,6 +214,16 @@ def train_instruction(content: RecordDict) -> tuple[ArrayRecord, int, float]:
     """Return global arrays, round (from 1) and learning rate of a train message."""
     config = only_record(content.config_records)
     return model_of(content), int(number_in(config, ROUND)), number_in(config, LEARNING_RATE)
+
+
+def check_frozen(content: RecordDict, layout: Layout) -> None:
+    """Raise UsageError if the server of a train message holds other frozen parameters."""
+    wanted = only_record(content.config_records).get(FROZEN, layout.digest)
+    if wanted != layout.digest:
+        raise UsageError(
+            "the frozen parameters are not the server's: give every node the same --weights file, "
+            "--model and --seed"
+        )
 
 
 def train_reply(

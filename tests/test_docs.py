@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from textwrap import dedent
 
 import pytest
@@ -18,8 +19,10 @@ from fedsam.base.vector import unit
 from fedsam.config.schema import Config
 from fedsam.data.partition import heterogeneity
 from fedsam.data.partitions.splits import METHODS
+from fedsam.data.sources.load import LISTINGS
 from fedsam.flatness import __main__ as flatness
 from fedsam.flatness import options, registry
+from fedsam.pack import __main__ as pack
 from fedsam.report import __main__ as report
 from fedsam.simulate.__main__ import main, parse, parser
 from fedsam.sweep import __main__ as sweep
@@ -176,8 +179,16 @@ def test_every_flatness_command_in_the_documents_parses(page):
         registry.check(list(names), given)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_pack_command_in_the_documents_parses(page):
+    for command in commands(page.read_text(), "pack"):
+        given = Namespace(**pack.flags().read(words_of(command)))
+        pack.check(given)
+        assert f"{given.kind}:PATH" in LISTINGS
+
+
 def test_the_documents_name_no_other_module():
-    known = {"simulate", "sweep", "report", "flatness"}
+    known = {"simulate", "sweep", "report", "flatness", "pack"}
     for page in PAGES:
         assert {module for module, _ in COMMAND.findall(page.read_text())} <= known | {"X"}
 

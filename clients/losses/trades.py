@@ -46,6 +46,7 @@ class TRADES(Loss):
     """
 
     draws = True
+    one_answer = True
 
     def __init__(
         self,

@@ -84,14 +84,28 @@ within() { # SECONDS WHAT COMMAND...: wait until the command succeeds
     done
 }
 
-listens() { (: <"/dev/tcp/127.0.0.1/$1"); }
+healthy() { # says so under a certificate of ours: not just anything that listens there
+    python3 - "https://$1/health" "$keys/ca.pem" <<'END'
+import ssl, sys, urllib.request
+trusted = ssl.create_default_context(cafile=sys.argv[2])
+urllib.request.urlopen(sys.argv[1], timeout=10, context=trusted)
+END
+}
 connected() { grep -q "SuperNode ID" "$work/$1.log"; }
 ended() { ! kill -0 "$1"; }
 
+# none that the system may give to whoever asks for any, before a server of ours has bound it
 read -ra ports < <(
     python3 - $((nodes + 1)) <<'END'
-import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+import random, socket, sys
+held = []
+for port in random.sample(range(20000, 32000), 12000):
+    try:
+        held.append(socket.create_server(("127.0.0.1", port)))
+    except OSError:
+        continue
+    if len(held) == int(sys.argv[1]):
+        break
 print(*(s.getsockname()[1] for s in held))
 END
 )
@@ -100,7 +114,7 @@ superlink=127.0.0.1:${ports[0]}
 start superlink flower-superlink --host 127.0.0.1 --port "${ports[0]}" \
     --ssl-ca-certfile "$keys/ca.pem" --ssl-certfile "$keys/superlink.pem" \
     --ssl-keyfile "$keys/superlink.key" --enable-supernode-auth
-within 60 "the SuperLink" listens "${ports[0]}"
+within 60 "the SuperLink" healthy "$superlink"
 
 export FLWR_HOME=$work/cli
 mkdir "$FLWR_HOME"

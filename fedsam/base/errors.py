@@ -34,8 +34,12 @@ def flag(key: str) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the choice nearest to ``word``, or nothing."""
-    match = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    word = word.lower()
+    matches = difflib.get_close_matches(word, list(by_lower))
+    # of matches as near, one of the same letters: two of them were swapped
+    matches.sort(key=lambda match: sorted(match) != sorted(word))
+    return f" (did you mean {by_lower[matches[0]]!r}?)" if matches else ""
 
 
 def some(words: Sequence[str], most: int = 5) -> str:

@@ -1,21 +1,25 @@
 """Models as flat vectors: the layout of w, and the few vector operations every formula uses.
 
 The state of a model is one tensor whose LAST dimension holds first the P trainable parameters,
-called w, and behind them the values that are carried but never trained (BatchNorm statistics,
-frozen parameters). One client's state is (S,), that of a cohort of K clients (K, S). Norms and
-dot products are taken over the last dimension with ``keepdim``, so that one text serves both.
+called w, and behind them the values that are carried but never trained (BatchNorm statistics).
+One client's state is (S,), that of a cohort of K clients (K, S). Norms and dot products are taken
+over the last dimension with ``keepdim``, so that one text serves both. Parameters that need no
+gradient are frozen: the module holds them, no state does, so that nothing sends or averages them.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 CLIPPING = 1e-6  # added to a norm that is clipped; the constant of PyTorch's clip_grad_norm_
 MEAN, VAR = "running_mean", "running_var"  # PyTorch's names of a norm layer's statistics
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 TINY = 1e-16  # keeps 0 / 0 at 0; the constant of the official SAM, ASAM and FedSAM code
 
 
@@ -92,6 +96,16 @@ def mean(vectors: Sequence[Tensor]) -> Tensor:
     return weighted_mean(vectors, [1.0] * len(vectors))
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256, in hex, of tensors' names, dtypes, shapes and values; "" of none."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest() if tensors else ""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a model: where it lies in the state vector and what it is."""
@@ -133,6 +147,11 @@ class Entry:
         return view.round().to(self.dtype)
 
 
+def is_frozen(tensor: Tensor) -> bool:
+    """Return whether it is a parameter that needs no gradient."""
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
 class Layout:
     """Name, shape, dtype and offset of every tensor in a state vector.
 
@@ -146,6 +165,8 @@ class Layout:
         Of the state vector.
     device : torch.device
         Where state vectors live.
+    frozen : mapping
+        The tensors that no state holds, by name: all modules of a process share them.
 
     Attributes
     ----------
@@ -159,17 +180,21 @@ class Layout:
         trainable: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        frozen: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         self.entries = tuple(entries)
         self.trainable = trainable
         self.dtype = dtype
         self.device = torch.device(device)
+        self.frozen = frozen
         self.size = max((e.offset + e.size for e in self.entries), default=0)
 
     @classmethod
     def of(cls, module: nn.Module) -> "Layout":
-        """Return the layout of ``module``: trainable parameters first, the rest behind them."""
-        tensors = module.state_dict(keep_vars=True)
+        """Return the layout of ``module``: trainable parameters first, buffers behind them."""
+        every = module.state_dict(keep_vars=True)
+        frozen = {name: t.detach() for name, t in every.items() if is_frozen(t)}
+        tensors = {name: t for name, t in every.items() if name not in frozen}
         trained = [t for t in tensors.values() if t.requires_grad]
         if not trained:
             raise ValueError("the model has no trainable parameter")
@@ -185,7 +210,7 @@ class Layout:
         entries = [
             Entry(name, tuple(t.shape), t.dtype, offsets[id(t)]) for name, t in tensors.items()
         ]
-        return cls(entries, trainable, trained[0].dtype, trained[0].device)
+        return cls(entries, trainable, trained[0].dtype, trained[0].device, frozen)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -302,12 +327,24 @@ class Layout:
         """Elements of each parameter tensor, on the device: a captured step may not make it."""
         return torch.tensor([e.size for e in self.parameters], device=self.device)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of what is frozen: the same in all processes of a run; "" where nothing is."""
+        return digest(self.frozen)
+
     def read(self, state: Tensor) -> dict[str, Tensor]:
-        """Return the ``state_dict`` held in ``state`` (S,): views where the dtypes agree."""
+        """Return the part of the ``state_dict`` that ``state`` (S,) holds: views where they can be.
+
+        In the state's dtype they are, others are copies.
+        """
         return {entry.name: entry.read(state) for entry in self.entries}
 
+    def whole(self, state: Tensor) -> dict[str, Tensor]:
+        """Return the ``state_dict`` of the model ``state`` (S,), with what is frozen."""
+        return {**self.read(state), **self.frozen}
+
     def write(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return a new state (S,) with the values of a ``state_dict``.
+        """Return a new state (S,) with the values of a ``state_dict``; it holds nothing frozen.
 
         Raises
         ------
@@ -315,8 +352,7 @@ class Layout:
             If a name is missing or unknown, or a shape differs.
         """
         names = {entry.name for entry in self.entries}
-        if names != set(tensors):
-            wrong = sorted(names.symmetric_difference(tensors))
+        if wrong := sorted(names.symmetric_difference(set(tensors) - set(self.frozen))):
             raise ValueError(f"the model's tensors and the given ones differ in {wrong[0]!r}")
         state = torch.empty(self.size, dtype=self.dtype, device=self.device)
         for entry in self.entries:

@@ -1,11 +1,13 @@
 """Every key of a run, in five groups, with its default, its bounds, and what is done with it."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -37,6 +39,8 @@ class Key:
         May differ between the runs of one cell of a report; all but the seed are in its name.
     engine : bool
         Chooses an engine of ours, or says how one works: nothing to Flower's runtime.
+    noted : bool
+        Is what a run finds, where it is not given: it writes it into its config.yaml.
     column : int
         Place of the key among the columns of a report's table, where runs differ in it (0: none).
     """
@@ -47,6 +51,7 @@ class Key:
     who: bool = False
     cell: bool = False
     engine: bool = False
+    noted: bool = False
     column: int = 0
 
 
@@ -157,7 +162,17 @@ def _name(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _pattern(value: Any) -> Any:
+    """Refuse what is no regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"must be a regular expression: {error}") from error
+    return value
+
+
 Scalar = bool | int | float | str
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Options = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_options)]
 PathText = Annotated[str, BeforeValidator(_path)]
 
@@ -182,8 +197,9 @@ class Data(_Group):
     dataset: Annotated[str, Key(shared=True, column=1)] = "digits"
     """Data set: digits, digit-scenes (segmentation), rotated-digits (six domains), mnist,
     fashion-mnist, camvid (segmentation), cifar10, cifar100, svhn, pictures of your own
-    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), a folder that python -m fedsam.pack made, or
-    the import path of a function that returns one."""
+    (folder:PATH, csv:PATH, hf:PATH, landmarks:PATH), FedDrive's splits (cityscapes:PATH,
+    idda:PATH), a folder that python -m fedsam.pack made, or the import path of a function that
+    returns one."""
     dataset_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the data set, as YAML or JSON: '{side: 64}' for pictures of your own."""
     data_root: Annotated[PathText, Key(how=True, shared=True)] = "data"
@@ -205,6 +221,25 @@ class Data(_Group):
     path such as torchvision.models:resnet18."""
     model_options: Annotated[Options, Key(shared=True)] = {}
     """Further arguments of the model, as YAML or JSON: '{hidden: 100}', '{norm: batch}'."""
+    weights: Annotated[PathText, Key(shared=True, free=True)] = ""
+    """File of the first weights, .safetensors with the names of the state_dict; a head for other
+    classes and what the file lacks stay as initialised and are named (empty: none)."""
+    weights_sha256: Annotated[
+        str, Field(pattern="^([0-9a-f]{64})?$"), Key(shared=True, noted=True)
+    ] = ""
+    """SHA-256 that the file of --weights must have, in hex (empty: any; a run notes its file's)."""
+    train: Annotated[Pattern, Key(shared=True)] = ""
+    """Regular expression that finds the names of the parameters that train; the others are frozen,
+    neither sent nor averaged (empty: all train)."""
+    lora: Annotated[int, Key(shared=True)] = Field(0, ge=0)
+    """Rank of products that are trained beside frozen weights, LoRA; beside them only --train's
+    parameters train (0: off)."""
+    lora_targets: Annotated[Pattern, Key(shared=True)] = ""
+    """Regular expression that finds the names of the weights that get products (empty: those of
+    linear layers and of attention, but for those that --train finds)."""
+    lora_options: Annotated[Options, Key(shared=True)] = {}
+    """Further arguments of LoRA: '{alpha: 16}' (the product counts alpha / rank, 1 by default),
+    '{freeze: a}' (FFA-LoRA: A stays as it began)."""
     task: Annotated[str, Key(shared=True)] = "auto"
     """What the model's output means: auto (what the data set is made for), classification,
     segmentation (each pixel's class), or an import path."""
@@ -360,8 +395,8 @@ class Server(_Group):
     """File with a line for each partition: its number and the public key of the SuperNode that may
     train it; on Flower's runtime with node authentication (empty: who says so first holds it)."""
     max_norm: float = Field(0.0, ge=0)
-    """Leave out updates that are longer, l2 (0: off): of parameters, BatchNorm's statistics and
-    what is frozen together. Vectors beside the model are scaled down in proportion."""
+    """Leave out updates that are longer, l2 (0: off): of parameters and BatchNorm's statistics
+    together. Vectors beside the model are scaled down in proportion."""
     clip_norm: float = Field(0.0, ge=0)
     """Scale updates that are longer down to this l2 norm (0: off), as --max-norm measures them."""
 
@@ -420,4 +455,4 @@ class Run(_Group):
     """Follow the run live: tensorboard, wandb, mlflow (each an extra of that name) or import paths,
     between commas."""
     quiet: Annotated[bool, Key(how=True)] = False
-    """No progress line."""
+    """Say nothing but what goes wrong."""

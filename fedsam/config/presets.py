@@ -103,9 +103,10 @@ def located(file: str | PathLike[str]) -> Path:
     for path in (own, CONFIGS / f"{file}.yaml", CONFIGS / file):
         if path.is_file():
             return path
-    files = [p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps"]
-    shipped = sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in files)
-    hint = nearest(str(file), shipped) or f"; shipped ones: {', '.join(shipped)}"
+    every = [path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml")]
+    names = sorted(str(path) for path in every if path.parts[0] != "sweeps")
+    whole = [name for name in names if not name.startswith(("algorithms/", "datasets/"))]
+    hint = nearest(str(file), names) or f"; shipped ones: {', '.join(whole)}"
     raise UsageError(f"--config {file}: no such file{hint}")
 
 

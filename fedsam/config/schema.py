@@ -18,7 +18,8 @@ GROUPS = (Data, Federation, Client, Server, Run)
 WHOLE = {"algorithm", "seed", "rounds"} | {
     key + part for key in ("minimizer", "client", "strategy") for part in ("", "_options")
 }
-LOCAL_PATHS = ("data_root", "out", "node_keys")
+LOCAL_PATHS = ("data_root", "weights", "out", "node_keys")
+WITHOUT_ALPHA = ("iid", "shards", "csv", "natural")  # splits
 # kinds of data sets that a path follows
 PATHS = ("folder", "csv", "hf", "landmarks", "cityscapes", "idda")
 TRACED = range(3, 6)  # rounds that --trace shows
@@ -65,6 +66,17 @@ class Config(Run, Server, Client, Federation, Data):
         return self
 
     @model_validator(mode="after")
+    def _weights_fit(self) -> "Config":
+        for key, needed in (
+            ("weights_sha256", "weights"),
+            ("lora_targets", "lora"),
+            ("lora_options", "lora"),
+        ):
+            if getattr(self, key) and not getattr(self, needed):
+                raise ValueError(f"{flag(key)}: needs {flag(needed)}")
+        return self
+
+    @model_validator(mode="after")
     def _lifelong_fits(self) -> "Config":
         if self.lifelong == 1 or self.lifelong > self.rounds:
             raise ValueError(
@@ -96,6 +108,11 @@ class Config(Run, Server, Client, Federation, Data):
     def averaging(self) -> str:
         """The average that is used: ``average``, or swa by its short flag."""
         return "swa" if self.swa else self.average
+
+    @property
+    def by_alpha(self) -> bool:
+        """Whether ``alpha`` says anything of the split."""
+        return self.partition not in WITHOUT_ALPHA
 
     @property
     def averages_from(self) -> int:

@@ -23,7 +23,8 @@ class Dataset:
     name : str
         What it is called.
     train_images, test_images : Tensor or Store
-        uint8 (N, C, H, W); or images that are read from files, whose store says (N, H, W, C).
+        uint8 (N, C, H, W); or images that are read from files, whose store says (N, H, W, C). H
+        and W of the test images may be others, where the network can take both.
     train_labels, test_labels : Tensor or Store
         int64 (N,), from 0 to ``classes - 1``; or masks, uint8 (N, H, W), that of each pixel, in a
         store (N, H, W, 1).
@@ -116,7 +117,8 @@ def check(dataset: Dataset) -> None:
         )
     _check_domains(dataset, require)
     shape, other = dataset.shape, shape_of(dataset.test_images)
-    require(shape == other, f"images of {shape} for training and {other} for testing")
+    channels = f"images of {shape[0]} channels for training and {other[0]} for testing"
+    require(shape[0] == other[0], channels)
     for name in ("mean", "std"):
         values = getattr(dataset, name)
         long = isinstance(values, tuple | list) and len(values) == shape[0]
@@ -153,8 +155,6 @@ def _check_part(dataset: Dataset, part: str, require: Callable[[bool, str], None
     if isinstance(labels, Store):  # whose values are seen when they are read
         stored = isinstance(images, Store) and labels.shape[3] == 1
         require(stored, f"{part}_labels in a store must be (N, H, W, 1), beside images in one")
-        sorted_by = getattr(dataset, f"{part}_classes") is not None
-        require(sorted_by, f"{part}_labels in a store need {part}_classes, what splits sort by")
     else:
         valid = labels if dataset.ignore is None else labels[labels != dataset.ignore]
         require(len(valid) > 0, f"{part}_labels are all {dataset.ignore}, which is ignored")
@@ -165,6 +165,8 @@ def _check_part(dataset: Dataset, part: str, require: Callable[[bool, str], None
         one_each = _is(classes, torch.int64, 1) and len(classes) == len(images)
         require(one_each, f"{part}_classes must be int64, one an image, got {_told(classes)}")
         require(int(classes.min()) >= 0, f"{part}_classes must be numbers from 0")
+    else:
+        require(not masks, f"{part}_labels are masks: give {part}_classes, what splits sort by")
 
 
 def _check_domains(dataset: Dataset, require: Callable[[bool, str], None]) -> None:

@@ -100,16 +100,18 @@ class Batch:
         shape = self.images.shape[self.keys.dim() :]
         return uniform(self.keys, shape, self.images.dtype)
 
-    def parts(self, size: int) -> "list[tuple[float | Tensor, Batch]]":
+    def parts(self, size: int, least: int = 1) -> "list[tuple[float | Tensor, Batch]]":
         """Return sub-batches of ``size`` examples, the last maybe smaller, each after its share.
 
-        A share is the part of the mini-batch's examples, (K, 1) for K clients.
+        One of fewer than ``least`` examples joins that before it. A share is the part of the
+        mini-batch's examples, (K, 1) for K clients.
         """
         dim = 0 if self.valid is None else self.valid.dim() - 1
         length = self.targets.shape[dim]
+        starts = [start for start in range(0, length, size) if length - start >= least or not start]
         pieces = [
-            self.map(partial(torch.narrow, dim=dim, start=start, length=min(size, length - start)))
-            for start in range(0, length, size)
+            self.map(partial(torch.narrow, dim=dim, start=start, length=end - start))
+            for start, end in zip(starts, [*starts[1:], length], strict=True)
         ]
         if self.valid is None:
             return [(len(piece.targets) / length, piece) for piece in pieces]

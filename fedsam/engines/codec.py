@@ -9,13 +9,27 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedsam.base.vector import Layout
-from fedsam.messages import VectorRecord, state_of, train_instruction, train_reply, vectors_of
+from fedsam.messages import (
+    VectorRecord,
+    check_frozen,
+    state_of,
+    train_instruction,
+    train_reply,
+    vectors_of,
+)
 from fedsam.training.client import ClientJob, Result
 from fedsam.training.method import Vectors
 
 
 def job_of(content: RecordDict, layout: Layout, client: int, memory: Vectors | None) -> ClientJob:
-    """Return what a train message asks of a client, which kept ``memory`` from its last round."""
+    """Return what a train message asks of a client, which kept ``memory`` from its last round.
+
+    Raises
+    ------
+    UsageError
+        If the server holds other frozen parameters than the layout's.
+    """
+    check_frozen(content, layout)
     arrays, round, lr = train_instruction(content)
     state = state_of(arrays, layout)
     return ClientJob(client, state, round, lr, memory, vectors_of(content, layout))

@@ -210,7 +210,7 @@ def opened(folder: Path, *, device: str = "", data_root: str = "") -> tuple[Conf
     config = resolve({}, folder / files.CONFIG)
     config = resolve(config.model_dump() | {"precision": "fp32"} | overrides)
     split = {"partition": str(folder / files.PARTITION), "partition_options": {}}
-    trainer, _ = new_trainer(config.model_copy(update=split))
+    trainer, _ = new_trainer(config.model_copy(update=split), saved=True)
     return config, trainer
 
 
@@ -298,6 +298,8 @@ def subject_of_network(
 def read_model(folder: Path, model: str, layout: Layout) -> Tensor:
     """Return the state (S,) that a file of a run's folder holds.
 
+    What is frozen is the same in all of them, and goes to the layout's own.
+
     Raises
     ------
     UsageError
@@ -312,6 +314,11 @@ def read_model(folder: Path, model: str, layout: Layout) -> Tensor:
         raise UsageError(f"{folder}: no model {model!r}{hint}")
     path = files.weights(folder, model)
     try:
-        return layout.write(load(path.read_bytes()))
+        tensors = load(path.read_bytes())
+        for name, tensor in layout.frozen.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise ValueError(f"{name!r} is missing, or has another shape than the model's")
+            tensor.copy_(tensors[name])
+        return layout.write(tensors)
     except (SafetensorError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error

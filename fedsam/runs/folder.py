@@ -20,6 +20,7 @@ from fedsam.base.timers import timed
 from fedsam.config.schema import Config, dump
 from fedsam.data.partition import Partition, heterogeneity
 from fedsam.messages import VectorRecord
+from fedsam.models.pretrained.lora import Lora, LoraOptions, merged
 from fedsam.runs import checkpoint, files, metrics
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.lock import Lock
@@ -139,13 +140,19 @@ class RunDir:
         checkpoint.save(self.path, snapshot)
 
     def save_model(self, name: str, model: VectorRecord) -> str:
-        """Write a model's file, tensors as its ``state_dict`` calls them; return its seal."""
+        """Write a model's file, tensors as its ``state_dict`` calls them; return its seal.
+
+        LoRA's products are added to their weights: any copy of the network can load the file.
+        """
         from safetensors.torch import save
 
         self._lock.check()
         path = files.weights(self.path, name)
         path.parent.mkdir(exist_ok=True)
-        tensors = model.layout.read(model.state)
+        tensors = model.layout.whole(model.state)
+        if self.config.lora:
+            options: dict[str, Any] = dict(self.config.lora_options)
+            tensors = merged(tensors, Lora(self.config.lora, options=LoraOptions(**options)))
         whole = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
         data = save(whole)
         write_whole(path, data)
@@ -275,7 +282,8 @@ def _new_name(config: Config) -> Path:
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     average = "" if config.averaging == "none" else f"+{config.averaging.rpartition(':')[2]}"
     dataset = Path(config.dataset.rpartition(":")[2]).name
-    name = f"{dataset}-{config.algorithm}{average}-alpha{config.alpha:g}-seed{config.seed}-{now}"
+    split = f"alpha{config.alpha:g}" if config.by_alpha else config.partition
+    name = f"{dataset}-{config.algorithm}{average}-{split}-seed{config.seed}-{now}"
     path = Path("runs") / name
     number = 1
     while path.exists():

@@ -30,7 +30,7 @@ def _no_network(config: Config) -> Any:
     raise TypeError("this run was read without its network: use fedsam.load")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """One finished run.
 
@@ -52,7 +52,14 @@ class Run:
     config: Config
     metrics: list[dict[str, Any]]
     summary: dict[str, Any]
-    new_network: Callable[[Config], Any] = field(default=_no_network, repr=False, compare=False)
+    new_network: Callable[[Config], Any] = field(default=_no_network, compare=False)
+
+    def __repr__(self) -> str:
+        """Return what was run and how well it did, in a line."""
+        what = f"{self.method} on {self.config.dataset}, {self.summary[metrics.ROUNDS]} rounds"
+        return (
+            f"Run({str(self.path)!r}: {what}, {metrics.words_of(self.headline)} {self.final:.2%})"
+        )
 
     @property
     def method(self) -> str:

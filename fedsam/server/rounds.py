@@ -20,7 +20,7 @@ from fedsam.base.randomness import global_streams
 from fedsam.base.system import Stop
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
-from fedsam.messages import LEARNING_RATE, ROUND, VectorRecord, state_of
+from fedsam.messages import FROZEN, LEARNING_RATE, ROUND, VectorRecord, state_of
 from fedsam.server.grids import CohortGrid
 from fedsam.server.replies import bounds_of
 from fedsam.server.screening import Limits, usable
@@ -120,12 +120,14 @@ def play(
     """
     limits, unread = limits or Limits(), frozenset[str]()
     bounds = bounds_of(strategy)
+    digest = arrays.layout.digest
+    frozen = {FROZEN: digest} if digest else {}
     for number in rounds:
         begin = time.perf_counter()
         for attempt in range(ATTEMPTS):
             clients = sample(number, attempt)
             nodes = {node_of[client]: client for client in clients}
-            config = ConfigRecord({LEARNING_RATE: lr(number)})
+            config = ConfigRecord({LEARNING_RATE: lr(number), **frozen})
             cohort = CohortGrid(grid, list(nodes), stop)
             # the streams not for longer: runs share them
             with global_streams(seed, "strategy", number, 0), timed("strategy sends"):
@@ -165,7 +167,7 @@ def play(
 def _warn_of_unread(messages: Sequence[Message], known: frozenset[str]) -> frozenset[str]:
     """Say once what a strategy tells its clients that ours do not read; return all of it so far."""
     sent = {key for m in messages[:1] for c in m.content.config_records.values() for key in c}
-    unread = sent - {LEARNING_RATE, ROUND}
+    unread = sent - {FROZEN, LEARNING_RATE, ROUND}
     if new := sorted(unread - known):
         log.warning("the strategy sends %s, which fedsam's clients do not read", ", ".join(new))
     return known | unread

@@ -30,8 +30,8 @@ log = logging.getLogger("fedsam")
 class Limits:
     """What a round takes.
 
-    An update is a client's change of all that is averaged but counters: parameters, BatchNorm's
-    statistics, what is frozen. A vector beside the model (a control variate, a dual) is in a unit
+    An update is a client's change of all that is averaged but counters: parameters and BatchNorm's
+    statistics. A vector beside the model (a control variate, a dual) is in a unit
     of its own: it is scaled down where it is more times as long as the cohort's median one than
     the smaller limit is as long as the median update.
 

@@ -9,13 +9,13 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsam import cli
 from fedsam.base.errors import UsageError
 from fedsam.base.system import listening
 from fedsam.cli import Parser, key_parser
-from fedsam.config.schema import Config, resolve
+from fedsam.config.schema import Config, dump, resolve
 
 if TYPE_CHECKING:
     from fedsam.runs.checkpoint import Snapshot
@@ -26,8 +26,8 @@ def parser() -> Parser:
     out = key_parser()
     out.prog = "python -m fedsam.simulate"
     out.description = (
-        "Federated training of one model. Flags stand before the --config file, the file before "
-        "the --algorithm's preset, and that before the defaults."
+        "Federated training of one model. Flags override the --config file, the file the "
+        "--algorithm's preset, and that the defaults."
     )
     out.add_argument(
         "--config",
@@ -48,6 +48,12 @@ def parser() -> Parser:
         "import",
     )
     out.add_argument(
+        "--print-config",
+        action="store_true",
+        default=False,
+        help="print all keys of the run as YAML, which --config takes, and do nothing else",
+    )
+    out.add_argument(
         "--go-on",
         action="store_true",
         default=False,
@@ -57,7 +63,14 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | None"]]:
-    """Return the configs of these command-line arguments, and where their runs go on.
+    """Return the configs of these command-line arguments, and where their runs go on."""
+    given = parser().read(arguments)
+    del given["print_config"]
+    return configs_of(given)
+
+
+def configs_of(given: dict[str, Any]) -> list[tuple[Config, "Snapshot | None"]]:
+    """Return the configs of arguments by name, and where their runs go on.
 
     One, or one a ``--config``, but for those that have ended; None is a run that begins.
 
@@ -66,7 +79,6 @@ def parse(arguments: Sequence[str] | None) -> list[tuple[Config, "Snapshot | Non
     UsageError
         One line that names the flag and says what would be right.
     """
-    given = parser().read(arguments)
     files, folder, go_on = given.pop("config"), given.pop("resume"), given.pop("go_on")
     if folder:
         if files or go_on or "out" in given:
@@ -110,16 +122,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str] | None) -> None:
     """Train what the arguments say, with a line of progress and a summary."""
-    begins = parse(arguments)
+    given = parser().read(arguments)
+    only_print = given.pop("print_config")
+    begins = configs_of(given)
+    if only_print:
+        print("---\n".join(dump(config) for config, _ in begins), end="")
+        return
     if not begins:
         return
     configs, snapshots = map(list, zip(*begins, strict=True))
     # only now: --help and a wrong flag are answered before torch is imported
-    from fedsam.simulate.joint import run_together
     from fedsam.simulate.progress import Progress
-    from fedsam.simulate.run import run
 
     with Progress(configs) as progress, listening() as stop:
+        from fedsam.simulate.joint import run_together
+        from fedsam.simulate.run import run
+
         if len(configs) == 1:
             watch = progress.update
             outcomes = [run(configs[0], watch, snapshot=snapshots[0], stop=stop)]

@@ -3,7 +3,6 @@
 Nothing else in the framework knows them all.
 """
 
-import copy
 import inspect
 import math
 import os
@@ -17,13 +16,14 @@ import torch
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsam import tasks
 from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.base.randomness import global_streams, numpy_generator, torch_generator
 from fedsam.base.strategy import Average, ServerMethod
 from fedsam.base.system import cores, expanded
-from fedsam.base.vector import Layout
+from fedsam.base.vector import Layout, is_frozen
 from fedsam.config import keys, plugins
 from fedsam.config.schema import Config
 from fedsam.data import lifelong
@@ -53,6 +53,8 @@ from fedsam.data.plan import Work, make_plan
 from fedsam.data.sources.load import load
 from fedsam.data.store import Store
 from fedsam.messages import LOSS, VectorRecord
+from fedsam.models.pretrained.lora import Lora, LoraOptions, train_partly
+from fedsam.models.pretrained.weights import checksum, load_weights
 from fedsam.runs import files
 from fedsam.server.adapter import MethodStrategy
 from fedsam.server.wrapped import Averaged, Statistics
@@ -62,7 +64,7 @@ from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Beside, Trainer
 from fedsam.training.dry_pass import dry_pass, initialise_lazy_layers
-from fedsam.training.flat_module import FlatModule
+from fedsam.training.flat_module import FlatModule, replica
 from fedsam.training.method import Correction, Loss, Method, Minimizer
 
 if TYPE_CHECKING:
@@ -198,7 +200,7 @@ def choose_device(config: Config) -> torch.device:
 
 def new_model(config: Config, dataset: Dataset) -> nn.Module:
     """Return the network with the run's first weights, on the CPU."""
-    name = MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
+    name = model_name(config)
     make = plugins.find("model", name, "fedsam.models", nn.Module)
     augmented = _shape_after(_augmentations(config, dataset), dataset)
     shape, classes = (dataset.shape[0], *augmented), dataset.classes
@@ -229,11 +231,6 @@ def new_model(config: Config, dataset: Dataset) -> nn.Module:
             f"--model {config.model}: its parameters are {', '.join(sorted(dtypes))}; they must "
             "all be of one floating dtype (--precision bf16 computes in bfloat16)"
         )
-    if not batchnorm.layers(model):
-        if config.bn != "values":
-            raise UsageError(f"--bn {config.bn}: the model has no BatchNorm")
-        if config.update_bn:
-            raise UsageError(f"--update-bn {config.update_bn}: the model has no BatchNorm")
     return model
 
 
@@ -249,6 +246,11 @@ def _unpickling_nothing(make: Any) -> Iterator[None]:
         os.environ.pop(WEIGHTS_ONLY, None)
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before
+
+
+def model_name(config: Config) -> str:
+    """Return the name of the model, the data set's usual one unless the config names one."""
+    return MODELS.get(config.dataset, "cnn") if config.model == "auto" else config.model
 
 
 def new_network(config: Config) -> nn.Module:
@@ -402,7 +404,28 @@ def new_task(config: Config, dataset: Dataset) -> Task:
     return task
 
 
-def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, VectorRecord]:
+def pinned(config: Config) -> Config:
+    """Return the config with the checksum that its file of weights has today."""
+    if not config.weights or config.weights_sha256:
+        return config
+    return config.model_copy(update={"weights_sha256": checksum(config.weights)})
+
+
+def _check_norms(config: Config, module: nn.Module) -> None:
+    """Raise UsageError where statistics are asked for that the model has not, or frozen."""
+    if batchnorm.layers(module):
+        return
+    frozen = any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    why = "no BatchNorm that trains: --train leaves all frozen" if frozen else "no BatchNorm"
+    if config.bn != "values":
+        raise UsageError(f"--bn {config.bn}: the model has {why}")
+    if config.update_bn:
+        raise UsageError(f"--update-bn {config.update_bn}: the model has {why}")
+
+
+def new_trainer(
+    config: Config, like: Trainer | None = None, *, saved: bool = False
+) -> tuple[Trainer, VectorRecord]:
     """Return all that the clients need, and the model that training starts from.
 
     Parameters
@@ -411,6 +434,9 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         What to run.
     like : Trainer, optional
         One with the same images, which are shared then.
+    saved : bool
+        Make the network for a model that the run has left: its file holds what --weights said, and
+        LoRA's products in their weights, which count as trainable.
     """
     held = hold_out(load_dataset(config), config.leave_out, config.validation)
     dataset = held.dataset
@@ -418,10 +444,25 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
     partition = split(config, dataset, held.places)
     device = choose_device(config)
     module = new_model(config, dataset)
-    initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if config.weights and not saved:
+        load_weights(module, config.weights, dataset.classes, config.weights_sha256)
+    if config.train or config.lora:
+        options = plugins.build("lora", LoraOptions, config.lora_options)
+        lora = Lora(config.lora, config.lora_targets, options)
+        train_partly(module, config.train, lora, torch_generator(config.seed, "lora"), saved=saved)
+    _check_norms(config, module)
+    initial = {
+        name: tensor.detach().clone()
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if not is_frozen(tensor)
+    }
     template = module.to(device)
     layout = Layout.of(template)
     method = new_method(config)
+    if method.loss.one_answer and len(dataset.train_labels.shape) != 1:
+        raise UsageError(
+            f"--loss {config.loss}: needs one label an image; {dataset.name} has masks"
+        )
     work = _work(config, dataset, draws=method.loss.draws)
     _check_work(config, work, partition)
     mean, std = _normalisation(config, dataset)
@@ -462,7 +503,7 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
             beside_groups(config, held),
         )
     needs = dry_pass(
-        FlatModule(copy.deepcopy(template), bf16=config.precision == "bf16"),
+        FlatModule(replica(template), bf16=config.precision == "bf16"),
         task,
         _as_trained_on(train, work, config.seed),
         test.rows(torch.arange(2, device=device) % len(test)),
@@ -474,9 +515,9 @@ def new_trainer(config: Config, like: Trainer | None = None) -> tuple[Trainer, V
         train,
         test,
         partition,
-        lambda: copy.deepcopy(template),
+        lambda: replica(template),
         layout,
-        method,
+        replace(method, least=needs.least),
         task,
         replace(work, least=needs.least),
         config.seed,
@@ -515,9 +556,17 @@ def new_ray_executor(config: Config, trainer: Trainer) -> "RayExecutor":
             raise
         raise UsageError("--engine ray: Ray is not installed; pip install 'fedsam[ray]'") from error
 
+    digest = trainer.layout.digest
+
     def make() -> Trainer:
         """Make the trainer in the actor, from the config alone."""
-        return new_trainer(config)[0]
+        made = new_trainer(config)[0]
+        if made.layout.digest != digest:
+            raise UsageError(
+                "--engine ray: the frozen parameters of an actor are not the driver's; every node "
+                "needs the same --weights file"
+            )
+        return made
 
     workers = config.workers or cores()
     address, gpus = config.ray_address, config.gpus_per_worker

@@ -19,10 +19,11 @@ from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
-from fedsam.simulate.build import new_gradients, new_trainer
+from fedsam.simulate.build import new_gradients, new_trainer, pinned
+from fedsam.simulate.opening import tell
 from fedsam.simulate.run import Outcome, new_threads, play_out, upcoming
 from fedsam.training.batched import stacked
-from fedsam.training.client import ClientJob, Failed, Result
+from fedsam.training.client import ClientJob, Failed, Result, Trainer
 
 
 def run_together(
@@ -57,6 +58,7 @@ def run_together(
     TrainingError
         If no client's update of some run could be used any more; the others went on to their end.
     """
+    configs = [pinned(config) for config in configs]
     check_alike(configs)
     begins = snapshots or [None] * len(configs)
     for config, snapshot in zip(configs, begins, strict=True):
@@ -69,8 +71,10 @@ def run_together(
         every = [
             new_threads(c, trainer, stop) for c, (trainer, _) in zip(configs, made, strict=True)
         ]
-        for threads in every:
+        for config, threads in zip(configs, every, strict=True):
             leaving.callback(threads.close)
+            tell(config, threads.trainer)
+        _check_frozen(configs, [trainer for trainer, _ in made])
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not
         rendezvous = Rendezvous(BatchedPrograms(every[0], gradients), len(configs))
@@ -165,6 +169,17 @@ class SharedExecutor:
         with self.rendezvous.changed:
             self.rendezvous.seated.discard(self.number)
             self.rendezvous.changed.notify_all()
+
+
+def _check_frozen(configs: Sequence[Config], trainers: Sequence[Trainer]) -> None:
+    """Raise UsageError if the runs' frozen parameters differ: one program has them once."""
+    for number, trainer in enumerate(trainers):
+        if trainer.layout.digest != trainers[0].layout.digest:
+            raise UsageError(
+                f"--seed {configs[number].seed}: the frozen parameters of run {number} are not "
+                "those of run 0; runs in one program share them: give --weights, or train one by "
+                "one"
+            )
 
 
 def check_alike(configs: Sequence[Config]) -> None:

@@ -167,8 +167,9 @@ def _unlike(one: object, other: object) -> bool:
 
 def _both(folder: Path, given: Mapping[str, Any]) -> tuple[Config, Config]:
     """Return the config of the run in a folder, and that with which it would go on."""
-    before = resolve({}, folder / files.CONFIG)
-    config = resolve(over(before.model_dump(), given))
+    before, noted = resolve({}, folder / files.CONFIG), keys("noted")
+    said = {key: value for key, value in given.items() if value or key not in noted}
+    config = resolve(over(before.model_dump(), said))
     free = keys("how") + keys("free")
     for key, value in config.model_dump().items():
         if key not in free and value != getattr(before, key):

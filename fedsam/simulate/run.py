@@ -33,8 +33,15 @@ from fedsam.server.rounds import Round, play
 from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
-from fedsam.simulate.build import new_gradients, new_ray_executor, new_strategy, new_trainer
+from fedsam.simulate.build import (
+    new_gradients,
+    new_ray_executor,
+    new_strategy,
+    new_trainer,
+    pinned,
+)
 from fedsam.simulate.groups import ByNumber, EvaluationGroups
+from fedsam.simulate.opening import tell
 from fedsam.simulate.profile import Phase, rows_of, save, traced
 from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
@@ -103,11 +110,13 @@ def run(
     if config.node_keys and flower is None:
         raise UsageError("--node-keys: only Flower's nodes have keys (flwr run .); leave it out")
     RunDir.check(config.out, new=snapshot is None)
+    config = pinned(config)
     with one_compute_thread(), ExitStack() as leaving:
         trainer, initial = new_trainer(config)
         leaving.enter_context(computing(trainer))
         threads = new_threads(config, trainer, stop)
         leaving.callback(threads.close)
+        tell(config, trainer)
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
             holders = owners(config.node_keys, config.clients) if config.node_keys else None

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from fedsam import cli
 from fedsam.base.errors import UsageError
-from fedsam.base.system import cores, expanded, raising
+from fedsam.base.system import cores, expanded, raising, shown
 from fedsam.cli import Parser, key_parser
 from fedsam.report import __main__ as report
+from fedsam.runs import files
 from fedsam.runs.lock import Lock
 from fedsam.runs.run import finished
-from fedsam.sweep.grid import SweepPoint, cells_of, read
+from fedsam.sweep.forecast import forecast
+from fedsam.sweep.grid import Sweep, SweepPoint, cells_of, read
 from fedsam.sweep.live import LiveTable
 from fedsam.sweep.queue import Failures, ProcessPool, RayTasks, jobs_of
 
@@ -33,10 +35,24 @@ def flags() -> Parser:
     out.prog = "python -m fedsam.sweep"
     out.description = (
         "Runs a grid of experiments, each in a process of its own, and reports on them. Started "
-        "again with the same --out it leaves finished cells alone. Flags stand before the file's "
-        "keys, for every cell."
+        "again with the same --out it leaves finished cells alone, or goes on with them if there "
+        "are more --rounds. Flags override the file: a key of its grid gets other values, all "
+        "others are set in every cell."
     )
-    out.add_argument("sweep", help="a sweep's YAML file, or the name of a shipped one")
+    out.add_argument(
+        "sweep",
+        nargs="?",
+        default="",
+        help="a sweep's YAML file, or the name of a shipped one; none: the grid of the flags that "
+        "list values, such as --alpha 0,0.05,0.5 --algorithm fedavg,fedasam --seed 0..2",
+    )
+    out.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=False,
+        help="list the cells and how long they may take, by a few rounds of each method, and run "
+        "none of them",
+    )
     out.add_argument(
         "--parallel", type=int, default=1, help="processes at a time on this machine (default: 1)"
     )
@@ -73,13 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def sweep(arguments: Sequence[str] | None) -> int:
     """Run what is left of a sweep's cells, and report; return 1 if a cell failed, else 0."""
     given = flags().read(arguments)
-    name, target = given.pop("sweep"), given.pop("target")
+    name, target, dry = (given.pop(key) for key in ("sweep", "target", "dry_run"))
     report.check_target(target)
     try:
         own = expanded(given.pop("out", ""))
     except UsageError as error:
         raise UsageError(f"--out: {error}") from error
-    out = (Path(own) if own else Path("runs") / Path(name).stem).absolute()
+    out = (Path(own) if own else Path("runs") / (Path(name).stem or "grid")).absolute()
     parallel, together, ray = (given.pop(key) for key in ("parallel", "together", "ray"))
     for flag, number in (("--parallel", parallel), ("--together", together)):
         if number < 1:
@@ -87,9 +103,12 @@ def sweep(arguments: Sequence[str] | None) -> int:
     # side by side, runs share the cores
     shares = {"threads": max(1, cores() // parallel)} if parallel > 1 else {}
     shares |= {"threads": 1} if ray else {}
-    cells = cells_of(read(name), out, shares | given)
+    cells = cells_of(read(name) if name else Sweep(), out, shares | given)
     if ray and any(cell.config.engine == "ray" for cell in cells):
         raise UsageError("--engine ray: cells are Ray tasks themselves (--ray); leave out one")
+    if dry:
+        forecast(cells, parallel)
+        return 0
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,7 +122,12 @@ def sweep(arguments: Sequence[str] | None) -> int:
             with closing(place):
                 failed = run_all(jobs, place.submit)
         if len(failed) < len(cells):
-            report.write([out], out / "report", target)
+            others = {folder.parent for folder in out.glob(f"*/{files.CONFIG}")}
+            others -= {cell.folder for cell in cells}
+            if others:
+                print(f"{len(others)} runs in {shown(out)} are no cells of this grid: left out")
+            folders = [cell.folder for cell in cells if cell.folder.is_dir()]
+            report.write(folders, out / "report", target)
     return 1 if failed else 0
 
 
@@ -116,7 +140,7 @@ def run_all(jobs: Sequence[Job], submit: Callable[[Job], Future[Failures]]) -> F
             for future in ended:
                 cells = futures.pop(future)
                 board.end(cells, failures_of(cells, future))
-            board.look()
+            board.look(job for future, job in futures.items() if future.running())
     return board.failed
 
 

@@ -1,26 +1,36 @@
 """A cell's process: ``fedsam.simulate``, asked to stop when the sweep that began it is gone.
 
-The sweep holds the other end of a pipe at this process's standard input; however it ends, the
-system closes that.
+The sweep holds the other end of a pipe; however it ends, the system closes that. Processes are
+forked from one that has imported all this, so a cell begins at once.
 """
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Thread
 
-from fedsam.base.system import end_at_once
+from fedsam.simulate.__main__ import main
+
+PRELOADED = ["fedsam.simulate.joint", "fedsam.simulate.progress", "fedsam.sweep.cell"]
 
 
-def stop_with_sweep() -> None:
-    """Wait for the end of standard input, then stop as by SIGTERM."""
-    os.read(sys.stdin.fileno(), 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+def run_cells(files: Sequence[str], log: Path, sweep: Connection) -> None:
+    """Run cells in this process, which ends with their exit code; ``log`` gets what they print."""
+    Thread(target=_stop_with, args=(sweep,), daemon=True).start()
+    with log.open("wb") as output:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(output.fileno(), stream.fileno())
+    named = [word for file in files for word in ("--config", file)]
+    sys.exit(main([*named, "--go-on", "--quiet"]))
 
 
-if __name__ == "__main__":
-    end_at_once()
-    Thread(target=stop_with_sweep, daemon=True).start()
-    from fedsam.simulate.__main__ import main
-
-    sys.exit(main())
+def _stop_with(sweep: Connection) -> None:
+    """Wait for the end of the sweep, then stop as by SIGTERM."""
+    try:
+        sweep.recv_bytes()
+    except EOFError:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,22 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsam.base.errors import UsageError, nearest
+from fedsam.base.errors import UsageError, flag, nearest
 from fedsam.base.system import LONGEST_NAME, expanded
 from fedsam.config import text
 from fedsam.config.presets import CONFIGS, OPTIONS, over
 from fedsam.config.schema import Config, keys, resolve
 from fedsam.runs import files
 from fedsam.runs.lock import Lock
-from fedsam.runs.run import finished
+from fedsam.runs.metrics import ALL_ROUNDS
+from fedsam.runs.run import ending, finished
 
 PATIENCE = 60.0  # seconds for the cells of this sweep that a kill of it left to end
 MOST_CELLS = 100_000
+WITH_COMMAS = (  # one value each, whatever commas it holds
+    *("augment", "client_rotations", "data_root", "lora_targets", "node_keys", "ray_address"),
+    *("track", "train", "weights"),
+)
 
 
 class When(BaseModel):
@@ -50,7 +56,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(extra="forbid")
     config: str = ""
     set: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = Field(min_length=1)
+    grid: dict[str, list[Any]] = {}
     when: list[When] = []
 
 
@@ -62,6 +68,11 @@ class SweepPoint:
     folder: Path
     config: Config
 
+    @property
+    def log(self) -> Path:
+        """What a process of it that failed printed."""
+        return self.folder.parent / f"{self.name}.log"
+
     def done(self) -> bool:
         """Return whether the run is finished.
 
@@ -72,14 +83,17 @@ class SweepPoint:
         """
         if not finished(self.folder):
             return False
-        before = resolve({}, self.folder / files.CONFIG).model_dump()
-        for key, value in self.config.model_dump().items():
-            if key not in keys("how") and before[key] != value:
-                raise UsageError(
-                    f"{self.folder}: was run with {key} {before[key]!r}, not {value!r}; "
-                    "give another --out"
-                )
-        return True
+        before = resolve({}, self.folder / files.CONFIG)
+        for key, value in before.model_dump().items():
+            wanted = getattr(self.config, key)
+            if key in keys("how") or wanted == value or (not wanted and key in keys("noted")):
+                continue
+            if key == "rounds" and wanted > value and files.checkpoints(self.folder):
+                continue
+            raise UsageError(
+                f"{self.folder}: was run with {key} {value!r}, not {wanted!r}; give another --out"
+            )
+        return self.config.rounds == before.rounds or ending(self.folder)[1] != ALL_ROUNDS
 
     def prepare(self) -> Config:
         """Return the config, with the folder as its out; remove what cannot be gone on with."""
@@ -121,21 +135,35 @@ def read(path: str) -> Sweep:
 
 
 def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[SweepPoint]:
-    """Return the cells of a sweep; ``given`` are keys that stand before all in its file.
+    """Return the cells of a sweep.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Its file.
+    out : Path
+        Their folders lie there.
+    given : mapping
+        Keys that override the file: an axis of its grid is replaced, ``axis`` says what makes a
+        new one, all else is set in every cell.
 
     Raises
     ------
     UsageError
-        If a cell's config is wrong, ``given`` holds a key of the grid, or an entry of ``when``
-        matches no cell.
+        If a cell's config is wrong, there is no axis, or an entry of ``when`` matches no cell.
     """
-    twice = sorted(set(given) & {key.partition(".")[0] for key in sweep.grid})
+    axes = {key: axis(key, value) for key, value in given.items()}
+    grid = sweep.grid | {k: v for k, v in axes.items() if len(v) > 1 or k in sweep.grid}
+    given = {key: value for key, value in given.items() if key not in grid}
+    twice = sorted(set(given) & {key.partition(".")[0] for key in grid})
     if twice:
-        raise UsageError(f"--{twice[0].replace('_', '-')}: is a key of the sweep's grid")
-    if (number := math.prod(map(len, sweep.grid.values()))) > MOST_CELLS:
+        raise UsageError(f"--{twice[0].replace('_', '-')}: entries of it are keys of the grid")
+    if not grid:
+        raise UsageError("no grid: name a sweep, or give a flag values, such as --seed 0..2")
+    if (number := math.prod(map(len, grid.values()))) > MOST_CELLS:
         raise UsageError(f"the grid has {number} cells; {MOST_CELLS} at most")
-    products = itertools.product(*sweep.grid.values())
-    places = [dict(zip(sweep.grid, values, strict=True)) for values in products]
+    products = itertools.product(*grid.values())
+    places = [dict(zip(grid, values, strict=True)) for values in products]
     for number, when in enumerate(sweep.when):
         if not any(when.match.items() <= place.items() for place in places):
             raise UsageError(f"when.{number}: no cell of the grid has {when.match}")
@@ -153,6 +181,21 @@ def cells_of(sweep: Sweep, out: Path, given: Mapping[str, Any]) -> list[SweepPoi
         names.add(name)
         cells.append(SweepPoint(name, out / name, resolve(values, sweep.config)))
     return cells
+
+
+def axis(key: str, value: Any) -> list[Any]:
+    """Return the values that a flag's text lists: "0,0.05,0.5", "fedavg,fedasam", "0..2".
+
+    Texts in which a comma means something else are one value: paths, options, augmentations.
+    """
+    if not isinstance(value, str) or key in WITH_COMMAS or key.endswith(OPTIONS):
+        return [value]
+    if whole := re.fullmatch(r"(\d+)\.\.(\d+)", value):
+        first, last = map(int, whole.groups())
+        if last < first or last - first >= MOST_CELLS:
+            raise UsageError(f"{flag(key)} {value}: must be FIRST..LAST, the last included")
+        return list(range(first, last + 1))
+    return [text.parse(part) for part in value.split(",")]
 
 
 def nested(keys: Mapping[str, Any]) -> dict[str, Any]:

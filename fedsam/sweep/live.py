@@ -1,10 +1,13 @@
 """What a sweep shows while it runs: what runs, is done, failed, and the time left."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from rich.progress import TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
 from fedsam.base.errors import plain
 from fedsam.cli import console, progress_bar
@@ -28,42 +31,44 @@ class LiveTable:
         self.console, self.errors = console(), console(stderr=True)
         self.failed: dict[str, str] = {}
         self.done = 0
-        self.rounds = 0  # of cells that have ended
+        self.pace = Pace()
         self.bar = progress_bar(
             self.console,
             TextColumn("{task.fields[shown]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            speed_estimate_period=3600,  # cells differ in speed: the mean of all says more
+            TextColumn("{task.fields[left]}", markup=False),
         )
-        total = sum(cell.config.rounds for cell in cells)
-        self.whole = self.bar.add_task("", total=total, shown="rounds of all cells")
+        self.total = sum(cell.config.rounds for cell in cells)
+        self.whole = self.bar.add_task("", total=self.total, shown="rounds of all cells", left="")
         self.running: dict[str, TaskID] = {}
 
     def __enter__(self) -> "LiveTable":
-        self.look()
+        self.look([])
         self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def look(self) -> None:
-        """Show how far the running cells are."""
+    def look(self, jobs: Iterable[Sequence[SweepPoint]]) -> None:
+        """Show how far the cells of jobs are that have begun."""
+        for cell in itertools.chain(*jobs):
+            if cell.name in self.open and cell.name not in self.running:
+                line, name = last_line(cell) or {}, plain(cell.name, 80)
+                self.pace.begin(cell.name, line.get(metrics.ROUND, 0))
+                self.running[cell.name] = self.bar.add_task(
+                    name, total=cell.config.rounds, shown="loads", left=""
+                )
         under_way = 0
-        for name, cell in self.open.items():
-            if (line := last_line(cell)) is None:
+        for name, task in self.running.items():
+            if (last := last_line(self.open[name])) is None:
                 continue
-            if name not in self.running:
-                total = cell.config.rounds
-                self.running[name] = self.bar.add_task(plain(name, 80), total=total, shown="")
-            task = self.running[name]
-            self.bar.update(task, completed=line[metrics.ROUND])
-            headline = metrics.headline_of(line)
-            if (value := line.get(headline)) is not None:
+            under_way += last[metrics.ROUND]
+            self.pace.reached(name, last[metrics.ROUND])
+            self.bar.update(task, completed=last[metrics.ROUND], shown="")
+            headline = metrics.headline_of(last)
+            if (value := last.get(headline)) is not None:
                 self.bar.update(task, shown=f"{metrics.words_of(headline)} {value:.2%}")
-            under_way += line[metrics.ROUND]
         numbers = {
             "done": self.done,
             "failed": len(self.failed),
@@ -71,23 +76,63 @@ class LiveTable:
             "waiting": len(self.open) - len(self.running),
         }
         said = ", ".join(f"{number} {what}" for what, number in numbers.items())
-        self.bar.update(self.whole, completed=self.rounds + under_way, description=said)
+        to_go = sum(cell.config.rounds for cell in self.open.values()) - under_way
+        left = self.pace.left(to_go, len(self.running))
+        self.bar.update(self.whole, completed=self.total - to_go, description=said, left=left)
 
     def end(self, cells: Sequence[SweepPoint], failures: Mapping[str, str]) -> None:
         """Say that cells have ended, and why those failed that did."""
         for cell in cells:
             del self.open[cell.name]
-            self.rounds += cell.config.rounds
+            self.pace.end(cell.name, cell.config.rounds)
             if cell.name in self.running:
                 self.bar.remove_task(self.running.pop(cell.name))
             if cell.name in failures:
                 self.failed[cell.name] = failures[cell.name]
-                said = f"failed: {cell.name}: {failures[cell.name]}"
+                why = f" ({cell.log})" if cell.log.exists() else ""
+                said = f"failed: {cell.name}: {failures[cell.name]}{why}"
                 self.errors.print(plain(said))
                 continue
             self.done += 1
             said = f"done: {cell.name}  ({len(self.open)} to go)"
             self.console.print(plain(said))
+
+
+class Pace:
+    """How long the cells take, loading and writing included, and so how long the others will."""
+
+    def __init__(self) -> None:
+        self.begins: dict[str, tuple[float, int]] = {}  # of cells that run: when, at which round
+        self.rounds: dict[str, int] = {}  # how far they are
+        self.spent, self.played = 0.0, 0  # seconds and rounds of those that have ended
+
+    def begin(self, name: str, rounds: int) -> None:
+        """Take down that a cell begins, or goes on after so many rounds."""
+        self.begins[name] = time.monotonic(), rounds
+        self.rounds[name] = rounds
+
+    def reached(self, name: str, rounds: int) -> None:
+        """Take down how far a cell is."""
+        self.rounds[name] = rounds
+
+    def end(self, name: str, rounds: int) -> None:
+        """Take down that a cell has ended, after so many rounds."""
+        if name in self.begins:
+            when, first = self.begins.pop(name)
+            del self.rounds[name]
+            self.spent += time.monotonic() - when
+            self.played += rounds - first
+
+    def left(self, rounds: int, running: int) -> str:
+        """Return the time that so many rounds will take, "" as long as nobody can know."""
+        now = time.monotonic()
+        spent = self.spent + sum(now - when for when, _ in self.begins.values())
+        played = self.played + sum(
+            self.rounds[name] - first for name, (_, first) in self.begins.items()
+        )
+        if not played or not running:
+            return ""
+        return f"about {timedelta(seconds=round(rounds * spent / played / running))} left"
 
 
 def last_line(cell: SweepPoint) -> dict[str, Any] | None:

@@ -1,15 +1,15 @@
 """How the cells of a sweep are run: alone or as one program, in processes here or Ray tasks."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.config.schema import Config, dump, keys
 from fedsam.runs.run import ending
+from fedsam.sweep.cell import PRELOADED, run_cells
 from fedsam.sweep.grid import SweepPoint
 
 Failures = dict[str, str]  # by the names of cells that failed: why
@@ -68,7 +68,11 @@ class ProcessPool:
 
     def __init__(self, number: int) -> None:
         self._pool = ThreadPoolExecutor(number, "fedsam-job")
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[BaseProcess] = set()
+        self._processes = get_context("forkserver")
+        self._processes.set_forkserver_preload(PRELOADED)
+        # open for as long as this process lives
+        self._heard, self._alive = self._processes.Pipe(duplex=False)
 
     def submit(self, cells: Sequence[SweepPoint]) -> Future[Failures]:
         """Run a job in a process of its own, when there is room."""
@@ -80,30 +84,31 @@ class ProcessPool:
         for process in list(self._running):
             process.terminate()
         self._pool.shutdown()
+        for end in (self._heard, self._alive):
+            end.close()
 
     def _run(self, cells: Sequence[SweepPoint]) -> Failures:
         files = [cell.folder.parent / f"{cell.name}.yaml" for cell in cells]  # beside the folder
         for file, cell in zip(files, cells, strict=True):
             file.write_text(dump(cell.prepare()))
-        named = [word for file in files for word in ("--config", str(file))]
-        call = [sys.executable, "-m", "fedsam.sweep.cell", *named, "--go-on", "--quiet"]
-        theirs, ours = os.pipe()  # for as long as this process lives
-        process = subprocess.Popen(
-            call, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        os.close(theirs)
+        log = cells[0].log
+        words = [str(file) for file in files]
+        process = self._processes.Process(target=run_cells, args=(words, log, self._heard))
+        process.start()
         self._running.add(process)
-        said, errors = process.communicate()
+        process.join()
         self._running.discard(process)
-        os.close(ours)
         for file in files:
             file.unlink()
-        if process.returncode == 0:
+        said = log.read_text(errors="replace")
+        log.unlink()
+        if process.exitcode == 0:
             return {}
-        last = (errors.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+        last = (said.strip().splitlines() or [f"it ended with {process.exitcode}"])[-1]
         failed = _failures(cells, last)
-        for name in failed:
-            (cells[0].folder.parent / f"{name}.log").write_text(said + errors)
+        for cell in cells:
+            if cell.name in failed:
+                cell.log.write_text(said)
         return failed
 
 

@@ -20,6 +20,7 @@ from fedsam.base.timers import timed
 from fedsam.data.packed import Packing
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan
+from fedsam.training import batchnorm
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import ClientJob, Failed, Trainer, attempt
 from fedsam.training.loop import Result, one_step
@@ -232,7 +233,7 @@ def declared(trainer: Trainer, round: int) -> str:
     if trainer.changes:
         return "the model changes its buffers in training: padding would enter them (BatchNorm)"
     for layer in trainer.new_network().module.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, _BatchNorm) and not batchnorm.frozen(layer):
             return "BatchNorm: the padding of a short mini-batch would enter its statistics"
         if not getattr(layer, "batchable", True):  # of the user's own: PyTorch's have no such thing
             return f"--model: {type(layer).__name__} says that it is not batchable"

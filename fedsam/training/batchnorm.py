@@ -6,14 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsam.base.vector import Layout, weighted_mean
+from fedsam.base.vector import Layout, is_frozen, weighted_mean
 from fedsam.training.flat_module import FlatModule
 
 
 def layers(module: nn.Module) -> list[_BatchNorm]:
-    """Return the BatchNorm layers that keep running statistics."""
+    """Return the BatchNorm layers that keep running statistics, but for frozen ones."""
     every = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
-    return [layer for layer in every if layer.running_mean is not None]
+    return [layer for layer in every if layer.running_mean is not None and not frozen(layer)]
+
+
+def frozen(layer: _BatchNorm) -> bool:
+    """Return whether its statistics are frozen: it always normalises as in evaluation."""
+    return layer.running_mean is not None and is_frozen(layer.running_mean)
 
 
 def pooled(state: Tensor, states: Sequence[Tensor], n: Sequence[float], layout: Layout) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fedsam.base.errors import UsageError, one_line
 from fedsam.base.randomness import drew
+from fedsam.base.vector import digest
 from fedsam.data.images import Batch
 from fedsam.tasks import Task, headline_of
 from fedsam.training import batchnorm
@@ -98,8 +99,13 @@ def dry_pass(
             total = task.statistics(forward(tests.images, training=False), tests.targets)
         _check_metrics(task, task.metrics(total))
 
-    before = network.carried()
+    before, frozen = network.carried(), network.layout.digest
     draws = drew(both)
+    if digest(network.layout.frozen) != frozen:
+        raise UsageError(
+            f"--model {name}: its forward writes into parameters without requires_grad, which no "
+            "client sends; let them be buffers"
+        )
     changes, least = not torch.equal(network.carried(), before), 1
     if batchnorm.layers(module):
         try:

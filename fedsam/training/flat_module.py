@@ -1,5 +1,6 @@
 """A model whose parameters are views of one flat vector: what turns w into a gradient."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsam.base.timers import timed
-from fedsam.base.vector import Layout
+from fedsam.base.vector import Layout, is_frozen
 
 
 def precision(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
@@ -26,13 +27,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
+def replica(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares what is frozen with it."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters() if is_frozen(p)})
+
+
 class FlatModule:
     """One copy of the model on one device, driven by state vectors.
 
     Parameters
     ----------
     module : nn.Module
-        Taken over: its parameters and buffers become views of this network's own vector.
+        Taken over: its parameters and buffers become views of this network's own vector, but for
+        the frozen ones.
     bf16 : bool
         Run the forward pass under autocast to bfloat16; w and its gradient stay in w's dtype.
     """

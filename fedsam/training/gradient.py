@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
 from fedsam.base.vector import along
 from fedsam.data.images import Batch
 from fedsam.tasks import Task
@@ -79,11 +80,23 @@ class MiniBatch:
         return along(g, method.weight_decay, w) if method.decay_in_loss else g
 
     def parts(self, size: int) -> "list[tuple[float | Tensor, MiniBatch]]":
-        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient."""
+        """Return sub-batches of ``size`` examples: each one's share of them, and its gradient.
+
+        Raises
+        ------
+        UsageError
+            If the model needs larger ones.
+        """
+        least = self.method.least
+        if size < least:
+            raise UsageError(
+                f"--minimizer-options: sub-batches of {size}: the BatchNorm of --model needs "
+                f"{least}"
+            )
         if not self._parts:
             self._parts = [
                 (share, MiniBatch(self.gradients, part, self.method))
-                for share, part in self.batch.parts(size)
+                for share, part in self.batch.parts(size, least)
             ]
         return self._parts
 

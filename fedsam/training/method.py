@@ -181,9 +181,12 @@ class Loss(Part, ABC):
     ----------
     draws : bool
         Whether it is random: then ``batch.uniform()`` has numbers for it.
+    one_answer : bool
+        Whether it is for outputs (B, classes) alone, one answer an image.
     """
 
     draws: bool = False
+    one_answer: bool = False
 
     @abstractmethod
     def value(self, model: Model, batch: Batch, task: Task) -> Tensor:
@@ -212,6 +215,8 @@ class Method:
         l2 norm that a corrected gradient is scaled down to, before weight decay; 0: none.
     loss : Loss
         What is minimised.
+    least : int
+        Images that the model needs in a mini-batch, and in each part of one.
 
     A tensor is (K, 1): a cohort may hold clients of several runs.
     """
@@ -226,6 +231,7 @@ class Method:
     clip_gradient: float | Tensor = 0.0
     _: KW_ONLY
     loss: Loss
+    least: int = 1
 
     def __post_init__(self) -> None:
         for axis, part in self.axes.items():

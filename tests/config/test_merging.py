@@ -199,7 +199,8 @@ def test_flower_trains_with_the_rho_that_is_asked_for():
 def test_what_is_done_with_a_key_stands_beside_it():
     assert keys("column") == ("dataset", "alpha", "clients_per_round")
     assert keys("who") == ("clients", "clients_per_round", "partition")
-    assert set(keys("free")) == {"rounds", "swa_start", "target_accuracy", "patience"}
+    assert set(keys("free")) == {"rounds", "swa_start", "target_accuracy", "patience", "weights"}
+    assert keys("noted") == ("weights_sha256",)
     assert {"out", "device", "engine"} < set(keys("how"))
     assert {"model", "batch_size", "precision"} < set(keys("shared"))
     assert not set(keys("how")) & set(keys("free"))

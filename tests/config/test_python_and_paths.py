@@ -126,4 +126,4 @@ def test_list_and_help_import_no_torch():
     done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip().endswith("False")
     assert all(f"--{key.replace('_', '-')} " in done.stdout for key in ("rho", "eta", "out"))
-    assert "how a client learns:" in done.stdout
+    assert "How a client learns:" in done.stdout

@@ -234,7 +234,11 @@ def masks(side):
         ),
         ({"test_labels": torch.zeros(5, dtype=torch.int64)}, "355 images, 5 labels"),
         ({"test_labels": torch.full((355,), 10)}, r"test_labels must lie in 0\.\.9"),
-        ({"test_images": torch.zeros(355, 1, 9, 9, dtype=torch.uint8)}, "images of"),
+        (
+            {"test_images": torch.zeros(355, 3, 8, 8, dtype=torch.uint8)},
+            "images of 1 channels for training and 3 for testing",
+        ),
+        ({"test_labels": masks(8)}, "test_labels are masks: give test_classes, what splits sort"),
         ({"mean": (0.1, 0.2)}, "mean must have 1 entries"),
         ({"mean": 0.1}, "mean must have 1 entries"),
         ({"mean": (float("nan"),)}, "mean must be finite"),
@@ -257,7 +261,8 @@ def test_masks_of_the_images_size_and_groups_are_taken():
     held[0] = 255
     groups = {"first": torch.arange(9), "all": torch.arange(355)}
     digits = load("digits", Path("unused"))
-    check(replace(digits, test_labels=held, ignore=255, test_groups=groups))
+    whole = replace(digits, test_labels=held, test_classes=torch.zeros(355, dtype=torch.int64))
+    check(replace(whole, ignore=255, test_groups=groups))
     with pytest.raises(UsageError, match=r"test_labels must lie in 0\.\.9"):
         check(replace(digits, test_labels=held, test_groups=groups))
 

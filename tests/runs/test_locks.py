@@ -133,7 +133,7 @@ def test_two_runs_in_threads_of_one_process_have_a_folder_each(tmp_path):
 
 
 SWEEP = """
-set: {clients: 20, clients_per_round: 5, local_steps: 20, rounds: 100, checkpoint_every: 20}
+set: {clients: 20, clients_per_round: 5, local_steps: 20, rounds: 40, checkpoint_every: 10}
 grid: {seed: [0]}
 """
 
@@ -160,4 +160,4 @@ def test_a_killed_sweeps_cell_ends_with_it_and_a_second_sweep_is_refused(tmp_pat
     assert (summary["finished"], summary["ended"]) == (False, "interrupted")
     assert sweep(words) == 0
     rounds = [json.loads(line)["round"] for line in lines.read_text().splitlines()]
-    assert rounds == list(range(101))
+    assert rounds == list(range(41))

@@ -244,12 +244,12 @@ NORMED = Layout.of(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
 START = VectorRecord(NORMED, torch.arange(float(NORMED.size)))
 VARIANCES = NORMED.statistics[1]
 PARTS = {"weights": torch.arange(NORMED.trainable), "variances": VARIANCES}
-PARTS |= {"means": NORMED.statistics[0], "frozen": torch.tensor([6])}
+PARTS |= {"means": NORMED.statistics[0], "a bias": torch.tensor([6])}
 
 
 def moved(where, by):
     """The model that was sent, of which some numbers are others."""
-    layout = Layout(NORMED.entries, 6 if where == "frozen" else NORMED.trainable)
+    layout = Layout(NORMED.entries, 6 if where == "a bias" else NORMED.trainable)
     state = START.state.clone()
     state[PARTS[where]] += by
     return VectorRecord(layout, START.state), VectorRecord(layout, state)

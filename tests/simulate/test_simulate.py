@@ -10,7 +10,8 @@ import yaml
 from conftest import command
 from safetensors import safe_open
 
-from fedsam.config.schema import Config
+from fedsam.cli import COMMON
+from fedsam.config.schema import Config, resolve
 from fedsam.data.partition import heterogeneity
 from fedsam.simulate.__main__ import main
 
@@ -82,14 +83,43 @@ def test_a_saved_config_repeats_the_run_to_the_byte(tmp_path):
         assert (first / name).read_bytes() == (again / name).read_bytes()
 
 
-def test_help_shows_every_flag_with_default_and_meaning():
-    done = command("--help")
-    assert done.returncode == 0
-    flat = " ".join(done.stdout.split())
+def said_by(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main([*words])
+    assert ended.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_explains_what_is_usual_and_names_the_rest(capsys):
+    flat = said_by(capsys, "--help")
+    for name in Config.model_fields:
+        assert re.search(rf"--{name.replace('_', '-')}[ ,]", flat)
+    assert flat.count("(default: ") == len(COMMON)
+    assert flat.endswith("--help-all explains these, too.")
+
+
+def test_help_all_shows_every_flag_with_default_and_meaning(capsys):
+    flat = said_by(capsys, "--help-all")
     for name, field in Config.model_fields.items():
         assert f"--{name.replace('_', '-')}" in flat
         assert field.description
     assert flat.count("(default: ") == len(Config.model_fields)
+
+
+def test_print_config_prints_what_a_run_would_hold(capsys, tmp_path):
+    words = ["--algorithm=fedasam", "--rho=0.7", "--swa", "--rounds=12"]
+    assert main([*words, "--print-config"]) == 0
+    said = capsys.readouterr().out
+    (tmp_path / "all.yaml").write_text(said)
+    assert resolve({}, tmp_path / "all.yaml") == resolve(
+        {"algorithm": "fedasam", "rho": 0.7, "swa": True, "rounds": 12}
+    )
+    assert list(yaml.safe_load(said)) == list(Config.model_fields)
+    assert main(["--config=digits", "--config=paper/cifar10", "--print-config"]) == 0
+    assert [page["dataset"] for page in yaml.safe_load_all(capsys.readouterr().out)] == [
+        "digits",
+        "cifar10",
+    ]
 
 
 WRONG = {
@@ -135,7 +165,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd
     code = main([*words.split(), "--out", "run"])
     out, err = capfd.readouterr()
     assert code == 2
-    assert out == ""
+    assert re.fullmatch(r"((run|clients|model|data) +[^\n]+\n)*", out)  # what it is about to do
     assert re.fullmatch(r"fedsam: error: [^\n]+\n", err), err
     assert re.search(WRONG[words], err), err
     assert list(tmp_path.iterdir()) == []
@@ -175,17 +205,6 @@ def test_a_run_that_diverges_exits_1_and_keeps_the_last_good_model(tmp_path, cap
     ended = json.loads((out / "summary.json").read_text())["ended"]
     assert "no client returned a usable update, in 3 attempts" in ended
     assert "smaller --lr or --rho may help" in ended
-
-
-def test_without_a_terminal_there_are_plain_lines_and_quiet_has_none(tmp_path, capfd):
-    assert main([*QUICK, "--out", str(tmp_path / "loud")]) == 0
-    loud = capfd.readouterr().out
-    assert main([*QUICK, "--quiet", "--out", str(tmp_path / "quiet")]) == 0
-    quiet = capfd.readouterr().out
-    assert "round 6/6" in loud
-    assert "\x1b[" not in loud
-    assert "round 6/6" not in quiet
-    assert "accuracy" in quiet
 
 
 def test_config_yaml_holds_every_key(quick):

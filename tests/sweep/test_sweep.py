@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from fedsam.base.errors import UsageError
 from fedsam.config.presets import CONFIGS
 from fedsam.report import __main__ as report
+from fedsam.runs.run import load
+from fedsam.sweep import live
 from fedsam.sweep.__main__ import failures_of, main
 from fedsam.sweep.grid import Sweep, cells_of, read
-from fedsam.sweep.live import LiveTable, last_line
+from fedsam.sweep.live import LiveTable, Pace, last_line
 from fedsam.sweep.queue import jobs_of, run_here
 
 SMALL = {"rounds": 2, "clients": 20, "clients_per_round": 5, "device": "cpu", "eval_every": 1}
@@ -119,7 +123,7 @@ def test_a_dot_reaches_into_a_mapping(tmp_path):
     assert second.config.minimizer_options == {"then": "asam", "start": 1.0}
     assert second.config.loss_options == {"a": 2}
     assert sweep.set["minimizer_options"]["start"] == 1
-    with pytest.raises(UsageError, match="--minimizer-options: is a key of the sweep's grid"):
+    with pytest.raises(UsageError, match="--minimizer-options: entries of it are keys of the grid"):
         cells_of(sweep, tmp_path, {"minimizer_options": {"start": 0.1}})
     with pytest.raises(UsageError, match=r"rho.x: rho is no mapping"):
         cells_of(Sweep.model_validate({"set": {"rho": 0.1}, "grid": {"rho.x": [1]}}), tmp_path, {})
@@ -186,8 +190,8 @@ def test_a_sweep_runs_reports_and_goes_on_where_it_was(tmp_path, capsys, monkeyp
     again = finished(out)
     assert {name for name in again if again[name] != first[name]} == {gone}
 
-    assert main([file, "--out", str(out), "--rounds", "3"]) == 2
-    assert "was run with rounds 2, not 3; give another --out" in capsys.readouterr().err
+    assert main([file, "--out", str(out), "--lr", "0.2"]) == 2
+    assert "was run with lr 0.1, not 0.2; give another --out" in capsys.readouterr().err
     assert main([file, "--out", str(out), "--threads", "1"]) == 0  # how, not what
 
 
@@ -243,7 +247,7 @@ def test_in_one_program_a_cell_that_fails_leaves_the_others_alone(tmp_path, caps
     assert said.count("failed:") == 1
     assert "failed: seed=1: round 1: no client returned a usable update" in said
     assert set(finished(out)) == {"seed=0", "seed=2"}
-    assert reports == [([out], out / "report", None)]
+    assert reports == [([out / f"seed={seed}" for seed in (0, 1, 2)], out / "report", None)]
 
 
 def test_a_job_whose_process_died_or_whose_result_is_elsewhere_is_reported(tmp_path):
@@ -267,14 +271,20 @@ def test_the_board_counts_and_reads_only_whole_lines(tmp_path, capsys):
         None,
     ]
     with LiveTable(cells) as board:
+        board.look([cells[:1], cells[1:3]])
         whole = board.bar.tasks[0]
         assert (whole.completed, whole.total) == (10, 400)
-        assert whole.description == "0 done, 0 failed, 2 running, 2 waiting"
+        assert whole.description == "0 done, 0 failed, 3 running, 1 waiting"
+        assert [task.fields["shown"] for task in board.bar.tasks[1:]] == [
+            "accuracy 50.00%",
+            "",
+            "loads",
+        ]
         board.end([cells[0]], {"seed=0": "no disk"})
         board.end([cells[3]], {})
-        board.look()
+        board.look([cells[1:3]])
         assert whole.completed == 203
-        assert whole.description == "1 done, 1 failed, 1 running, 1 waiting"
+        assert whole.description == "1 done, 1 failed, 2 running, 0 waiting"
     said = capsys.readouterr()
     assert said.err == "failed: seed=0: no disk\n"
     assert said.out == "done: seed=3  (2 to go)\n"
@@ -289,9 +299,7 @@ def test_a_sweep_that_is_terminated_leaves_no_process(tmp_path):
     end = time.monotonic() + 60
     while len(list(out.glob("*/metrics.jsonl"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)
-    running = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    children = running.stdout.split()
-    assert len(children) == 2
+    children = [(cell / ".lock").read_text().split()[0] for cell in out.glob("seed=*/")]
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
@@ -311,7 +319,8 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_rest(tmp_path, capsys, 
     assert set(finished(out)) == {"seed=0"}
     assert main([file, "--out", str(out)]) == 1  # it fails again: it was not taken for done
     assert "failed: seed=1" in capsys.readouterr().err
-    assert reports == [([out], out / "report", None)] * 2
+    assert f"({out / 'seed=1.log'})" in said
+    assert reports == [([out / "seed=1", out / "seed=0"], out / "report", None)] * 2
 
 
 @pytest.mark.slow
@@ -333,7 +342,84 @@ def test_an_interrupted_sweep_goes_on(tmp_path, reports):
     after = finished(out)
     assert len(after) == 2
     assert all(after[name] == before[name] for name in before)
-    assert reports == [([out], out / "report", None)]
+    assert reports == [([out / "seed=0", out / "seed=1"], out / "report", None)]
+
+
+def names_of(cells):
+    return [cell.name for cell in cells]
+
+
+def test_flags_list_values_and_replace_axes(tmp_path):
+    flags = {"alpha": "0,0.50", "algorithm": "fedavg,fedasam", "seed": "1..2", "rounds": "20"}
+    cells = cells_of(Sweep(), tmp_path, flags | {"swa_start": 0.5, "augment": "scale(0.5,2)+flip"})
+    assert names_of(cells) == [
+        f"alpha={a},algorithm={m},seed={s}"
+        for a in ("0", "0.5")
+        for m in ("fedavg", "fedasam")
+        for s in (1, 2)
+    ]
+    assert {(c.config.rounds, c.config.augment) for c in cells} == {(20, "scale(0.5,2)+flip")}
+    assert cells[-1].config.alpha == 0.5
+    file = Sweep(grid={"seed": [0, 1], "alpha": [0.5, 1]})
+    fewer = names_of(cells_of(file, tmp_path, {"seed": "4"}))
+    assert fewer == ["seed=4,alpha=0.5", "seed=4,alpha=1"]
+    assert names_of(cells_of(file, tmp_path, {"seed": "1..3", "alpha": "1"})) == [
+        f"seed={seed},alpha=1" for seed in (1, 2, 3)
+    ]
+
+
+def test_a_dry_run_lists_cells_and_a_time_and_writes_nothing(tmp_path, capfd):
+    words = ["--seed", "0..1", "--alpha", "0.5", "--clients", "20", "--clients-per-round", "5"]
+    out = tmp_path / "out"
+    assert main([*words, "--rounds", "20", "--device", "cpu", "--out", str(out), "--dry-run"]) == 0
+    said = capfd.readouterr()
+    lines = said.out.splitlines()
+    assert lines[:2] == ["to run  seed=0", "to run  seed=1"]
+    last = r"2 cells, 2 to run: about \d:\d\d:\d\d, 1 at a time, by 1 trials of 3 rounds"
+    assert re.fullmatch(last, lines[2])
+    assert said.err == ""
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_more_rounds_go_on_and_runs_of_no_cell_are_left_out(tmp_path, capsys, reports):
+    out = tmp_path / "out"
+    words = ["--clients", "20", "--clients-per-round", "5", "--device", "cpu", "--out", str(out)]
+    assert main(["--seed", "0..1", "--rounds", "2", *words]) == 0
+    assert main(["--seed", "1..2", "--rounds", "4", *words]) == 0
+    said = capsys.readouterr().out
+    assert "2 cells, 0 done before" in said
+    assert re.search(r"1 runs in .*out are no cells of this grid: left out", said)
+    lengths = {f.parent.name: f.read_bytes().count(b"\n") for f in out.glob("*/metrics.jsonl")}
+    assert lengths == {"seed=0": 3, "seed=1": 5, "seed=2": 5}
+    assert reports[-1] == ([out / "seed=1", out / "seed=2"], out / "report", None)
+    alone = cells_of(
+        Sweep(),
+        tmp_path / "alone",
+        {"seed": "1,2", "rounds": "4", "clients": "20"}
+        | {"clients_per_round": "5", "device": "cpu"},
+    )
+    assert run_here(alone[:1]) == {}
+    one, other = (folder / "seed=1" / "model.safetensors" for folder in (out, tmp_path / "alone"))
+    assert one.read_bytes() == other.read_bytes()
+    assert main(["--seed", "1..2", "--rounds", "3", *words]) == 2
+    assert "was run with rounds 4, not 3; give another --out" in capsys.readouterr().err
+
+
+def test_the_time_left_is_by_what_cells_took(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    pace = Pace()
+    assert pace.left(100, 1) == ""
+    pace.begin("a", 0)
+    pace.begin("b", 40)
+    clock[0] = 10.0
+    assert pace.left(100, 2) == ""
+    pace.reached("a", 5)
+    pace.reached("b", 45)
+    assert pace.left(90, 2) == "about 0:01:30 left"  # 2 s a round, two at a time
+    pace.end("a", 15)
+    assert pace.left(80, 1) == "about 0:01:20 left"  # 20 s for 20 rounds
 
 
 @pytest.mark.parametrize(
@@ -342,9 +428,15 @@ def test_an_interrupted_sweep_goes_on(tmp_path, reports):
         ({"grid": {"alpa": [1]}}, [], "--alpa: no such key (did you mean 'alpha'?)"),
         ({"grid": {"alpha": [-1]}}, [], "--alpha"),
         ({"grid": {"alpha": 1}}, [], "grid.alpha: Input should be a valid list"),
-        ({"set": {"rounds": 3}}, [], "grid: Field required"),
+        ({"set": {"rounds": 3}}, [], "no grid: name a sweep, or give a flag values"),
         ({"grid": {"seed": [0]}, "gird": 1}, [], "gird: Extra inputs are not permitted"),
-        ({"grid": {"seed": [0]}}, ["--seed", "1"], "--seed: is a key of the sweep's grid"),
+        (
+            {"grid": {"minimizer_options.start": [0.5]}},
+            ["--minimizer-options", "{start: 0.2}"],
+            "--minimizer-options: entries of it are keys of the grid",
+        ),
+        ({"grid": {"seed": [0]}}, ["--seed", "3..1"], "--seed 3..1: must be FIRST..LAST"),
+        ({"grid": {"seed": [0]}}, ["--alpha", "0,x"], "--alpha x: input should be a valid number"),
         ({"grid": {"seed": [0]}}, ["--parallel", "0"], "--parallel 0: must be at least 1"),
         ({"grid": {"seed": [0]}}, ["--target", "40"], "--target 40: must lie in [0, 1]"),
         ({"grid": {"seed": [0]}}, ["--together", "0"], "--together 0: must be at least 1"),
@@ -375,3 +467,22 @@ def test_mistakes_are_one_line_and_start_nothing(tmp_path, capsys, keys, argumen
 def test_an_unknown_sweep_is_told_the_nearest(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'heterogeneity'"):
         read("heterogenity")
+
+
+@pytest.mark.slow
+def test_a_slurm_array_is_a_grid_a_run_a_task(tmp_path):
+    script = ROOT / "docs" / "deploy" / "slurm-array.sh"
+    flags = ["--rounds", "2", "--clients", "20", "--clients-per-round", "5", "--quiet"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for task in (5, 5):  # requeued, it is left alone
+        call = ["bash", str(script), str(tmp_path / "out"), *flags]
+        task_env = os.environ | {"PATH": path, "SLURM_ARRAY_TASK_ID": str(task)}
+        subprocess.run(call, check=True, env=task_env, cwd=ROOT)
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name == "alpha=0.05,seed=2"
+    assert load(folder).config.seed == 2
+    without = subprocess.run(
+        ["bash", str(script), "out"], capture_output=True, text=True, env={"PATH": path}
+    )
+    assert without.returncode != 0
+    assert "run this by sbatch" in without.stderr

@@ -129,15 +129,15 @@ def test_update_bn_is_that_of_pytorch(module):
     assert torch.equal(*made)
     assert torch.equal(again, made[0])  # what was there is forgotten
     theirs = without_dropout()
-    theirs.load_state_dict(trainer.layout.read(start))
+    theirs.load_state_dict(trainer.layout.whole(start))
     update_bn([images.rows(part).images for part in rows.tensor_split(3)], theirs)
-    mine = trainer.layout.read(made[0])
+    mine = trainer.layout.whole(made[0])
     for name, tensor in theirs.state_dict().items():
         if "running" in name:
             torch.testing.assert_close(mine[name], tensor, rtol=1e-10, atol=1e-12)
         elif "tracked" not in name:
             assert torch.equal(mine[name], tensor)
-    assert not torch.equal(mine["1.running_var"], trainer.layout.read(start)["1.running_var"])
+    assert not torch.equal(mine["1.running_var"], trainer.layout.whole(start)["1.running_var"])
 
 
 def test_update_bn_ends_also_where_the_run_was_asked_to_stop():
@@ -160,7 +160,7 @@ def test_a_client_goes_on_from_its_own_statistics_and_returns_the_global_ones():
     for round in (1, 2):
         sent = start + 0.01 * round  # the server's of this round, statistics too
         done = trainer.train_client(trainer.new_network(), ClientJob(4, sent, round, 0.1, memory))
-        given = trainer.layout.read(sent)
+        given = trainer.layout.whole(sent)
         own = [e.name for e in trainer.layout.entries if e.offset >= P] if round == 2 else []
         kept = {name: theirs.state_dict()[name] for name in own}
         theirs.load_state_dict(given | kept)

@@ -1,5 +1,6 @@
 """Before a run is begun: what a model cannot do is one line, what it needs is found out."""
 
+import json
 import math
 import random
 
@@ -275,6 +276,15 @@ def test_a_batch_norm_that_cannot_train_on_one_image_says_how_many_clients_hold_
         trainer_with("BatchNorm", batch_size=1)
     with pytest.raises(UsageError, match="one image, and 1432 of 1437 clients hold fewer than 2"):
         trainer_with("BatchNorm", clients=1437, partition="iid")
+
+
+def test_sub_batches_of_one_image_join_the_one_before_or_are_one_line(quick):
+    keys = {"model": f"{HERE}:BatchNorm", "minimizer": "m-sam", "local_steps": 1}
+    sevens = {"batch_size": 7, "minimizer_options": {"m": 3}}  # 3 and 4, not 3, 3 and 1
+    lines = quick(**keys, **sevens, rounds=1).folder / "metrics.jsonl"
+    assert "left_out" not in json.loads(lines.read_text().splitlines()[-1])
+    with pytest.raises(UsageError, match="sub-batches of 1: the BatchNorm of --model needs 2"):
+        quick(**keys, minimizer_options={"m": 1})
 
 
 def test_grey_images_for_a_network_of_three_channels_are_told_so():

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedsam.base.errors import UsageError
 from fedsam.base.vector import weighted_mean
 from fedsam.flatness.measures.connectivity import barrier, steps
 from fedsam.flatness.measures.landscape import (
@@ -238,6 +239,11 @@ def cohort_of_run(
     Their learning rate is the config's in its last round; what an average changes is not seen.
     """
     config, trainer = opened(folder, device=device, data_root=data_root)
+    if config.lora:
+        raise UsageError(
+            f"--on clients: {folder} trained with --lora: its model holds W, and not the A and B "
+            "that its clients train"
+        )
     number = config.rounds if (after := round_of(model)) is None else after
     clients = sampling(config, trainer)(number + 1)
     state, lr = read_model(folder, model, trainer.layout), config.rate(number)

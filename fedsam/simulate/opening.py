@@ -1,0 +1,25 @@
+"""What a run says of itself before its first round."""
+
+import logging
+
+import torch
+
+from fedsam.base.system import cores
+from fedsam.config.schema import Config
+from fedsam.simulate.build import model_name
+from fedsam.training.client import Trainer
+
+log = logging.getLogger("fedsam")
+
+
+def tell(config: Config, trainer: Trainer) -> None:
+    """Log which model is trained where, and on how many images a client."""
+    sizes, device = trainer.partition.sizes, trainer.layout.device
+    threads = config.threads or cores()
+    on_cpu = f"{threads} thread{'' if threads == 1 else 's'}"
+    place = on_cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
+    what = f"{model_name(config)}, {trainer.layout.trainable:,} parameters, {trainer.precision}"
+    log.info("model     %s on %s (%s)", what, device.type, place)
+    whose = f"{len(sizes)} clients, {sizes.min()} to {sizes.max()} each"
+    images, tested = int(sizes.sum()), len(trainer.test)
+    log.info("data      %s images over %s; %s for testing", f"{images:,}", whose, f"{tested:,}")
