@@ -188,7 +188,7 @@ def test_the_report_names_it_everywhere(folder, tmp_path, capsys):
 def test_the_sweeps_live_line_shows_it(folder, capsys):
     point = SweepPoint(folder.name, folder, load(folder).config)
     board = LiveTable([point])
-    board.look()
+    board.look([[point]])
     (task,) = [t for t in board.bar.tasks if t.id == board.running[folder.name]]
     last = lines_of(folder)[-1]["mean_recall"]
     assert task.fields["shown"] == f"mean recall {last:.2%}"
