@@ -254,10 +254,13 @@ def of_groups(table: ResultTable) -> Chart:
     Means over seeds. Of more than ten groups, the five that end worst and the five that end best.
     """
     panels = []
+    names = list(
+        dict.fromkeys(n for run in table.runs for n in run.summary.get(metrics.GROUPS, {}))
+    )
     for column in table.columns:
         for row in table.rows:
             cell = table.cells.get((row, column))
-            series = _series_of_groups(cell) if cell else []
+            series = _series_of_groups(cell, names) if cell else []
             if series:
                 title = ", ".join(filter(None, [row, _heading(table, column)]))
                 panels.append(Panel(title, series))
@@ -265,14 +268,20 @@ def of_groups(table: ResultTable) -> Chart:
     return Chart("groups", title, "round", f"test {table.headline} (%)", panels)
 
 
-def _series_of_groups(cell: Cell) -> list[Series]:
-    """Return a line for each group; without bands, as those of ten lines would hide each other."""
+def _series_of_groups(cell: Cell, names: Sequence[str]) -> list[Series]:
+    """Return a line for each group; without bands, as those of ten lines would hide each other.
+
+    Of the ``names`` of all groups each has a colour of its own in every panel, if they are few.
+    """
     every = cell.runs[0].summary.get(metrics.GROUPS, {})
     ranked = sorted((group for group in every if every[group] is not None), key=every.__getitem__)
     half = MOST_GROUPS // 2
     chosen = ranked if len(ranked) <= MOST_GROUPS else ranked[:half] + ranked[-half:]
     series = []
-    for number, name in enumerate(group for group in every if group in chosen):
+    shown = names if len(names) <= MOST_GROUPS else [group for group in every if group in chosen]
+    for number, name in enumerate(shown):
+        if name not in chosen:
+            continue
         rounds, middle, _ = over_seeds([_of_group(run, name) for run in cell.runs])
         if rounds:
             percent = [100 * value for value in middle]

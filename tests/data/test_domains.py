@@ -287,6 +287,9 @@ def test_what_cannot_be_left_out_is_one_line():
         hold_out(whole, "scetch")
     with pytest.raises(UsageError, match=r"^--leave-out 0: digits does not say of which domain"):
         hold_out(load("digits", Path()), "0")
+    larger = replace(whole, test_images=torch.zeros(3, 1, 2, 4, dtype=torch.uint8))
+    with pytest.raises(UsageError, match=r"^--leave-out art: needs images of one size, .*\(1, 2\)"):
+        hold_out(larger, "art")
     only = numbered([0, 0, 0], [0])
     with pytest.raises(UsageError, match=r"^--leave-out a: it is the only domain of numbered"):
         hold_out(only, "a")

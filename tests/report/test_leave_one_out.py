@@ -147,3 +147,22 @@ def test_the_sweep_leaves_each_domain_out_and_its_runs_make_the_table(tmp_path):
         summary = load(cell.folder).summary
         values = one.values[load(cell.folder).method]
         assert values[cell.config.leave_out] == [summary["selected_accuracy"]]
+
+
+def test_a_group_has_one_colour_in_every_panel(tmp_path):
+    for domain, other in (("art", "photo"), ("photo", "art")):
+        folder = write_run(tmp_path / domain, [0.5], leave_out=domain, dataset="mine:pacs")
+        order = ("unseen", domain, "seen", other)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        lines[-1]["groups"] = {name: {"accuracy": 0.5} for name in order}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(
+            json.dumps(summary | {"groups": dict.fromkeys(order, 0.5)})
+        )
+    (chart,) = [
+        c for c in all_charts(ResultTable(load_all([tmp_path])), None) if c.name == "groups"
+    ]
+    numbers = [{one.label: one.number for one in panel.series} for panel in chart.panels]
+    assert len(numbers) == 2
+    assert numbers[0] == numbers[1]

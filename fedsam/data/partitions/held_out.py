@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsam.base.errors import UsageError, nearest
 from fedsam.base.randomness import torch_generator
-from fedsam.data.datasets import Dataset
+from fedsam.data.datasets import Dataset, shape_of
 from fedsam.data.groups import Groups
 from fedsam.data.store import joined, rows_of
 
@@ -134,6 +134,12 @@ def _place(dataset: Dataset, leave_out: str) -> int:
         raise UsageError(
             f"{where}: {dataset.name} has no such domain{nearest(leave_out, names)}; have "
             f"{', '.join(names)}"
+        )
+    sizes = [shape_of(images)[1:] for images in (dataset.train_images, dataset.test_images)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            f"{where}: needs images of one size, as it tests on those for training, too; "
+            f"{dataset.name} has {sizes[0]} for training and {sizes[1]} for testing"
         )
     if len(names) == 1:
         raise UsageError(f"{where}: it is the only domain of {dataset.name}: nothing is left")
