@@ -162,7 +162,8 @@ def test_every_sweep_and_report_in_the_documents_parses(page, tmp_path, monkeypa
     monkeypatch.setattr(report, "write", lambda *arguments: asked.append(arguments))
     sweeps, reports = (commands(page.read_text(), name) for name in ("sweep", "report"))
     for command in sweeps:
-        assert sweep.main(words_of(command)) == 1  # as if every cell had failed
+        words = [word for word in words_of(command) if word != "--dry-run"]  # which plays rounds
+        assert sweep.main(words) == 1  # as if every cell had failed
     for command in reports:
         assert report.main(words_of(command)) == 0
     assert len(asked) == len(sweeps) + len(reports)
