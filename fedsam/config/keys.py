@@ -451,6 +451,9 @@ class Run(_Group):
     """Also print and save a table of the time by phase (profile.json)."""
     trace: Annotated[bool, Key(how=True)] = False
     """Also save a PyTorch profiler trace of rounds 3 to 5 (trace.json.gz)."""
+    debug: Annotated[bool, Key(how=True)] = False
+    """One thread, and the first client that raises ends the run with its traceback: for python -m
+    pdb -m fedsam.simulate, and breakpoint() in code of yours."""
     track: Annotated[str, Key(how=True)] = ""
     """Follow the run live: tensorboard, wandb, mlflow (each an extra of that name) or import paths,
     between commas."""

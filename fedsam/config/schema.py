@@ -33,6 +33,16 @@ class Config(Run, Server, Client, Federation, Data):
     folder that is named, or ``package.module:Class``.
     """
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_few(cls, values: Any) -> Any:
+        """Let a round be of all clients, where they are fewer than a round usually has."""
+        if isinstance(values, dict) and "clients_per_round" not in values:
+            usual, many = cls.model_fields["clients_per_round"].default, str(values.get("clients"))
+            if many.isdecimal() and 0 < int(many) < usual:
+                return values | {"clients_per_round": int(many)}
+        return values
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         if self.clients_per_round > self.clients:

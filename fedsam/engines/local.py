@@ -48,6 +48,7 @@ class LocalGrid(Grid):
         self.memories: dict[int, Vectors] = {}  # of the clients that have trained, if they keep any
         self._replies: dict[str, Message] = {}
         self._sent = 0
+        self._trained = False  # any client so far
         compat.identify_process()
 
     def set_run(self, run: compat.Run) -> None:
@@ -107,11 +108,22 @@ class LocalGrid(Grid):
             client = message.metadata.dst_node_id
             jobs.append(job_of(message.content, layout, client, self.memories.get(client)))
         trained = self.executor.train(jobs)
+        self._stop_if_nobody_can(trained)
         self._remember(jobs, trained)
         return [
             Error(0, done.reason) if isinstance(done, Failed) else reply_of(layout, done)
             for done in trained
         ]
+
+    def _stop_if_nobody_can(self, trained: Sequence[Result | Failed]) -> None:
+        """Raise what a client's code raised, where it did in all of them and none has trained yet.
+
+        That is a mistake in it, and no second attempt helps.
+        """
+        raised = [done.error for done in trained if isinstance(done, Failed) and done.error]
+        if raised and len(raised) == len(trained) and not self._trained:
+            raise raised[0]
+        self._trained = self._trained or any(isinstance(done, Result) for done in trained)
 
     def _remember(self, jobs: Sequence[ClientJob], trained: Sequence[Result | Failed]) -> None:
         """Keep what the clients keep; one whose vectors are not finite keeps what it had."""

@@ -64,7 +64,9 @@ class ClientActor:
         job = ClientJob(**self.shared, **to_tensors(own, device))
         with computing(self.trainer):
             done = attempt(self.trainer, self.network, job)
-        return done if isinstance(done, Failed) else to_arrays(done._asdict())
+        if isinstance(done, Failed):  # its error may be of a class that is known here alone
+            return Failed(done.reason, TrainingError(f"a client failed: {done.reason}"))
+        return to_arrays(done._asdict())
 
     def ready(self) -> None:
         """Answer: the actor has a place, and its data and model."""

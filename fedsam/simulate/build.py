@@ -529,6 +529,7 @@ def new_trainer(
         groups=test_groups(config, dataset),
         beside=beside,
         local_statistics=config.bn == "local",
+        debug=config.debug,
     )
     first = layout.write(initial)
     for name, entry in layout.read(first).items():

@@ -140,7 +140,7 @@ def run(
 def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     """Return the threads that evaluate, and train where nobody else does."""
     on_cpu = trainer.layout.device.type == "cpu"
-    threads = (config.threads or cores()) if on_cpu else 1
+    threads = (config.threads or cores()) if on_cpu and not config.debug else 1
     return ThreadExecutor(trainer, threads, stop, upcoming(config, trainer))
 
 

@@ -55,9 +55,10 @@ class Asked(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A client that did not come to return anything, and why."""
+    """A client that did not come to return anything, and why; with what its own code raised."""
 
     reason: str
+    error: Exception | None = None
 
 
 class Beside(NamedTuple):
@@ -106,6 +107,8 @@ class Trainer:
     local_statistics : bool
         What lies behind w (BatchNorm statistics) stays with each client, which begins with the
         global state's; SiloBN (Andreux et al., DCL 2020).
+    debug : bool
+        What a client's own code raises ends the run.
     """
 
     train: Images
@@ -125,6 +128,7 @@ class Trainer:
     groups: Groups = field(default_factory=dict)
     beside: Beside | None = None
     local_statistics: bool = False
+    debug: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -239,11 +243,13 @@ def attempt(trainer: Trainer, network: FlatModule, job: ClientJob) -> Result | F
     except (UsageError, TrainingError):
         raise
     except Exception as error:
+        if trainer.debug:
+            raise
         log.debug("client %d", job.client, exc_info=True)
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         said = " ".join(str(error).split())
-        return Failed(f"{type(error).__name__}: {said} ({place})")
+        return Failed(f"{type(error).__name__}: {said} ({place})", error)
 
 
 def longest_first(steps: Sequence[int]) -> list[int]:

@@ -15,6 +15,15 @@ SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "sweeps"
 PRESETS = sorted(p.stem for p in CONFIGS.glob("algorithms/*.yaml"))
 
 
+def test_few_clients_are_all_in_a_round_unless_it_is_said_otherwise():
+    assert resolve({"clients": "5"}).clients_per_round == 5
+    assert resolve({"clients": 50}).clients_per_round == 10
+    assert resolve({"clients": 5, "clients_per_round": 2}).clients_per_round == 2
+    assert resolve({}).clients_per_round == 10
+    with pytest.raises(UsageError, match="--clients-per-round 10: at most --clients 5"):
+        resolve({"clients": 5, "clients_per_round": 10})
+
+
 def test_configs_are_shipped():
     assert {"fedavg", "fedsam", "fedasam", "lookbehind", "fedprox"} <= {p.stem for p in SHIPPED}
 

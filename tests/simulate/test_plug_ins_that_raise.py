@@ -4,8 +4,10 @@ import json
 
 import pytest
 from conftest import quick_config
+from fedsam.clients.minimizers.sgd import SGD
 from flwr.serverapp.strategy import FedAvg
 
+from fedsam.base.errors import TrainingError
 from fedsam.runs.folder import RunDir
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import RunLoop, run
@@ -45,6 +47,61 @@ def model_of(outcome):
 def again(monkeypatch):
     monkeypatch.setattr(Metrics, "after", 0)
     monkeypatch.setattr(Raising, "broken", True)
+
+
+class Mistaken(SGD):
+    """A minimizer with a mistake in it; ``after`` rounds go well."""
+
+    after = 0
+
+    def step(self, w, grad, descend, local):
+        if local.round > self.after:
+            return descend(w, nothing_of_this_name(w)), {}  # noqa: F821
+        return super().step(w, grad, descend, local)
+
+
+class MistakenLater(Mistaken):
+    """The same, after a round."""
+
+    after = 1
+
+
+def test_a_mistake_in_a_clients_code_ends_the_run_with_its_own_traceback(tmp_path, caplog):
+    with pytest.raises(NameError, match="nothing_of_this_name") as raised:
+        run(quick_config(tmp_path / "run", minimizer=f"{HERE}:Mistaken"))
+    assert raised.traceback[-1].name == "step"
+    assert "failed" not in caplog.text  # nor was it tried thrice
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["finished"], summary["rounds"]) == (False, 0)
+    assert summary["ended"].startswith("NameError: name 'nothing_of_this_name'")
+
+
+def test_once_a_client_has_trained_a_mistake_costs_clients(tmp_path, caplog):
+    with pytest.raises(TrainingError, match="no client returned a usable update, in 3 attempts"):
+        run(quick_config(tmp_path / "run", minimizer=f"{HERE}:MistakenLater"))
+    assert caplog.text.count("failed: NameError: name 'nothing_of_this_name'") == 15
+    keys = {"minimizer": f"{HERE}:MistakenLater", "debug": True, "threads": 2}
+    with pytest.raises(NameError, match="nothing_of_this_name"):
+        run(quick_config(tmp_path / "debug", **keys))
+
+
+MINE = """
+from fedsam.training.method import Minimizer
+
+class Mistaken(Minimizer):
+    def step(self, w, grad, descend, local):
+        return descend(w, nothing_of_this_name(w)), {}
+"""
+
+
+def test_a_mistake_on_ray_is_one_line_at_once(tmp_path, shared_ray, monkeypatch):
+    (tmp_path / "mistaken.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {"minimizer": "mistaken:Mistaken", "engine": "ray", "ray_address": shared_ray}
+    config = quick_config(tmp_path / "run", **keys)
+    with pytest.raises(TrainingError, match=r"a client failed: NameError: name 'nothing_of_this"):
+        run(config)
 
 
 def test_a_strategy_that_raises_leaves_what_can_be_gone_on_with(tmp_path, monkeypatch):
