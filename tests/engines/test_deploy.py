@@ -1,7 +1,6 @@
 """The scripts of the deployment guide: TLS, node authentication, loopback only, the same bytes."""
 
 import os
-import socket
 import ssl
 import stat
 import subprocess
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import free_port
 from deployment import Deployment, deployment, environment, in_group, make_keys, needs_flower
 
 NODES = 2
@@ -35,8 +35,7 @@ def listening(running: Deployment):
 
 def stranger(running: Deployment, home, key=None):
     """Run a SuperNode that nobody registered."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    port = free_port()
     log = home.with_suffix(".log")
     with log.open("w") as out:  # a pipe would stay open in its child until the SuperNode is reaped
         code = subprocess.call(
