@@ -125,11 +125,6 @@ def split(config: Config, dataset: Dataset, places: Tensor | None = None) -> Par
     ``places`` (N,) says where the rows of the whole training set are, if some are held out.
     """
     options, labels, clients = config.partition_options, dataset.classes_of_train, config.clients
-    if not isinstance(labels, Tensor) or labels.dim() != 1:
-        raise UsageError(
-            f"--partition {config.partition}: goes by one class an image; {dataset.name} has "
-            f"targets {tuple(labels.shape)} and no train_classes"
-        )
     method: Any
     if config.partition in METHODS:
         method = METHODS[config.partition]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -82,7 +83,13 @@ def halves():
 def masks():
     images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
     targets = torch.ones(6, 8, 8, dtype=torch.uint8)
-    return Dataset("squares", images, targets, images, targets, 3, (0.5,), (0.5,), ignore=255)
+    kinds = torch.arange(6) % 2
+    parts = images, targets, images, targets, 3, (0.5,), (0.5,)
+    return Dataset("squares", *parts, train_classes=kinds, test_classes=kinds, ignore=255)
+
+
+def unsorted():
+    return replace(masks(), train_classes=None)
 
 
 def lines_of(folder):
@@ -309,8 +316,8 @@ def test_what_is_not_finite_in_a_group_is_null_and_left_out_of_the_worst(tmp_pat
         ({"task": f"{HERE}:Recall", "task_options": {"smooth": 1}}, "did you mean 'smoothing'"),
         ({"dataset": f"{HERE}:masks"}, "--task classification: squares has masks .*not one label"),
         (
-            {"dataset": f"{HERE}:masks", "task": f"{HERE}:Unchecked"},
-            "--partition dirichlet: goes by one class an image; squares has targets",
+            {"dataset": f"{HERE}:unsorted", "task": f"{HERE}:Unchecked"},
+            "--dataset squares: train_labels are masks: give train_classes, what splits sort by",
         ),
     ],
 )
