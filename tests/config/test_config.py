@@ -81,7 +81,7 @@ WRONG = [
     ({"momentum": 1}, "--momentum 1", "less than 1"),
     ({"rounds": 0}, "--rounds 0", "greater than or equal to 1"),
     ({"rounds": 1.5}, "--rounds 1.5", "integer"),
-    ({"clients": 5}, "--clients-per-round 10", "--clients 5"),
+    ({"clients": 5, "clients_per_round": 10}, "--clients-per-round 10", "--clients 5"),
     ({"swa": True, "swa_start": 1000}, "--swa-start 1000", "--rounds 1000"),
     ({"trace": True, "rounds": 2}, "--trace", "shows rounds 3 to 5"),
     ({"swa": True, "average": "ema"}, "--swa", "ema"),
