@@ -64,18 +64,24 @@ def _options(value: Any) -> Any:
             raise ValueError(
                 f"must be a mapping in YAML or JSON, such as '{{k: 2}}': {error}"
             ) from error
-    if isinstance(value, dict):
-        for key, given in value.items():
-            for scalar in given if isinstance(given, list) else [given]:
-                if not isinstance(scalar, Scalar):
-                    raise ValueError(
-                        f"{key} must be a number, a text, true, false or a list of them"
-                    )
-                if isinstance(scalar, text.Word):
-                    raise ValueError(f"{key}: {scalar} is true, false or a quoted text: write that")
-                if isinstance(scalar, float) and not math.isfinite(scalar):
-                    raise ValueError(f"{key} must be a finite number")
+        if not isinstance(value, dict):
+            raise ValueError("must be a mapping in YAML or JSON, such as '{k: 2}'")
+    for key, given in value.items() if isinstance(value, dict) else ():
+        _check_option(key, given)
     return value
+
+
+def _check_option(key: Any, given: Any) -> None:
+    """Raise ValueError if an entry of options is no scalar, nor a list of them."""
+    if given is None and ":" in str(key):
+        raise ValueError(f"a space must follow the colon in {key}")
+    for scalar in given if isinstance(given, list) else [given]:
+        if not isinstance(scalar, Scalar):
+            raise ValueError(f"{key} must be a number, a text, true, false or a list of them")
+        if isinstance(scalar, text.Word):
+            raise ValueError(f"{key}: {scalar} is true, false or a quoted text: write that")
+        if isinstance(scalar, float) and not math.isfinite(scalar):
+            raise ValueError(f"{key} must be a finite number")
 
 
 def _angles(value: Any) -> str:
