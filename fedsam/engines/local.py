@@ -118,10 +118,11 @@ class LocalGrid(Grid):
     def _stop_if_nobody_can(self, trained: Sequence[Result | Failed]) -> None:
         """Raise what a client's code raised, where it did in all of them and none has trained yet.
 
-        That is a mistake in it, and no second attempt helps.
+        That is a mistake in it, and no second attempt helps. One client of many may be alone in it.
         """
         raised = [done.error for done in trained if isinstance(done, Failed) and done.error]
-        if raised and len(raised) == len(trained) and not self._trained:
+        several = len(raised) >= min(2, len(self.trainer.partition))
+        if raised and several and len(raised) == len(trained) and not self._trained:
             raise raised[0]
         self._trained = self._trained or any(isinstance(done, Result) for done in trained)
 

@@ -108,7 +108,7 @@ HOSTILE = {
     "a zip that is none": plain(bias=forged(GOOD, data=b"PK\x03\x04xx")),
     "a bare pickle": plain(bias=forged(GOOD, data=b"\x80\x04N.")),
     "version 2": plain(bias=forged(GOOD, data=with_header(described("'<f4'"), version=b"\2\0"))),
-    "version 9": plain(bias=forged(GOOD, data=with_header(described("'<f4'"), version=b"\9\0"))),
+    "version 9": plain(bias=forged(GOOD, data=with_header(described("'<f4'"), version=b"\x09\0"))),
     "an object": plain(bias=forged(GOOD, data=with_header(described("'|O'")))),
     "a struct": plain(bias=forged(GOOD, data=with_header(described("[('a', '<f4')]")))),
     "a subarray": plain(bias=forged(GOOD, data=with_header(described("('<f4', (2,))", "()")))),
@@ -429,7 +429,7 @@ def test_too_few_usable_updates_let_others_try_and_then_stop_the_run(tmp_path, c
     ]
     assert True in again
     assert False in again
-    with pytest.raises(TrainingError, match="round 1: no client returned a usable update, in 3"):
+    with pytest.raises(ArithmeticError, match="what a client's\ncode may raise"):  # all, at once
         run(quick_config(tmp_path / "all", minimizer_options={"always": True}, **keys))
     assert not json.loads((tmp_path / "all" / "summary.json").read_text())["finished"]
     with pytest.raises(TrainingError, match=r"only . of --min-clients 5 clients returned"):

@@ -85,6 +85,15 @@ def test_once_a_client_has_trained_a_mistake_costs_clients(tmp_path, caplog):
         run(quick_config(tmp_path / "debug", **keys))
 
 
+def test_one_client_of_many_that_raises_lets_others_try(tmp_path, caplog):
+    keys = {"minimizer": f"{HERE}:Mistaken", "clients_per_round": 1}
+    with pytest.raises(TrainingError, match="no client returned a usable update, in 3 attempts"):
+        run(quick_config(tmp_path / "one", **keys))
+    assert caplog.text.count("failed: NameError") == 3
+    with pytest.raises(NameError, match="nothing_of_this_name"):
+        run(quick_config(tmp_path / "central", algorithm="central", minimizer=keys["minimizer"]))
+
+
 MINE = """
 from fedsam.training.method import Minimizer
 
