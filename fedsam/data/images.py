@@ -142,6 +142,8 @@ class Images:
         What targets that follow the pixels say where there is no image.
     """
 
+    stored = False  # whether pixels are read when they are asked for
+
     def __init__(
         self,
         images: Tensor,
@@ -295,6 +297,8 @@ class StoredImages(Images):
     classes : Tensor, optional
         int64 (N,), what the images are sorted by; the targets, if None.
     """
+
+    stored = True
 
     def __init__(
         self,

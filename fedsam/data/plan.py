@@ -173,9 +173,8 @@ def _mini_batches(
     places = torch.zeros(steps, width, dtype=torch.int64)
     for step, batch in enumerate(batches):
         places[step, : len(batch)] = batch
-    rows = images[places.remainder(len(images))] if steps else places
-    return (
-        [len(batch) for batch in batches],
-        rows,
-        places.div(max(len(images), 1), rounding_mode="floor"),
-    )
+    sizes = [len(batch) for batch in batches]
+    if work.copies == 1 or not steps:
+        return sizes, images[places], torch.zeros_like(places)
+    copies = places.div(len(images), rounding_mode="floor")
+    return sizes, images[places.remainder(len(images))], copies

@@ -146,7 +146,7 @@ class ThreadExecutor:
 
         Each by this executor's trainer, or, where jobs of several runs come together, by its own.
         """
-        if jobs and trainers is None:
+        if jobs and trainers is None and self.trainer.train.stored:
             following = jobs[0].round + 1
             self.trainer.expect(self.upcoming(following), following)
         mine = trainers or [self.trainer] * len(jobs)
