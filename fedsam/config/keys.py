@@ -429,8 +429,8 @@ class Run(_Group):
     2, ..., or 0 for threads (none: as many processes as --threads once the first rounds have shown
     steps of less than 5 ms, where that is safe, else threads); the result does not depend on it."""
     engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
-    """Where clients run: local (threads or processes of this machine) or ray (actors, on one machine
-    or a cluster); on Flower's runtime: flwr run ."""
+    """Where clients run: local (threads or processes here) or ray (actors, on one machine or a
+    cluster); on Flower's runtime: flwr run ."""
     workers: Annotated[int, Key(how=True, engine=True)] = Field(0, ge=0)
     """Ray actors, each on one core (0: one a core of this machine); the result does not depend on
     it."""
