@@ -427,7 +427,7 @@ class Run(_Group):
     processes: Annotated[int | None, Key(how=True, engine=True)] = Field(None, ge=0, le=512)
     """Processes that train the local engine's clients on a CPU, a core each, in place of threads:
     2, ..., or 0 for threads (none: as many processes as --threads once the first rounds have shown
-    steps of less than 5 ms, where that is safe, else threads); the result does not depend on it."""
+    steps of less than 10 ms, where that is safe, else threads). The result is the same."""
     engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
     """Where clients run: local (threads or processes here) or ray (actors, on one machine or a
     cluster); on Flower's runtime: flwr run ."""

@@ -10,14 +10,15 @@ import gc
 import logging
 import mmap
 import os
-import pickle
 import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.reduction import ForkingPickler
 from threading import Lock, Thread
 from typing import Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 
@@ -43,7 +44,7 @@ from fedsam.training.flat_module import FlatModule
 log = logging.getLogger("fedsam")
 DEATHS = 10  # workers that may die without an answer in between: something else is wrong
 LOOK = 0.1  # seconds between looks whether the run was asked to stop, or this process is alive
-SMALL = 5e-3  # seconds that a core works on a step, below which Python's lock binds threads
+SMALL = 1e-2  # seconds that a core works on a step; in longer ones Python's lock is mostly free
 WORTH = 4.0  # seconds that cores must have to work yet for a fork to pay
 TIMED = 3  # rounds that are timed, after one that is not
 STATE = "state"
@@ -157,7 +158,8 @@ def portable(error: Error) -> Error | TrainingError:
     """Return an error as another process can be sent it, with its traceback as a note."""
     error.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301, ours
+        copy(error)
+        ForkingPickler.dumps(error)
     except Exception:  # noqa: BLE001 a class that cannot be made anew from what it says of itself
         return TrainingError(f"a client failed: {type(error).__name__}: {one_line(error)}")
     return error
@@ -391,8 +393,8 @@ def _end(worker: Worker) -> str:
 class TimedExecutor:
     """Threads, whose first rounds are timed; processes from there on, where they pay.
 
-    They pay where a step is small and enough is left to do; see ``SMALL`` and ``WORTH``. Nothing
-    but the time depends on it.
+    They pay where a step is small, ``SMALL``, and enough is left to do, ``WORTH``. Nothing but the
+    time depends on it.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -163,9 +164,10 @@ def new_local_executor(
 
     if wanted:
         return fork()
+    locked = getattr(sys, "_is_gil_enabled", lambda: True)()  # else threads do not wait
     followed = config.debug or config.profile or config.trace or not only_ours(config)
     alone = min(threads.number, config.clients_per_round) == 1
-    if wanted == 0 or why_not or followed or alone:
+    if wanted == 0 or why_not or followed or alone or not locked:
         return threads
     return TimedExecutor(threads, fork, config.rounds)
 
