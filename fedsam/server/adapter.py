@@ -16,6 +16,7 @@ from fedsam.messages import (
     VectorRecord,
     layout_of,
     number_in,
+    of_kind,
     only_record,
     state_of,
     states_and_weights,
@@ -75,7 +76,7 @@ class MethodStrategy(FedAvg):
             return None, None
         states, n = states_and_weights(contents, self.layout, self.weighted_by_key)
         W, rests = zip(*map(self._parted, states), strict=True)
-        metrics = [only_record(content.metric_records) for content in contents]
+        metrics = [only_record(of_kind(content, MetricRecord)) for content in contents]
         taken = {name: [number_in(m, name) for m in metrics] for name in self.method.takes}
         w, _ = self._parted(self.state)
         new, vectors = self.method.update(w, W, n, self.vectors, server_round, **taken)

@@ -141,7 +141,7 @@ class Trainer:
 
     def examples(self, client: int) -> int:
         """Return how many images ``client`` holds."""
-        return int(self.partition.sizes[client])
+        return self.partition.size(client)
 
     def steps(self, client: int) -> int:
         """Return how many mini-batches ``client`` takes a round."""
