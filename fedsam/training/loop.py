@@ -97,7 +97,7 @@ def train_client(
         steps.
     """
     layout, method = network.layout, method.at(round)
-    network.module.train()
+    network.train()
     network.load(state)
     w = anchor = state[: layout.trainable]
     base: Vectors = method.base_state(w)
