@@ -6,7 +6,7 @@ import torch
 
 from fedsam.base.system import cores
 from fedsam.config.schema import Config
-from fedsam.simulate.build import model_name
+from fedsam.simulate.build.model import model_name
 from fedsam.training.client import Trainer
 
 log = logging.getLogger("fedsam")

@@ -33,13 +33,9 @@ from fedsam.server.rounds import Round, play
 from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
-from fedsam.simulate.build import (
-    new_gradients,
-    new_ray_executor,
-    new_strategy,
-    new_trainer,
-    pinned,
-)
+from fedsam.simulate.build.executors import new_gradients, new_ray_executor
+from fedsam.simulate.build.strategy import new_strategy
+from fedsam.simulate.build.trainer import new_trainer, pinned
 from fedsam.simulate.groups import ByNumber, EvaluationGroups
 from fedsam.simulate.opening import tell
 from fedsam.simulate.profile import Phase, rows_of, save, traced

@@ -20,8 +20,9 @@ from fedsam import client_app
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.codec import to_arrays
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.simulate import build
-from fedsam.simulate.build import new_ray_executor, new_trainer
+from fedsam.simulate.build import trainer as building
+from fedsam.simulate.build.executors import new_ray_executor
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 from fedsam.training.client import ClientJob, Trainer
@@ -363,7 +364,7 @@ def test_every_engine_computes_with_the_runs_precision(
         return train(self, network, job)
 
     cpu = torch.device("cpu")
-    monkeypatch.setattr(build, "choose_device", lambda config: cpu)  # which refuses TF32
+    monkeypatch.setattr(building, "choose_device", lambda config: cpu)  # which refuses TF32
     monkeypatch.setattr(Trainer, "train_client", watched)
     config = quick_config(tmp_path / "run", precision=precision, rounds=1, clients_per_round=1)
     before = flags()
