@@ -206,10 +206,11 @@ def main() -> None:
     seconds = products(contestants, v, 1 if given.tiny else given.turns)
     begin = time.process_time()
     objective.gradient(objective.w)
+    slope = time.process_time() - begin
     print(
         f"{len(objective.w):,} parameters, {images:,} images, {objective.chunk} at a time; torch "
         f"{torch.__version__}, {torch.get_num_threads()} compute threads, {platform.machine()}, "
-        f"load {os.getloadavg()[0]:.1f}; a gradient: {time.process_time() - begin:.2f} CPU seconds\n\n"
+        f"load {os.getloadavg()[0]:.1f}; a gradient: {slope:.2f} CPU seconds\n\n"
         "| | CPU seconds a product (min) | seconds (min) | to fedsam, median | lambda_1 | products "
         "| CPU seconds |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
