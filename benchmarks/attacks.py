@@ -42,7 +42,7 @@ from fedsam.messages import (
     state_of,
 )
 from fedsam.server.grids import GridView
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.run import run
 
 CLIENTS, HOSTILE = 15, 3  # n = 4 f + 3, as Bulyan needs; Krum needs 2 f + 3

@@ -48,7 +48,8 @@ from torch import Tensor
 
 from fedsam.base.system import cores
 from fedsam.config.schema import Config, dump, resolve
-from fedsam.simulate.build import load_dataset, new_trainer
+from fedsam.simulate.build.data import load_dataset
+from fedsam.simulate.build.trainer import new_trainer
 
 HERE = Path(__file__).resolve().parent
 WORKLOADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is trained: config file, keys over it

@@ -27,7 +27,7 @@ from contest import Contestant, environment, ratio, serve, take_turns
 from fedsam.base.system import cores
 from fedsam.config.schema import resolve
 from fedsam.data.partitions.splits import METHODS
-from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.build.data import load_dataset, split
 from fedsam.simulate.run import run
 
 HERE = Path(__file__).resolve().parent

@@ -33,7 +33,7 @@ from PIL import Image
 from fedsam.base.system import cores
 from fedsam.config.schema import resolve
 from fedsam.pack.__main__ import main as pack
-from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.build.data import load_dataset, split
 from fedsam.simulate.run import run
 
 USERS, IMAGES, TESTS, CLASSES, COHORT = 1_262, 164_172, 19_526, 2_028, 50

@@ -10,7 +10,9 @@ from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.local import Executor, LocalGrid
 from fedsam.messages import VectorRecord
 from fedsam.server.rounds import Round, play
-from fedsam.simulate.build import new_ray_executor, new_strategy, new_trainer
+from fedsam.simulate.build.executors import new_ray_executor
+from fedsam.simulate.build.strategy import new_strategy
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.run import new_threads, sampling
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer

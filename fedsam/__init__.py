@@ -58,7 +58,7 @@ def load(folder: "str | PathLike[str]") -> "Run":
         If it is no folder of a finished run.
     """
     from fedsam.runs.run import load
-    from fedsam.simulate.build import new_network
+    from fedsam.simulate.build.model import new_network
 
     return load(Path(folder), new_network)
 

@@ -17,7 +17,7 @@ from fedsam.messages import (
     vectors_of,
     vectors_record,
 )
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.training.client import Trainer
 from fedsam.training.flat_module import FlatModule
 

@@ -19,7 +19,7 @@ from fedsam.data.partition import Partition
 from fedsam.flatness.objective import NormalizedLogits, Objective
 from fedsam.runs import files
 from fedsam.runs.files import MODEL
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.tasks import Task
 from fedsam.tasks.classification import Classification
 from fedsam.training.client import Trainer

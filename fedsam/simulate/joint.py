@@ -19,7 +19,8 @@ from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
-from fedsam.simulate.build import new_gradients, new_trainer, pinned
+from fedsam.simulate.build.executors import new_gradients
+from fedsam.simulate.build.trainer import new_trainer, pinned
 from fedsam.simulate.opening import tell
 from fedsam.simulate.run import Outcome, new_threads, play_out, upcoming
 from fedsam.training.batched import stacked
@@ -194,3 +195,5 @@ def check_alike(configs: Sequence[Config]) -> None:
                 )
     if configs and configs[0].engine != "local":
         raise UsageError("--engine: runs in one program need the local engine")
+    if many := next((config.processes for config in configs if config.processes), 0):
+        raise UsageError(f"--processes {many}: runs in one program train in threads; leave it out")

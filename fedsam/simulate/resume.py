@@ -18,7 +18,7 @@ from fedsam.runs.lock import Lock
 from fedsam.runs.run import finished
 from fedsam.runs.seals import sealed
 from fedsam.server.side_vectors import SideVectors
-from fedsam.simulate.build import new_method
+from fedsam.simulate.build.method import new_method
 from fedsam.simulate.schedule import EarlyStop
 from fedsam.training.method import Vectors
 

@@ -31,7 +31,7 @@ from fedsam.config.schema import resolve
 from fedsam.data.augment import Crop, Cutout, Flip, Keys, Mixup
 from fedsam.data.images import Batch, Images, Pixels
 from fedsam.data.plan import Work, make_plan
-from fedsam.simulate.build import new_method
+from fedsam.simulate.build.method import new_method
 from fedsam.tasks.classification import Classification
 from fedsam.training.attack import Attack
 from fedsam.training.batched import Program, why_not

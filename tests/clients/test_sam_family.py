@@ -27,7 +27,7 @@ from fedsam.base.vector import weighted_mean
 from fedsam.config.schema import resolve
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.simulate.build import new_method
+from fedsam.simulate.build.method import new_method
 from fedsam.tasks.classification import Classification
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.loop import train_client

@@ -6,7 +6,8 @@ from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.data.augment import Crop, Double, Flip, Jitter, Mirror, ResizedCrop, Scale
 from fedsam.data.datasets import Dataset
-from fedsam.simulate.build import _work, load_dataset
+from fedsam.simulate.build.data import load_dataset
+from fedsam.simulate.build.work import new_work
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_a_text_is_what_it_says(text, means):
     config = resolve({"augment": text})
     dataset = load_dataset(config)
     assert isinstance(dataset, Dataset)
-    assert _work(config, dataset, draws=False).augmentations == means
+    assert new_work(config, dataset, draws=False).augmentations == means
     assert resolve({"augment": config.augment}) == config
 
 

@@ -18,7 +18,8 @@ from fedsam.config.schema import (
     resolve,
 )
 from fedsam.config.text import parse
-from fedsam.simulate.build import new_method, new_strategy
+from fedsam.simulate.build.method import new_method
+from fedsam.simulate.build.strategy import new_strategy
 from fedsam.sweep.grid import Sweep, cells_of
 
 PRESETS = sorted(path.stem for path in CONFIGS.glob("algorithms/*.yaml"))

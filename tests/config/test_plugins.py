@@ -9,7 +9,10 @@ from fedsam.base.errors import UsageError
 from fedsam.base.strategy import ServerMethod
 from fedsam.config.plugins import build, find, imported
 from fedsam.config.schema import resolve
-from fedsam.simulate.build import load_dataset, new_method, new_model, new_strategy
+from fedsam.simulate.build.data import load_dataset
+from fedsam.simulate.build.method import new_method
+from fedsam.simulate.build.model import new_model
+from fedsam.simulate.build.strategy import new_strategy
 
 MINE = """
 from flwr.serverapp.strategy import FedAvg

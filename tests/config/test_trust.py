@@ -13,14 +13,11 @@ from torch import nn
 from fedsam.base.errors import UsageError
 from fedsam.config.plugins import imported, own
 from fedsam.config.schema import resolve
-from fedsam.simulate.build import (
-    load_dataset,
-    new_method,
-    new_model,
-    new_strategy,
-    new_trainer,
-    split,
-)
+from fedsam.simulate.build.data import load_dataset, split
+from fedsam.simulate.build.method import new_method
+from fedsam.simulate.build.model import new_model
+from fedsam.simulate.build.strategy import new_strategy
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.tracking import new_trackers
 
 PATHS = """

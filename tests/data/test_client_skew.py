@@ -15,7 +15,9 @@ from fedsam.data.augment import Crop, Cutout, Flip, Mixup, Noise, Rotation
 from fedsam.data.images import Images
 from fedsam.data.packed import Packing
 from fedsam.data.plan import Work, make_plan
-from fedsam.simulate.build import _work, load_dataset, new_trainer
+from fedsam.simulate.build.data import load_dataset
+from fedsam.simulate.build.trainer import new_trainer
+from fedsam.simulate.build.work import new_work
 
 QUARTERS = Rotation((0.0, 90.0, 180.0, 270.0))
 
@@ -154,7 +156,7 @@ def test_a_trainers_clients_differ_by_their_number(tmp_path):
 def test_what_is_not_asked_for_is_not_there():
     config = resolve({})
     assert config.client_rotations == ""
-    names = {type(a) for a in _work(config, load_dataset(config), draws=False).augmentations}
+    names = {type(a) for a in new_work(config, load_dataset(config), draws=False).augmentations}
     assert not names & {Noise, Rotation}
 
 
@@ -176,6 +178,6 @@ def test_images_that_are_not_square_are_not_laid_on_their_side():
     dataset = load_dataset(config)
     flat = replace(dataset, train_images=dataset.train_images[:, :, :5])
     with pytest.raises(UsageError, match=r"--client-rotations 0,90: images of 5 x 8 pixels"):
-        _work(config, flat, draws=False)
+        new_work(config, flat, draws=False)
     tilted = resolve({"client_rotations": "0,20,180"})
-    assert any(isinstance(a, Rotation) for a in _work(tilted, flat, draws=False).augmentations)
+    assert any(isinstance(a, Rotation) for a in new_work(tilted, flat, draws=False).augmentations)

@@ -21,7 +21,7 @@ from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import domains, natural
 from fedsam.data.sources.load import load
 from fedsam.data.store import RawStore, SelectedStore, Store
-from fedsam.simulate.build import split
+from fedsam.simulate.build.data import split
 
 PARTITIONS = ("iid", "dirichlet", "dirichlet-per-class", "shards", "quantity", "natural", "domains")
 

@@ -12,7 +12,7 @@ from fedsam.config.schema import resolve
 from fedsam.data.sources import feddrive
 from fedsam.data.sources.load import listing, load
 from fedsam.pack.writer import write
-from fedsam.simulate.build import split
+from fedsam.simulate.build.data import split
 from fedsam.simulate.run import run
 
 CITIES = {

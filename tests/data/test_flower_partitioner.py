@@ -14,7 +14,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.randomness import numpy_generator
 from fedsam.config.schema import resolve
 from fedsam.data import datasets
-from fedsam.simulate.build import split
+from fedsam.simulate.build.data import split
 
 # every class of images is one label; flwr-datasets warns where it leaves images out or tries again
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

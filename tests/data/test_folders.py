@@ -12,7 +12,7 @@ from fedsam.config.schema import resolve
 from fedsam.data.sources.listing import held_out
 from fedsam.data.sources.load import listing, load
 from fedsam.simulate.__main__ import main
-from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.build.data import load_dataset, split
 
 
 def fill(folder, many, red=0, size=(4, 4)):

@@ -10,7 +10,7 @@ from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.data.sources.load import load
 from fedsam.pack.__main__ import main
-from fedsam.simulate.build import split
+from fedsam.simulate.build.data import split
 
 FRAMES = {"train": {"0001TP": 36, "0006R0": 20}, "test": {"0001TP": 3, "Seq05VD": 2}}
 

@@ -10,7 +10,7 @@ from PIL import Image
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.data.sources.load import listing, load
-from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.build.data import load_dataset, split
 
 hf = pytest.importorskip("datasets", reason="needs the extra flwr-datasets")
 hf.disable_progress_bars()

@@ -9,7 +9,7 @@ from fedsam.config.schema import resolve
 from fedsam.data.augment import Crop, Cutout, Flip, Mixup
 from fedsam.data.images import Images
 from fedsam.data.plan import Work, make_plan
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 
 HEIGHT, WIDTH = 6, 9
 STATISTICS = {1: ((0.3,), (0.2,)), 3: ((0.3, 0.5, 0.6), (0.2, 0.25, 0.3))}

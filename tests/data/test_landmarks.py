@@ -11,7 +11,7 @@ from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.data.sources.load import listing, load
 from fedsam.pack.__main__ import main as pack
-from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.build.data import load_dataset, split
 from fedsam.simulate.run import run
 
 # (user, image, class); of the image's id the last two characters are its red

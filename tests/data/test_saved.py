@@ -15,7 +15,7 @@ from fedsam.base.randomness import numpy_generator
 from fedsam.config.schema import resolve
 from fedsam.data.partitions.saved import saved
 from fedsam.data.partitions.splits import METHODS, dirichlet
-from fedsam.simulate.build import load_dataset, split
+from fedsam.simulate.build.data import load_dataset, split
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 

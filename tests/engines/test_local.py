@@ -16,7 +16,8 @@ from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import ARRAYS, CONFIG, EXAMPLES, LEARNING_RATE, ROUND, only_record
 from fedsam.server.rounds import play
-from fedsam.simulate.build import new_strategy, new_trainer
+from fedsam.simulate.build.strategy import new_strategy
+from fedsam.simulate.build.trainer import new_trainer
 
 
 @pytest.fixture

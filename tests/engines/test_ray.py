@@ -17,7 +17,8 @@ from conftest import command, free_port, quick_config
 from fedsam.base.errors import TrainingError, UsageError
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.simulate.__main__ import main
-from fedsam.simulate.build import new_ray_executor, new_trainer
+from fedsam.simulate.build.executors import new_ray_executor
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.run import run
 from fedsam.training.client import ClientJob
 

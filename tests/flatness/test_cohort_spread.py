@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fedsam.base.randomness import sample_clients
 from fedsam.flatness.measures.cohort_spread import cohort_spread, train_cohort
 from fedsam.flatness.measures.plane import plane
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 
 
 @pytest.fixture

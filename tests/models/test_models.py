@@ -24,7 +24,7 @@ from fedsam.engines.threads import ThreadExecutor
 from fedsam.models.cnn import CNN
 from fedsam.models.digits_cnn import DigitsCNN
 from fedsam.models.mlp import MLP
-from fedsam.simulate.build import new_model
+from fedsam.simulate.build.model import new_model
 from fedsam.tasks.classification import Classification
 from fedsam.training.batched import why_not
 from fedsam.training.batched_gradient import Slots, Vmapped

@@ -20,7 +20,7 @@ from fedsam.data.sources.load import load
 from fedsam.data.sources.packed_folder import verify
 from fedsam.pack.__main__ import main
 from fedsam.pack.writer import write
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 
 SIDE = 12
 NAMES = ("cat", "dog")

@@ -14,7 +14,7 @@ from fedsam.base.errors import UsageError
 from fedsam.flatness.measures.fit import fit
 from fedsam.flatness.subject import Subject
 from fedsam.report.correlation import kendall
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 
 
 @settings(max_examples=80, deadline=None)

@@ -15,7 +15,7 @@ from fedsam.report.table import ResultTable
 from fedsam.runs import checkpoint
 from fedsam.runs.folder import RunDir
 from fedsam.runs.run import load_all
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
 

@@ -44,7 +44,7 @@ from fedsam.server.grids import CohortGrid
 from fedsam.server.replies import LONGEST, bounds_of
 from fedsam.server.screening import Limits, usable
 from fedsam.server.side_vectors import SideVectors
-from fedsam.simulate.build import new_strategy
+from fedsam.simulate.build.strategy import new_strategy
 from fedsam.training.client import Asked
 from fedsam.training.method import Method
 

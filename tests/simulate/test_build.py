@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from fedsam.base.errors import UsageError
 from fedsam.base.strategy import ServerMethod
 from fedsam.server.adapter import MethodStrategy
-from fedsam.simulate.build import new_strategy
+from fedsam.simulate.build.strategy import new_strategy
 
 HERE = "test_build"
 

@@ -11,7 +11,7 @@ from fedsam.config.schema import resolve
 from fedsam.data.datasets import Dataset, check
 from fedsam.data.partition import Partition
 from fedsam.simulate.__main__ import main
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.sweep.grid import Sweep, cells_of
 
 SMALL = ["--clients=8", "--clients-per-round=3", "--rounds=1", "--quiet", "--threads=1"]

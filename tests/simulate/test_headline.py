@@ -346,7 +346,7 @@ def test_a_task_that_names_no_headline_goes_by_accuracy(quick):
 
 
 def test_options_and_what_the_data_say_reach_the_task():
-    from fedsam.simulate.build import new_task
+    from fedsam.simulate.build.trainer import new_task
 
     config = quick_config("", task=f"{HERE}:Recall", task_options={"smoothing": 0.2})
     task = new_task(config, digits(None))
@@ -359,7 +359,7 @@ class Ignoring(Unchecked):
 
 
 def test_ignore_reaches_a_task_that_names_it_where_the_data_have_one():
-    from fedsam.simulate.build import new_task
+    from fedsam.simulate.build.trainer import new_task
 
     config = quick_config("", task=f"{HERE}:Ignoring")
     assert new_task(config, masks()).ignore == 255

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fedsam.base.randomness import numpy_generator
 from fedsam.data.partition import Partition, shares_of_test
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.run import sampling
 from fedsam.training.client import ClientJob
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import fedsam
 from fedsam.base.errors import UsageError
-from fedsam.simulate.build import load_dataset
+from fedsam.simulate.build.data import load_dataset
 
 
 def test_a_run_from_python(tmp_path):

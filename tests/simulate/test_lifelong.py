@@ -14,7 +14,7 @@ from fedsam.base.randomness import torch_generator
 from fedsam.config.schema import resolve
 from fedsam.data.plan import make_plan
 from fedsam.simulate.__main__ import main
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed
 

@@ -16,7 +16,7 @@ from fedsam.flatness.measures.hessian import hessian
 from fedsam.flatness.subject import subject_of_run
 from fedsam.models.vit import ViT
 from fedsam.runs import checkpoint
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.joint import run_together
 from fedsam.simulate.resume import resumed, went_on
 from fedsam.simulate.run import run

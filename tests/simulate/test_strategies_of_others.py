@@ -17,7 +17,7 @@ from fedsam.base.errors import UsageError
 from fedsam.base.system import Interrupted, Stop
 from fedsam.config.schema import resolve
 from fedsam.server.adapter import MethodStrategy
-from fedsam.simulate.build import new_strategy
+from fedsam.simulate.build.strategy import new_strategy
 from fedsam.simulate.run import run
 
 FLOWER = "flwr.serverapp.strategy"
@@ -70,11 +70,11 @@ def test_a_servers_optimiser_leaves_batch_norm_the_clients_mean(quick, name, opt
 
 
 def test_a_robust_strategy_chooses_the_statistics_as_well(quick, monkeypatch):
-    from fedsam.simulate import build
+    from fedsam.simulate.build import strategy
 
     keys = NORMED | {"rounds": 1, "eval_every": 1, "strategy": f"{FLOWER}:FedMedian"}
     own = tensors_of(quick(**keys))
-    monkeypatch.setattr(build, "OWN_STATISTICS", MethodStrategy)
+    monkeypatch.setattr(strategy, "OWN_STATISTICS", MethodStrategy)
     assert not torch.equal(tensors_of(quick(**keys))["bn.running_var"], own["bn.running_var"])
 
 

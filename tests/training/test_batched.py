@@ -33,7 +33,7 @@ from fedsam.base.errors import UsageError
 from fedsam.config import plugins
 from fedsam.config.schema import resolve
 from fedsam.data.plan import Work
-from fedsam.simulate.build import new_method
+from fedsam.simulate.build.method import new_method
 from fedsam.training import batched
 from fedsam.training.batched import Program, stacked, why_not
 from fedsam.training.batched_gradient import Slots

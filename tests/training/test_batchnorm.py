@@ -36,7 +36,8 @@ from fedsam.messages import (
     vectors_of,
 )
 from fedsam.server.rounds import play
-from fedsam.simulate.build import new_strategy, new_trainer
+from fedsam.simulate.build.strategy import new_strategy
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.training.batchnorm import layers, pooled
 from fedsam.training.client import STATISTICS, ClientJob
 

@@ -27,7 +27,7 @@ from fedsam.base.vector import clipped
 from fedsam.config import plugins
 from fedsam.config.schema import resolve
 from fedsam.data.plan import Work
-from fedsam.simulate.build import new_method
+from fedsam.simulate.build.method import new_method
 from fedsam.training.client import ClientJob
 from fedsam.training.method import Local, Method
 

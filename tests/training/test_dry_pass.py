@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedsam.base.errors import UsageError
 from fedsam.config.schema import resolve
 from fedsam.data.datasets import Dataset
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 from fedsam.tasks.classification import Classification
 
 HERE = "tests.training.test_dry_pass"

@@ -9,7 +9,7 @@ from fedsam.config.schema import resolve
 from fedsam.data.groups import Places
 from fedsam.engines import threads as engine
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.simulate.build import new_trainer
+from fedsam.simulate.build.trainer import new_trainer
 
 
 @pytest.fixture(scope="module")
