@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from handed import loss_of
 from ours import Ours
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsam.base.randomness import sample_clients
 from fedsam.config.schema import Config, resolve
