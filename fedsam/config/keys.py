@@ -185,7 +185,11 @@ PathText = Annotated[str, BeforeValidator(_path)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # the groups' own schemas serve nobody, Config's none that asks for help
     )
 
     @field_validator("*", mode="before")

@@ -21,7 +21,6 @@ from fedsam.base.randomness import numpy_generator, sample_clients, torch_genera
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
-from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, RollCall
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.node_keys import owners
@@ -129,6 +128,8 @@ def run(
             actors.wait_for_one()
             grid = LocalGrid(threads, actors)
         elif gradients := new_gradients(config, trainer):
+            from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
+
             run = BatchedRun(trainer, upcoming(config, trainer))
             grid = LocalGrid(threads, BatchedExecutor(BatchedPrograms(threads, gradients), run))
         else:
