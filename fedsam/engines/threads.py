@@ -106,6 +106,7 @@ class ThreadExecutor:
     ) -> None:
         keep_freed_memory()
         self.trainer = trainer
+        self.number = threads
         self.upcoming = upcoming
         self._stop = stop or Stop()
         self._networks: SimpleQueue[FlatModule] = SimpleQueue()
