@@ -6,7 +6,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -181,16 +181,18 @@ def expanded(path: str | os.PathLike[str]) -> str:
     return whole
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview]) -> None:
     """Write a file so that a kill or a power cut leaves the old one, or the new one, or none.
 
-    The content is written beside it, forced to the disk, and renamed.
+    The content, maybe in parts, is written beside it, forced to the disk, and renamed.
     """
-    data = content.encode() if isinstance(content, str) else content
+    whole = content.encode() if isinstance(content, str) else content
+    parts = [whole] if isinstance(whole, bytes) else whole
     beside = path.parent / f".{path.name}.part"
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -28,7 +28,7 @@ from torch import Tensor
 from fedsam.base.errors import TrainingError, one_line, some
 from fedsam.base.system import SIGNALS, Stop
 from fedsam.base.timers import WAITING, timed
-from fedsam.engines.codec import to_arrays, to_tensors
+from fedsam.engines.codec import pack, unpack
 from fedsam.engines.threads import ThreadExecutor, computing
 from fedsam.training.client import (
     STATISTICS,
@@ -50,7 +50,7 @@ TIMED = 3  # rounds that are timed, after one that is not
 STATE = "state"
 Error = TypeVar("Error", bound=BaseException)
 ALIGNED = 64  # bytes, as PyTorch's own tensors are
-Written = dict[str, Any]  # vectors that were written: None, or an array where they have no place
+Written = dict[str, Any]  # vectors that were written: None, or bytes where they have no place
 FORKING = Lock()  # nobody forks while another's worker has two ends of its pipe
 
 
@@ -80,12 +80,12 @@ class SharedRows:
         self._rows = torch.frombuffer(space, dtype=dtype)[: rows * width].view(rows, width)
 
     def write(self, row: int, vectors: Mapping[str, Tensor]) -> Written:
-        """Write vectors; return their names, each with what has no such place, as an array."""
+        """Write vectors; return their names, each with what has no such place, as bytes."""
         written: Written = {}
         for name, vector in vectors.items():
             place = self._rows[row, self._places[name]] if name in self._places else None
             if place is None or (place.shape, place.dtype) != (vector.shape, vector.dtype):
-                written[name] = to_arrays(vector)
+                written[name] = pack(vector)
             else:
                 place.copy_(vector)
                 written[name] = None
@@ -96,7 +96,7 @@ class SharedRows:
         return {
             name: self._rows[row, self._places[name]]
             if array is None
-            else to_tensors(array, self._rows.device)
+            else unpack(array, self._rows.device)
             for name, array in written.items()
         }
 

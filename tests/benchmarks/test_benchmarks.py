@@ -16,6 +16,7 @@ LAST = {
     "attacks": "| FedTrimmedAvg | ",
     "cohort": "| vmap | ",
     "engines": "| pfl | not installed",
+    "flatness": "| fedsam | ",
     "growth": "| quantity | 0.",
     "landmarks": "| mobilenet-v2: peak resident memory | ",
     "local": "  fedsam, threads 2: ",
