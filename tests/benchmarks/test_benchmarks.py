@@ -15,6 +15,7 @@ SCRIPTS = [p for p in sorted(ROOT.glob("benchmarks/*.py")) if "__main__" in p.re
 LAST = {
     "attacks": "| FedTrimmedAvg | ",
     "cohort": "| vmap | ",
+    "compiled": "| digits CNN, fedavg | ",
     "engines": "| pfl | not installed",
     "flatness": "| fedsam | ",
     "growth": "| quantity | 0.",
