@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from handed import loss_of
 from ours import Ours
 from torch import Tensor, nn
 
@@ -30,7 +31,10 @@ LR, RHO, ETA = 0.01, 0.1, 0.2
 
 
 class Bare:
-    """FedAvg as one would write it without a framework: one model, loops, PyTorch's optimiser."""
+    """FedAvg as one would write it without a framework: one model, loops, PyTorch's optimiser.
+
+    ``plain``: convolutions are PyTorch's own, where fedsam's model has others.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Bare:
         *,
         minimizer: str = "sgd",
         channels_last: bool = True,
+        plain: bool = True,
         bf16: bool = False,
         lr: float = LR,
     ) -> None:
@@ -48,13 +53,11 @@ class Bare:
         self.minimizer, self.bf16, self.lr = minimizer, bf16, lr
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = trainer.new_module()
+        for layer in self.model.modules():
+            if plain and isinstance(layer, nn.Conv2d):
+                layer.__class__ = nn.Conv2d
         self.state = {n: t.clone() for n, t in initial.layout.read(initial.state).items()}
         self.number = 0
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            output = self.model(images)
-        return nn.functional.cross_entropy(output.float(), labels)
 
     def climb(self) -> list[Tensor]:
         """Move to the worst point nearby, parameter by parameter; return the way back."""
@@ -81,11 +84,11 @@ class Bare:
             batch = self.trainer.train.batch(plan, step)
             images = batch.images.contiguous(memory_format=self.format)
             optimiser.zero_grad()
-            self.loss(images, batch.targets).backward()
+            loss_of(self.model, images, batch.targets, bf16=self.bf16).backward()
             if self.minimizer != "sgd":
                 back = self.climb()
                 optimiser.zero_grad()
-                self.loss(images, batch.targets).backward()
+                loss_of(self.model, images, batch.targets, bf16=self.bf16).backward()
                 with torch.no_grad():
                     for p, step_taken in zip(self.model.parameters(), back, strict=True):
                         p.sub_(step_taken)
@@ -162,10 +165,12 @@ def main() -> None:
     trainer, initial = ours["sgd"].trainer, ours["sgd"].initial
     bare = {m: Bare(trainer, initial, 5, 1, minimizer=m) for m in ours}
     plain = Bare(trainer, initial, 5, 1, channels_last=False)
+    helped = Bare(trainer, initial, 5, 1, plain=False)
     for name in ours:
         check(ours[name].round, bare[name].round, 1e-4)
     contestants = {f"bare loop, {m}, channels-last": bare[m].round for m in bare}
     contestants["bare loop, sgd, as PyTorch comes"] = plain.round
+    contestants["bare loop, sgd, fedsam's convolutions"] = helped.round
     contestants |= {f"fedsam, {m}": ours[m].round for m in ours}
     race(contestants, rounds, "bare loop, sgd, channels-last")
     print("\nThe same, minimizers against SGD")

@@ -185,7 +185,11 @@ PathText = Annotated[str, BeforeValidator(_path)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # the groups' own schemas serve nobody, Config's none that asks for help
     )
 
     @field_validator("*", mode="before")
@@ -427,8 +431,12 @@ class Run(_Group):
     threads: Annotated[int, Key(how=True)] = Field(0, ge=0, le=512)
     """Clients trained at a time on a CPU, each on one core, 512 at most (0: one a core); the result
     does not depend on it."""
+    processes: Annotated[int | None, Key(how=True, engine=True)] = Field(None, ge=0, le=512)
+    """Processes that train the local engine's clients on a CPU, a core each, in place of threads:
+    2, ..., or 0 for threads (none: as many processes as --threads once the first rounds have shown
+    steps of less than 10 ms, where that is safe, else threads). The result is the same."""
     engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
-    """Where clients run: local (threads of this process) or ray (actors, on one machine or a
+    """Where clients run: local (threads or processes here) or ray (actors, on one machine or a
     cluster); on Flower's runtime: flwr run ."""
     workers: Annotated[int, Key(how=True, engine=True)] = Field(0, ge=0)
     """Ray actors, each on one core (0: one a core of this machine); the result does not depend on

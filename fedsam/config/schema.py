@@ -76,6 +76,19 @@ class Config(Run, Server, Client, Federation, Data):
         return self
 
     @model_validator(mode="after")
+    def _engine_fits(self) -> "Config":
+        others = {
+            "engine ray": self.engine == "ray",
+            f"cohort {self.cohort}": self.cohort in ("slots", "vmap"),
+            "debug": self.debug,
+        }
+        if self.processes and (other := next((o for o, is_on in others.items() if is_on), "")):
+            raise ValueError(
+                f"--processes {self.processes}: goes without --{other}; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_fit(self) -> "Config":
         for key, needed in (
             ("weights_sha256", "weights"),

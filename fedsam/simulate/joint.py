@@ -197,3 +197,5 @@ def check_alike(configs: Sequence[Config]) -> None:
                 )
     if configs and configs[0].engine != "local":
         raise UsageError("--engine: runs in one program need the local engine")
+    if many := next((config.processes for config in configs if config.processes), 0):
+        raise UsageError(f"--processes {many}: runs in one program train in threads; leave it out")

@@ -16,8 +16,9 @@ log = logging.getLogger("fedsam")
 def tell(config: Config, trainer: Trainer) -> None:
     """Log which model is trained where, and on how many images a client."""
     sizes, device = trainer.partition.sizes, trainer.layout.device
-    threads = config.threads or cores()
-    on_cpu = f"{threads} thread{'' if threads == 1 else 's'}"
+    many = config.processes or config.threads or cores()
+    one, more = ("process", "processes") if config.processes else ("thread", "threads")
+    on_cpu = f"{many} {one if many == 1 else more}"
     place = on_cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
     frozen = {t.data_ptr(): t.numel() for t in trainer.layout.frozen.values()}
     beside = f" beside {sum(frozen.values()):,} frozen" if frozen else ""

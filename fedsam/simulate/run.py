@@ -2,6 +2,8 @@
 
 import logging
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -19,10 +21,10 @@ from fedsam.base.randomness import numpy_generator, sample_clients, torch_genera
 from fedsam.base.system import Interrupted, Stop, cores
 from fedsam.base.timers import Recorder, recording
 from fedsam.config.schema import Config
-from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
 from fedsam.engines.flower import FlowerGrid, RollCall
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.node_keys import owners
+from fedsam.engines.processes import ProcessExecutor, TimedExecutor, unforkable
 from fedsam.engines.threads import ThreadExecutor, computing, one_compute_thread
 from fedsam.messages import VectorRecord, model_of, state_of
 from fedsam.runs import files, metrics
@@ -123,15 +125,19 @@ def run(
             )
             grid: Grid = FlowerGrid(flower, roll)
         elif config.engine == "ray":
-            executor = new_ray_executor(config, trainer)
-            leaving.callback(executor.close)
-            executor.wait_for_one()
-            grid = LocalGrid(threads, executor)
+            actors = new_ray_executor(config, trainer)
+            leaving.callback(actors.close)
+            actors.wait_for_one()
+            grid = LocalGrid(threads, actors)
         elif gradients := new_gradients(config, trainer):
+            from fedsam.engines.batched import BatchedExecutor, BatchedPrograms, BatchedRun
+
             run = BatchedRun(trainer, upcoming(config, trainer))
             grid = LocalGrid(threads, BatchedExecutor(BatchedPrograms(threads, gradients), run))
         else:
-            grid = LocalGrid(threads)
+            executor = new_local_executor(config, threads, stop)
+            leaving.callback(executor.close)
+            grid = LocalGrid(threads, executor)
         return play_out(config, threads, grid, nodes, initial, watch, snapshot=snapshot, stop=stop)
 
 
@@ -147,6 +153,41 @@ def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:
     on_cpu = trainer.layout.device.type == "cpu"
     threads = (config.threads or cores()) if on_cpu and not config.debug else 1
     return ThreadExecutor(trainer, threads, stop, upcoming(config, trainer))
+
+
+def new_local_executor(
+    config: Config, threads: ThreadExecutor, stop: Stop
+) -> ThreadExecutor | ProcessExecutor | TimedExecutor:
+    """Return who trains clients one by one on this machine: the threads, or processes.
+
+    By --processes. Without it processes train where the first rounds, timed in the threads, show
+    that they pay, but for runs that some other code may follow in this process.
+    """
+    trainer, wanted = threads.trainer, config.processes
+    why_not = unforkable(trainer)
+    if wanted and why_not:
+        raise UsageError(f"--processes {wanted}: {why_not}; give --processes 0")
+
+    def fork() -> ProcessExecutor:
+        many = wanted or threads.number
+        return ProcessExecutor(trainer, many, config.clients_per_round, stop)
+
+    if wanted:
+        return fork()
+    locked = getattr(sys, "_is_gil_enabled", lambda: True)()  # else threads do not wait
+    followed = config.debug or config.profile or config.trace or not only_ours(config)
+    alone = min(threads.number, config.clients_per_round) == 1
+    if wanted == 0 or why_not or followed or alone or not locked:
+        return threads
+    return TimedExecutor(threads, fork, config.rounds)
+
+
+def only_ours(config: Config) -> bool:
+    """Return whether all code of a config's clients is fedsam's or torchvision's."""
+    options = (config.minimizer_options, config.client_options, config.loss_options)
+    named = [config.model, config.minimizer, config.client, config.loss, config.task]
+    named += [value for taken in options for value in taken.values() if isinstance(value, str)]
+    return all(":" not in n or re.match(r"(fedsam|torchvision)[.:]", n) for n in named)
 
 
 def sampling(config: Config, trainer: Trainer) -> Callable[..., list[int]]:

@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -169,7 +170,7 @@ class Program:
         """Do one step of every client that still has one."""
         rows = self.plans.index_select(2, self.step).squeeze(2)
         batch = self.images.take(self.packing.choices(rows), self.augmentations)
-        local = replace(self.local, state=self.state)
+        local = replace(self.local, state=MappingProxyType(self.state))
         w, state, base, loss = one_step(
             self.method, self.gradients, batch, self.w, local, self.base
         )

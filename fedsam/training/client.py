@@ -162,7 +162,7 @@ class Trainer:
 
     def examples(self, client: int) -> int:
         """Return how many images ``client`` holds."""
-        return int(self.partition.sizes[client])
+        return self.partition.size(client)
 
     def steps(self, client: int) -> int:
         """Return how many mini-batches ``client`` takes a round."""
@@ -175,8 +175,12 @@ class Trainer:
 
     def asked(self, client: int, round: int) -> Asked:
         """Return how much a client is to train in a round."""
-        rows = self.examples(client) if self.lifelong is None else len(self.rows(client, round))
-        return Asked(rows, self._taken(client, round, self.work.steps(rows)))
+        examples = self._trained_on(client, round)
+        return Asked(examples, self._taken(client, round, self.work.steps(examples)))
+
+    def _trained_on(self, client: int, round: int) -> int:
+        """Return how many images ``client`` trains on in a round."""
+        return self.examples(client) if self.lifelong is None else len(self.rows(client, round))
 
     def _taken(self, client: int, round: int, steps: int) -> int:
         """Return how many of its steps a client takes: a straggler one to all."""
@@ -227,7 +231,7 @@ class Trainer:
             lr=lr,
             memory=memory,
             sent=sent,
-            examples=len(self.rows(client, round)),
+            examples=self._trained_on(client, round),
             drawing=partial(self.drawing, "model", round, client),
             advance=partial(self.compiled.step, begun) if self.compiled else one_step,
         )
