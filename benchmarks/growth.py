@@ -1,6 +1,7 @@
 """How a round grows: with clients a round, and with clients in the population.
 
     python benchmarks/growth.py
+    python benchmarks/growth.py --only memory                # a thousand clients of SCAFFOLD
     python benchmarks/growth.py --only ray --rounds 200      # beside the local engine
 
 Every number of clients runs in a process of its own, through ``simulate.run.run``; the rounds
@@ -12,12 +13,14 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from threading import Thread
 from typing import Any
@@ -33,11 +36,21 @@ from fedsam.simulate.run import run
 
 HERE = Path(__file__).resolve().parent
 ALWAYS = {"device": "cpu", "eval_every": 10**6, "quiet": True}
-TABLES = ("cohorts", "ray", "populations", "splits")
+TABLES = ("cohorts", "ray", "populations", "splits", "memory")
 DIGITS = {"clients": 100}
 ENGINES = ("local", "ray")
 COHORTS: tuple[int, ...] = (1, 10, 100)
 POPULATIONS = {100: "hundred", 10_000: "ten_thousand", 1_000_000: "million"}
+PARAMETERS = 797_962  # of the paper's CNN
+KEEPING = {
+    "algorithm": "scaffold",
+    "model": "cnn",
+    "dataset": "shapes:thousand",
+    "partition": "iid",
+    "local_steps": 1,
+    "batch_size": 1,
+    "processes": 0,
+}
 SPLITS: dict[str, dict[str, int]] = {
     "dirichlet": {},
     "iid": {},
@@ -137,15 +150,43 @@ def population_times(populations: Mapping[int, str], rounds: int) -> None:
     compete(runs, rounds)
 
 
+def play_keeping(given: dict) -> None:
+    """Play a run to its end; print how many clients trained, and the peak memory in MB."""
+    trained: set[int] = set()
+    run(resolve(given), lambda line: trained.update(line.get("clients", ())))
+    print(json.dumps([len(trained), getrusage(RUSAGE_SELF).ru_maxrss / 1e3]))
+
+
+def memory_of_clients(rounds: int, populations: Iterable[int]) -> None:
+    """Print what runs take whose clients keep a vector each, with a checkpoint at the end."""
+    print("\nMemory of clients that keep a vector of the paper's CNN each, SCAFFOLD, 10 a round\n")
+    print("| clients that trained | they keep, MB | peak memory, MB | beyond, MB |")
+    print("| --- | --- | --- | --- |")
+    for clients in populations:
+        folder = Path(tempfile.mkdtemp(prefix="fedsam-growth-"))
+        given = ALWAYS | KEEPING | {"clients": clients, "rounds": rounds}
+        given["out"] = str(folder / "run")
+        command = [sys.executable, str(HERE / "growth.py"), "--keep", json.dumps(given)]
+        said = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment())
+        trained, peak = json.loads(said.stdout.splitlines()[-1])
+        kept = trained * PARAMETERS * 4 / 1e6
+        print(f"| {trained} | {kept:.0f} | {peak:.0f} | {peak - kept:.0f} |", flush=True)
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50, help="timed rounds of each number")
     parser.add_argument("--only", choices=TABLES, help="measure one of the tables")
     parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve_run(json.loads(given.serve))
+        return
+    if given.keep:
+        play_keeping(json.loads(given.keep))
         return
     rounds, cohorts, populations = given.rounds, COHORTS, POPULATIONS
     tables = [given.only] if given.only else list(TABLES)
@@ -163,6 +204,8 @@ def main() -> None:
     if "splits" in tables:
         print("\nSeconds to split as many images, one each\n")
         partition_times(populations)
+    if "memory" in tables:
+        memory_of_clients(1 if given.tiny else 450, (10,) if given.tiny else (10, 1000))
 
 
 if __name__ == "__main__":
