@@ -42,7 +42,8 @@ log = logging.getLogger("fedsam")
 DEATHS = 30  # actors that may die without a client's answer in between: something else is wrong
 LOOK = 2.0  # seconds between looks whether an actor that is waited for has a place at all
 ANSWER = 5.0  # seconds that the head of a cluster may take to say that it is one
-CALL = 0.05  # seconds of training that a call is to carry: it costs one to two thousandths itself
+CALL = 0.05  # seconds of computing that a call is to carry: it costs one or two thousandths itself
+TICK = 1e-9  # seconds: a clock that ticks seldom may say that a step took none
 USUAL = 100 << 10  # bytes up to which a Ray of others carries a value inside a call, by default
 INSIDE = 1 << 20  # ... and ours: from one or two MiB on its store is faster
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what it is asked
@@ -65,7 +66,7 @@ class ClientActor:
         self.shared: Any = None
 
     def train(self, shared: Bytes | bytes | None, own: Bytes | bytes) -> Bytes | bytes:
-        """Train clients; return the seconds it took, and their results or why there are none.
+        """Train clients; return the seconds it computed, and their results or why there are none.
 
         The fields of their ClientJobs come in two parts: what they share, where that is not what
         the last call brought, and what each has of its ``own``.
@@ -78,12 +79,12 @@ class ClientActor:
             ClientJob(client, state, round, lr, memory, sent)
             for client, round, lr, memory in unpack(own, device)
         ]
-        begin = time.perf_counter()
+        begin = time.process_time()  # the clock would also count what others do meanwhile
         with computing(self.trainer):
             done = [attempt(self.trainer, self.network, job) for job in jobs]
         # a client's error may be of a class that is known here alone: only the reason travels
         answers = [one.reason if isinstance(one, Failed) else one for one in done]
-        return carried(pack([time.perf_counter() - begin, answers]))
+        return carried(pack([time.process_time() - begin, answers]))
 
     def ready(self) -> None:
         """Answer: the actor has a place, and its data and model."""
@@ -197,7 +198,7 @@ def carried(packed: Bytes) -> Bytes | bytes:
 
 
 def answers_of(packed: Bytes | bytes, device: torch.device) -> tuple[float, list[Result | Failed]]:
-    """Return the seconds that an actor trained, and what came of its clients."""
+    """Return the seconds that an actor computed, and what came of its clients."""
     seconds, answers = unpack(packed, device)
     return seconds, [
         Failed(answer, TrainingError(f"a client failed: {answer}"))
@@ -385,7 +386,7 @@ class RayExecutor:
             return [waiting[0]]
         share = sum(steps[number] for number in waiting) / len(self._idle)
         together = [n for n in waiting if jobs[n].state is jobs[waiting[0]].state]
-        return fitting(together, steps, min(share, CALL / self._pace))
+        return fitting(together, steps, min(share, CALL / max(self._pace, TICK)))
 
     def _take(self) -> tuple[list[int] | None, Any]:
         """Wait for the next answer; an actor that is lost, or too late, is replaced.

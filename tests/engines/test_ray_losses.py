@@ -227,6 +227,14 @@ def test_a_client_that_is_given_seconds_has_a_call_of_its_own(fake, jobs, monkey
     assert len(calls) == 5
 
 
+def test_a_clock_that_ticks_seldom_is_no_fault(fake, jobs, monkeypatch):
+    config, trainer, asked, expected = jobs
+    monkeypatch.setattr(engine.time, "process_time", lambda: 7.0)
+    done, calls = in_second_round(fake, new_ray_executor(config, trainer), asked)
+    same(done, expected)
+    assert len(calls) == 2
+
+
 def test_all_clients_of_a_call_are_trained_again(fake, jobs, monkeypatch, caplog):
     config, trainer, asked, expected = jobs
     monkeypatch.setattr(engine, "CALL", math.inf)
