@@ -199,9 +199,15 @@ def commands(config: Config) -> dict[str, list[str]]:
         given = json.dumps(flat(config) | more)
         return [sys.executable, str(HERE / "engines.py"), "--serve", name, given]
 
+    compiled = {
+        f"fedsam local, {many} threads, --compile": engine(
+            "local", threads=many, processes=0, compile=True
+        )
+    }
     return {
         f"fedsam local, {many} threads": engine("local", threads=many, processes=0),
         f"fedsam local, {many} processes": engine("local", processes=many),
+        **(compiled if "compile" in Config.model_fields else {}),
         "fedsam local, --cohort vmap": engine("vmap"),
         f"fedsam ray, {many} actors": engine("ray", engine="ray", workers=many),
         f"bare loop, {many} compute threads": engine("bare", threads=many),
