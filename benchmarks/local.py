@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from handed import loss_of
 from ours import Ours
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsam.base.randomness import sample_clients
 from fedsam.config.schema import Config, resolve
@@ -31,7 +31,10 @@ LR, RHO, ETA = 0.01, 0.1, 0.2
 
 
 class Bare:
-    """FedAvg as one would write it without a framework: one model, loops, PyTorch's optimiser."""
+    """FedAvg as one would write it without a framework: one model, loops, PyTorch's optimiser.
+
+    ``plain``: convolutions are PyTorch's own, where fedsam's model has others.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Bare:
         *,
         minimizer: str = "sgd",
         channels_last: bool = True,
+        plain: bool = True,
         bf16: bool = False,
         lr: float = LR,
     ) -> None:
@@ -49,6 +53,9 @@ class Bare:
         self.minimizer, self.bf16, self.lr = minimizer, bf16, lr
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = trainer.new_module()
+        for layer in self.model.modules():
+            if plain and isinstance(layer, nn.Conv2d):
+                layer.__class__ = nn.Conv2d
         self.state = {n: t.clone() for n, t in initial.layout.read(initial.state).items()}
         self.number = 0
 
@@ -158,10 +165,12 @@ def main() -> None:
     trainer, initial = ours["sgd"].trainer, ours["sgd"].initial
     bare = {m: Bare(trainer, initial, 5, 1, minimizer=m) for m in ours}
     plain = Bare(trainer, initial, 5, 1, channels_last=False)
+    helped = Bare(trainer, initial, 5, 1, plain=False)
     for name in ours:
         check(ours[name].round, bare[name].round, 1e-4)
     contestants = {f"bare loop, {m}, channels-last": bare[m].round for m in bare}
     contestants["bare loop, sgd, as PyTorch comes"] = plain.round
+    contestants["bare loop, sgd, fedsam's convolutions"] = helped.round
     contestants |= {f"fedsam, {m}": ours[m].round for m in ours}
     race(contestants, rounds, "bare loop, sgd, channels-last")
     print("\nThe same, minimizers against SGD")

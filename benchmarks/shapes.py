@@ -32,6 +32,11 @@ def a_few() -> Dataset:
     return _random(40)
 
 
+def thousand() -> Dataset:
+    """Return 1,000 random images in CIFAR-10's shape."""
+    return _random(1000)
+
+
 def fashion_mnist(root: Path) -> Dataset:
     """Return Fashion-MNIST."""
     return _few_tests(load("fashion-mnist", root))

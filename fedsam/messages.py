@@ -7,8 +7,8 @@ unless somebody asks for bytes: a SuperLink that must send them, or a NumPy aggr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property, reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, reduce, wraps
 from io import BytesIO
 from typing import Any, Self, TypeVar
 
@@ -77,6 +77,8 @@ class TensorArray(Array):
 class VectorRecord(ArrayRecord):
     """An ``ArrayRecord`` that is one flat state vector under its ``state_dict`` names.
 
+    Its arrays are made when somebody looks at them: most rounds nobody does.
+
     Parameters
     ----------
     layout : Layout
@@ -86,15 +88,59 @@ class VectorRecord(ArrayRecord):
     """
 
     def __init__(self, layout: Layout, state: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # with arrays it would copy them
         self.layout = layout
-        self.state = state
-        for entry in layout.entries:  # the parent's constructor would copy
-            self[entry.name] = TensorArray(entry, state)
+        self._state = state
+        self._made = False
+        self._replaced: dict[str, Array] = {}  # what its user put in place of our arrays
+
+    @property
+    def state(self) -> Tensor:
+        """The vector (S,), with what was put in place of an array; one taken out stays in it.
+
+        Raises
+        ------
+        ValueError
+            If the layout has no array of that name and shape.
+        """
+        if self._replaced:
+            arrays = self.layout.read(self._state)
+            arrays |= {name: tensor_of(array) for name, array in self._replaced.items()}
+            self._state, self._replaced = self.layout.write(arrays), {}
+        return self._state
 
     def copy(self) -> Self:
         """Return a record of the same state, which never changes."""
         return type(self)(self.layout, self.state)
+
+    def _make(self) -> None:
+        if not self._made:
+            self._made = True
+            for entry in self.layout.entries:
+                super().__setitem__(entry.name, TensorArray(entry, self._state))
+
+    def __setitem__(self, key: str, value: Array) -> None:
+        self._make()
+        self._replaced[key] = value
+        super().__setitem__(key, value)
+
+
+def _made_first(name: str) -> Callable[..., Any]:
+    """Return a method of ``ArrayRecord`` that looks at the arrays, for ``VectorRecord``."""
+    inherited = getattr(ArrayRecord, name)
+
+    @wraps(inherited)
+    def method(self: VectorRecord, *arguments: Any) -> Any:
+        self._make()
+        return inherited(self, *arguments)
+
+    return method
+
+
+for _name in ("getitem", "delitem", "iter", "len", "contains", "eq", "repr"):
+    setattr(VectorRecord, f"__{_name}__", _made_first(f"__{_name}__"))
+for _name in ("keys", "values", "items"):
+    setattr(VectorRecord, _name, _made_first(_name))
 
 
 def state_of(record: ArrayRecord, layout: Layout) -> Tensor:
@@ -127,14 +173,16 @@ def vectors_record(vectors: Mapping[str, Tensor]) -> ArrayRecord:
 
 def vectors_of(content: RecordDict, layout: Layout, key: str = EXCHANGED) -> dict[str, Tensor]:
     """Return the vectors under a key, on the layout's device; {} if there are none."""
-    record = content.array_records.get(key, ArrayRecord())
+    record = content.get(key)
+    if not isinstance(record, ArrayRecord):
+        return {}
     return {n: tensor_of(array).to(layout.device, layout.dtype) for n, array in record.items()}
 
 
 def model_of(content: RecordDict) -> ArrayRecord:
     """Return the one record of a message that holds a model."""
-    records = content.array_records
-    return only_record({key: record for key, record in records.items() if key != EXCHANGED})
+    records = of_kind(content, ArrayRecord).items()
+    return only_record({key: record for key, record in records if key != EXCHANGED})
 
 
 def plain_record(record: ArrayRecord) -> ArrayRecord:
@@ -183,7 +231,15 @@ def layout_of(record: ArrayRecord) -> Layout:
     return Layout(entries, trainable, dtype)
 
 
-def only_record(records: Mapping[str, Record] | Sequence[Record]) -> Record:
+def of_kind(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """Return a message's records of one kind by key.
+
+    Flower's own properties (``array_records``, ...) make synchronised dictionaries, at each look.
+    """
+    return {key: record for key, record in content.items() if isinstance(record, kind)}
+
+
+def only_record(records: Mapping[str, Record]) -> Record:
     """Return the one record of its kind in a message, under whatever key a strategy gave it.
 
     Raises
@@ -193,7 +249,7 @@ def only_record(records: Mapping[str, Record] | Sequence[Record]) -> Record:
     """
     if len(records) != 1:
         raise ValueError(f"expected one record of its kind in the message, got {list(records)}")
-    return next(iter(records.values() if isinstance(records, Mapping) else records))
+    return next(iter(records.values()))
 
 
 def number_in(record: ConfigRecord | MetricRecord, key: str) -> float:
@@ -212,13 +268,13 @@ def number_in(record: ConfigRecord | MetricRecord, key: str) -> float:
 
 def train_instruction(content: RecordDict) -> tuple[ArrayRecord, int, float]:
     """Return global arrays, round (from 1) and learning rate of a train message."""
-    config = only_record(content.config_records)
+    config = only_record(of_kind(content, ConfigRecord))
     return model_of(content), int(number_in(config, ROUND)), number_in(config, LEARNING_RATE)
 
 
 def check_frozen(content: RecordDict, layout: Layout) -> None:
     """Raise UsageError if the server of a train message holds other frozen parameters."""
-    wanted = only_record(content.config_records).get(FROZEN, layout.digest)
+    wanted = only_record(of_kind(content, ConfigRecord)).get(FROZEN, layout.digest)
     if wanted != layout.digest:
         raise UsageError(
             "the frozen parameters are not the server's: give every node the same --weights file, "
@@ -250,5 +306,6 @@ def states_and_weights(
     replies: Sequence[RecordDict], layout: Layout, weight: str = EXAMPLES
 ) -> tuple[list[Tensor], list[float]]:
     """Return the states, K times (S,), and weights of the replies to a train message."""
-    states = [state_of(only_record(reply.array_records), layout) for reply in replies]
-    return states, [number_in(only_record(reply.metric_records), weight) for reply in replies]
+    states = [state_of(only_record(of_kind(reply, ArrayRecord)), layout) for reply in replies]
+    metrics = [only_record(of_kind(reply, MetricRecord)) for reply in replies]
+    return states, [number_in(record, weight) for record in metrics]

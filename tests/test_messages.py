@@ -2,9 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from torch import nn
 
 from fedsam.base.vector import Layout
@@ -12,6 +13,9 @@ from fedsam.messages import VectorRecord, layout_of, plain_record, state_of
 
 MODULE = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
 LAYOUT = Layout.of(MODULE)
+NUMPY = np.zeros(1)
+NAMES = [entry.name for entry in LAYOUT.entries]
+SHAPES = [entry.shape for entry in LAYOUT.entries]
 
 
 def state(seed):
@@ -50,3 +54,54 @@ def test_a_record_of_two_precisions_loses_none():
     back = layout.read(state_of(record, layout))
     assert all(torch.equal(back[name], tensor) for name, tensor in arrays.items())
     assert [back[name].dtype for name in arrays] == [torch.float32, torch.float64]
+
+
+def test_arrays_are_made_when_somebody_looks(monkeypatch):
+    made = []
+    monkeypatch.setattr("fedsam.messages.TensorArray", lambda e, s: made.append(e) or Array(NUMPY))
+    record = VectorRecord(LAYOUT, state(3))
+    assert torch.equal(record.state, state(3))
+    assert torch.equal(record.copy().state, state(3))
+    assert made == []
+    assert list(record) == [entry.name for entry in LAYOUT.entries]
+    assert len(record) == len(record.items()) == len(made) == len(LAYOUT.entries)
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        (len, len(LAYOUT.entries)),
+        (list, NAMES),
+        (lambda record: record["0.bias"].shape, (2,)),
+        (lambda record: "0.bias" in record, True),
+        (lambda record: record == {}, False),
+        (lambda record: all(name in repr(record) for name in NAMES), True),
+        (lambda record: list(record.keys()), NAMES),
+        (lambda record: [array.shape for array in record.values()], SHAPES),
+        (
+            lambda record: [(name, array.shape) for name, array in record.items()],
+            [*zip(NAMES, SHAPES, strict=True)],
+        ),
+    ],
+)
+def test_each_way_of_looking_finds_the_arrays(look, seen):
+    assert look(VectorRecord(LAYOUT, state(3))) == seen
+
+
+def test_an_array_that_is_put_into_a_record_is_in_its_state():
+    record = VectorRecord(LAYOUT, state(3))
+    record["0.bias"] = Array(np.array([7.0, 8.0], dtype=np.float32))
+    expected = LAYOUT.read(state(3)) | {"0.bias": torch.tensor([7.0, 8.0])}
+    assert torch.equal(record.state, LAYOUT.write(expected))
+    assert torch.equal(state_of(record, LAYOUT), LAYOUT.write(expected))
+    record["nobody's"] = Array(np.zeros(1, dtype=np.float32))
+    with pytest.raises(ValueError, match="nobody's"):
+        _ = record.state
+
+
+def test_arrays_that_are_taken_out_stay_in_the_state():
+    record = VectorRecord(LAYOUT, state(3))
+    names = list(record)
+    assert [record.pop(name).shape for name in names] == [entry.shape for entry in LAYOUT.entries]
+    assert len(record) == 0
+    assert torch.equal(record.state, state(3))

@@ -115,7 +115,7 @@ class Entry:
     dtype: torch.dtype
     offset: int
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
@@ -365,5 +365,10 @@ class Layout:
 
     def concatenate(self, gradients: Iterable[Tensor]) -> Tensor:
         """Return one gradient for each of ``parameters`` as one new vector (P,)."""
-        flats = (e.flat(g) for e, g in zip(self.parameters, gradients, strict=True))
-        return torch.cat(list(flats))
+        pairs = zip(self._channels_last, gradients, strict=True)
+        return torch.cat([(g.movedim(1, -1) if last else g).reshape(-1) for last, g in pairs])
+
+    @cached_property
+    def _channels_last(self) -> tuple[bool, ...]:
+        """Which of ``parameters`` lie as channels-last."""
+        return tuple(entry.channels_last for entry in self.parameters)

@@ -185,7 +185,11 @@ PathText = Annotated[str, BeforeValidator(_path)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # the groups' own schemas serve nobody, Config's none that asks for help
     )
 
     @field_validator("*", mode="before")
@@ -416,6 +420,9 @@ class Run(_Group):
     """Auto (cuda where there is one), cpu, cuda, cuda:1, ...."""
     precision: Annotated[Literal["fp32", "tf32", "bf16"], Key(shared=True)] = "fp32"
     """Of the forward pass: fp32, tf32 (matrix products of a GPU) or bf16; weights stay fp32."""
+    compile: Annotated[bool, Key(shared=True)] = False
+    """Compile the local step (PyTorch's inductor; on a CPU it needs a C++ compiler), once for all
+    clients and later runs, where the run is long enough to gain by it; other rounding."""
     cohort: Annotated[
         Literal["auto", "off", "slots", "vmap"], Key(how=True, shared=True, engine=True)
     ] = "auto"
@@ -427,10 +434,10 @@ class Run(_Group):
     processes: Annotated[int | None, Key(how=True, engine=True)] = Field(None, ge=0, le=512)
     """Processes that train the local engine's clients on a CPU, a core each, in place of threads:
     2, ..., or 0 for threads (none: as many processes as --threads once the first rounds have shown
-    steps of less than 5 ms, where that is safe, else threads); the result does not depend on it."""
+    steps of less than 10 ms, where that is safe, else threads). The result is the same."""
     engine: Annotated[Literal["local", "ray"], Key(how=True, shared=True, engine=True)] = "local"
-    """Where clients run: local (threads or processes of this machine) or ray (actors, on one machine
-    or a cluster); on Flower's runtime: flwr run ."""
+    """Where clients run: local (threads or processes here) or ray (actors, on one machine or a
+    cluster); on Flower's runtime: flwr run ."""
     workers: Annotated[int, Key(how=True, engine=True)] = Field(0, ge=0)
     """Ray actors, each on one core (0: one a core of this machine); the result does not depend on
     it."""

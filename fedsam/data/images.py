@@ -1,7 +1,7 @@
 """Images on the training device, and the mini-batches that a plan takes from them."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # both are made of what is here
     from fedsam.data.augment import Augmentation
     from fedsam.data.plan import Plan
 
+AT_ONCE = 4 << 20  # bytes of a round's mini-batches: they stay in the cache until they are used
 PIXELS_AT_A_TIME = 500 * 64 * 64  # what a network makes of them must fit the memory
 # names of what is chosen for each image, beside what augmentations choose
 INDEX = "index"  # its row of the data set
@@ -234,6 +235,19 @@ class Images:
         """Return step ``step`` of a plan."""
         return self.take(plan.step(step), plan.augmentations)
 
+    def batches(self, plan: "Plan") -> Iterator[Batch]:
+        """Yield the steps of a plan; small ones that nothing is done to are gathered at once."""
+        steps, width = plan.indices.shape
+        pixels = steps * width * self.offset.numel() * self.height * self.width
+        if steps == 1 or plan.augmentations or pixels * self.offset.element_size() > AT_ONCE:
+            for step in range(steps):
+                yield self.batch(plan, step)
+            return
+        every = self.take(plan.choices)
+        for step, size in enumerate(plan.sizes):
+            images, targets = every.images[step, :size], every.targets[step, :size]
+            yield Batch(images, targets, pixels=self.pixels)
+
     @timed("gather and augment")
     def take(
         self, choices: Mapping[str, Tensor], augmentations: "Sequence[Augmentation]" = ()
@@ -262,8 +276,6 @@ class Images:
 
     def _gathered(self, indices: Tensor, corners: Tensor | None) -> Batch:
         """Return windows (B, C, H, W) at ``corners`` (B, 2), by default the centres, normalised."""
-        if corners is None:
-            corners = torch.full((len(indices), 2), self.padding, device=indices.device)
         images = self._normalised(self._crop(self.padded, indices, corners))
         if self._aligned is None:
             targets = self.targets[indices]
@@ -271,8 +283,13 @@ class Images:
             targets = self._crop(self._aligned, indices, corners)
         return Batch(images, targets, pixels=self.pixels)
 
-    def _crop(self, padded: Tensor, indices: Tensor, corners: Tensor) -> Tensor:
+    def _crop(self, padded: Tensor, indices: Tensor, corners: Tensor | None) -> Tensor:
         """Gather windows (B, ..., H, W): every one is a view, so this is one copy."""
+        if corners is None and not self.padding:
+            whole = padded[indices]
+            return whole.movedim(-1, 1) if whole.dim() == 4 else whole
+        if corners is None:
+            corners = torch.full((len(indices), 2), self.padding, device=indices.device)
         windows = padded.unfold(1, self.height, 1).unfold(2, self.width, 1)
         return windows[indices, corners[:, 0], corners[:, 1]]
 

@@ -35,7 +35,16 @@ class Partition:
     def __getitem__(self, client: int) -> Tensor:
         if not 0 <= client < len(self):
             raise IndexError(f"client {client} of {len(self)}")
-        return self.indices[self.offsets[client] : self.offsets[client + 1]]
+        return self.indices[self._bounds[client] : self._bounds[client + 1]]
+
+    def size(self, client: int) -> int:
+        """Return how many images a client holds."""
+        return int(self._bounds[client + 1] - self._bounds[client])
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.int64]:
+        """The offsets, as numbers that are quick to look up."""
+        return self.offsets.numpy()
 
     @cached_property
     def sizes(self) -> Tensor:

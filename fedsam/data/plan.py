@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fedsam.data.augment import Augmentation, Seen
 from fedsam.data.images import INDEX
@@ -53,6 +54,8 @@ class Work:
 
     def of(self, client: int) -> "Work":
         """Return the work of one client, whose images may be another's turned, or noisier."""
+        if not self.augmentations:
+            return self
         return replace(self, augmentations=tuple(a.of(client) for a in self.augmentations))
 
     def steps(self, examples: int) -> int:
@@ -164,16 +167,19 @@ def _mini_batches(
     """
     steps = work.steps(len(images))
     epoch = work.cut(len(images))
-    width = max(epoch, default=0)
-    batches: list[Tensor] = []
-    while len(batches) < steps:
-        order = torch.randperm(len(images) * work.copies, generator=generator)
-        batches.extend(order[: sum(epoch)].split(epoch))
-    batches = batches[:steps]
-    places = torch.zeros(steps, width, dtype=torch.int64)
-    for step, batch in enumerate(batches):
-        places[step, : len(batch)] = batch
-    sizes = [len(batch) for batch in batches]
+    width, each = max(epoch, default=0), sum(epoch)
+    epochs = math.ceil(steps / len(epoch)) if steps else 0
+    sizes = (epoch * epochs)[:steps]
+    orders = [
+        torch.randperm(len(images) * work.copies, generator=generator)[:each] for _ in range(epochs)
+    ]
+    if not orders:
+        places = torch.zeros(0, width, dtype=torch.int64)
+    elif sizes == [width] * steps:
+        places = torch.cat(orders)[: steps * width].view(steps, width)
+    else:  # a short mini-batch repeats the first image
+        batches = [batch for order in orders for batch in order.split(epoch)][:steps]
+        places = pad_sequence(batches, batch_first=True)
     if work.copies == 1 or not steps:
         return sizes, images[places], torch.zeros_like(places)
     copies = places.div(len(images), rounding_mode="floor")

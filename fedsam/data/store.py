@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
@@ -121,9 +121,7 @@ class EncodedStore:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(
-            cores(), "fedsam-decode", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        return ThreadPoolExecutor(cores(), "fedsam-decode")
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the images at ``rows``, int64 (n,), as uint8 (n, H, W, C)."""
@@ -137,28 +135,30 @@ class EncodedStore:
 
     def _read(self, rows: Tensor, out: Tensor) -> None:
         """Decode images into ``out``, uint8 (n, H, W, C)."""
-        from torchvision.io import ImageReadMode, decode_image
+        from PIL import Image
 
-        mode = ImageReadMode.GRAY if self.shape[-1] == 1 else ImageReadMode.RGB
+        mode = "L" if self.shape[-1] == 1 else "RGB"
         with opened(self.path) as file:
-            for row, into in zip(rows.tolist(), out, strict=True):
+            for row, into in zip(rows.tolist(), out.numpy(), strict=True):
                 begin, end = map(int, self.offsets[row : row + 2])
-                content = torch.empty(end - begin, dtype=torch.uint8)
                 file.seek(begin)
-                if file.readinto(content.numpy().data) != end - begin:
+                content = file.read(end - begin)
+                if len(content) != end - begin:
                     raise UsageError(f"{self.path}: ends before its image {row}")
                 try:
-                    image = decode_image(content, mode).permute(1, 2, 0)
-                except RuntimeError as error:
+                    with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
+                        pixels = np.asarray(image.convert(mode))
+                # what Pillow's readers raise of damaged files
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                    unknown = isinstance(error, Image.UnidentifiedImageError)
+                    said = "no JPEG or PNG" if unknown else one_line(error)
+                    raise UsageError(f"{self.path}: image {row} is damaged: {said}") from error
+                if pixels.shape[:2] != into.shape[:2]:
                     raise UsageError(
-                        f"{self.path}: image {row} is damaged: {one_line(error)}"
-                    ) from error
-                if image.shape != into.shape:
-                    raise UsageError(
-                        f"{self.path}: image {row} is of {tuple(image.shape)}, its set of "
-                        f"{tuple(into.shape)}"
+                        f"{self.path}: image {row} is of {(*pixels.shape[:2], into.shape[2])}, its "
+                        f"set of {into.shape}"
                     )
-                into.copy_(image)
+                into[:] = pixels.reshape(into.shape)
 
 
 class SelectedStore:

@@ -1,11 +1,14 @@
-"""Jobs and results of clients as Flower's messages and as NumPy arrays, and back."""
+"""Jobs and results of clients as Flower's messages and as bytes, and back."""
 
+import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsam.base.vector import Layout
@@ -19,6 +22,10 @@ from fedsam.messages import (
 )
 from fedsam.training.client import ClientJob, Result
 from fedsam.training.method import Vectors
+
+Bytes = NDArray[np.uint8]
+LENGTH = 8  # bytes that say how long the text of packed bytes is
+TENSOR = ""  # the name under which a tensor's dtype and shape stand in it: no vector has it
 
 
 def job_of(content: RecordDict, layout: Layout, client: int, memory: Vectors | None) -> ClientJob:
@@ -41,15 +48,51 @@ def reply_of(layout: Layout, result: Result) -> RecordDict:
     return train_reply(record, result.examples, result.steps, result.loss, result.reply)
 
 
-def to_arrays(value: Any) -> Any:
-    """Return a value, or a mapping of values by name, with NumPy arrays in place of tensors."""
-    if isinstance(value, Mapping):
-        return {name: to_arrays(one) for name, one in value.items()}
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
+def pack(value: Any) -> Bytes:
+    """Return a value as bytes: text that JSON can hold, and behind it the tensors, end to end.
+
+    Parameters
+    ----------
+    value : Any
+        Numbers, texts, None and tensors, in sequences and mappings of names.
+
+    Returns
+    -------
+    ndarray
+        Shape (B,), uint8.
+    """
+    tensors: list[NDArray[np.uint8]] = []
+
+    def placed(part: Any) -> Any:
+        """Return what JSON is to hold in place of a part that it knows not."""
+        if isinstance(part, Mapping):
+            return dict(part)
+        if not isinstance(part, Tensor):
+            raise TypeError(f"a {type(part).__name__} cannot be packed")
+        flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        tensors.append(flat.numpy())
+        return {TENSOR: [str(part.dtype).removeprefix("torch."), *part.shape]}
+
+    text = json.dumps(value, default=placed).encode()
+    head = np.frombuffer(len(text).to_bytes(LENGTH, "little") + text, np.uint8)
+    return np.concatenate([head, *tensors])
 
 
-def to_tensors(value: Any, device: torch.device) -> Any:
-    """Return what ``to_arrays`` made with tensors again, copies on a device."""
-    if isinstance(value, Mapping):
-        return {name: to_tensors(one, device) for name, one in value.items()}
-    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
+def unpack(packed: Bytes | bytes, device: torch.device) -> Any:
+    """Return what was packed, sequences as lists; tensors are copies, on a device."""
+    data = np.frombuffer(packed, np.uint8)
+    begin = LENGTH + int.from_bytes(data[:LENGTH].tobytes(), "little")
+
+    def taken(part: dict[str, Any]) -> Any:
+        """Return the next tensor, where one stands; JSON ends them in the order they came in."""
+        nonlocal begin
+        if TENSOR not in part:
+            return part
+        name, *shape = part[TENSOR]
+        dtype: torch.dtype = getattr(torch, name)
+        end = begin + math.prod(shape) * dtype.itemsize
+        tensor = torch.tensor(data[begin:end], device=device).view(dtype).view(shape)
+        begin = end
+        return tensor
+
+    return json.loads(data[LENGTH:begin].tobytes(), object_hook=taken)

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsam.base.timers import timed
 from fedsam.engines.codec import job_of, reply_of
 from fedsam.engines.threads import ThreadExecutor
-from fedsam.messages import evaluate_reply, only_record, state_of
+from fedsam.messages import evaluate_reply, of_kind, only_record, state_of
 from fedsam.server import compat
 from fedsam.training.client import ClientJob, Failed, Result
 from fedsam.training.method import Vectors
@@ -104,9 +104,13 @@ class LocalGrid(Grid):
     def _train(self, messages: Sequence[Message]) -> list[RecordDict | Error]:
         """Train the addressed clients and return the contents of their replies."""
         layout, jobs = self.trainer.layout, []
+        read: dict[int, ClientJob] = {}  # messages may share their content: it is read once
         for message in messages:
-            client = message.metadata.dst_node_id
-            jobs.append(job_of(message.content, layout, client, self.memories.get(client)))
+            client, content = message.metadata.dst_node_id, message.content
+            if id(content) not in read:
+                read[id(content)] = job_of(content, layout, client, None)
+            job = read[id(content)]
+            jobs.append(job._replace(client=client, memory=self.memories.get(client)))
         trained = self.executor.train(jobs)
         self._stop_if_nobody_can(trained)
         self._remember(jobs, trained)
@@ -146,7 +150,7 @@ class LocalGrid(Grid):
         if message.metadata.message_type != MessageType.EVALUATE:
             kind = message.metadata.message_type
             return Message(Error(0, f"a fedsam client does not answer {kind!r}"), reply_to=message)
-        arrays = only_record(message.content.array_records)
+        arrays = only_record(of_kind(message.content, ArrayRecord))
         state = state_of(arrays, self.trainer.layout)
         client = message.metadata.dst_node_id
         state = self.trainer.own_state(state, self.memories.get(client))

@@ -10,14 +10,15 @@ import gc
 import logging
 import mmap
 import os
-import pickle
 import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.reduction import ForkingPickler
 from threading import Lock, Thread
 from typing import Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from fedsam.base.errors import TrainingError, one_line, some
 from fedsam.base.system import SIGNALS, Stop
 from fedsam.base.timers import WAITING, timed
-from fedsam.engines.codec import to_arrays, to_tensors
+from fedsam.engines.codec import pack, unpack
 from fedsam.engines.threads import ThreadExecutor, computing
 from fedsam.training.client import (
     STATISTICS,
@@ -43,13 +44,13 @@ from fedsam.training.flat_module import FlatModule
 log = logging.getLogger("fedsam")
 DEATHS = 10  # workers that may die without an answer in between: something else is wrong
 LOOK = 0.1  # seconds between looks whether the run was asked to stop, or this process is alive
-SMALL = 5e-3  # seconds that a core works on a step, below which Python's lock binds threads
+SMALL = 1e-2  # seconds that a core works on a step; in longer ones Python's lock is mostly free
 WORTH = 4.0  # seconds that cores must have to work yet for a fork to pay
 TIMED = 3  # rounds that are timed, after one that is not
 STATE = "state"
 Error = TypeVar("Error", bound=BaseException)
 ALIGNED = 64  # bytes, as PyTorch's own tensors are
-Written = dict[str, Any]  # vectors that were written: None, or an array where they have no place
+Written = dict[str, Any]  # vectors that were written: None, or packed where they have no place
 FORKING = Lock()  # nobody forks while another's worker has two ends of its pipe
 
 
@@ -79,12 +80,12 @@ class SharedRows:
         self._rows = torch.frombuffer(space, dtype=dtype)[: rows * width].view(rows, width)
 
     def write(self, row: int, vectors: Mapping[str, Tensor]) -> Written:
-        """Write vectors; return their names, each with what has no such place, as an array."""
+        """Write vectors; return their names, each with what has no such place, packed."""
         written: Written = {}
         for name, vector in vectors.items():
             place = self._rows[row, self._places[name]] if name in self._places else None
             if place is None or (place.shape, place.dtype) != (vector.shape, vector.dtype):
-                written[name] = to_arrays(vector)
+                written[name] = pack(vector)
             else:
                 place.copy_(vector)
                 written[name] = None
@@ -94,9 +95,9 @@ class SharedRows:
         """Return vectors that were written: views, which change with what is written there next."""
         return {
             name: self._rows[row, self._places[name]]
-            if array is None
-            else to_tensors(array, self._rows.device)
-            for name, array in written.items()
+            if packed is None
+            else unpack(packed, self._rows.device)
+            for name, packed in written.items()
         }
 
 
@@ -157,7 +158,8 @@ def portable(error: Error) -> Error | TrainingError:
     """Return an error as another process can be sent it, with its traceback as a note."""
     error.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301, ours
+        copy(error)
+        ForkingPickler.dumps(error)
     except Exception:  # noqa: BLE001 a class that cannot be made anew from what it says of itself
         return TrainingError(f"a client failed: {type(error).__name__}: {one_line(error)}")
     return error
@@ -391,8 +393,8 @@ def _end(worker: Worker) -> str:
 class TimedExecutor:
     """Threads, whose first rounds are timed; processes from there on, where they pay.
 
-    They pay where a step is small and enough is left to do; see ``SMALL`` and ``WORTH``. Nothing
-    but the time depends on it.
+    They pay where a step is small, ``SMALL``, and enough is left to do, ``WORTH``. Nothing but the
+    time depends on it.
 
     Parameters
     ----------

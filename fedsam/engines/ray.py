@@ -1,9 +1,20 @@
 """The Ray engine: clients train in actors that keep data and model, on one machine or many.
 
-The global state goes into Ray's object store once a round; replies come back as arrays. An actor
-has one compute thread, as a thread of the local engine has, so the bytes of a result depend
-neither on how many actors there are nor on which of them trained a client. This is the only file
-that imports ray, so a sweep's tasks are here too.
+A call to an actor carries many clients, there and back as one array of bytes; an actor gets the
+global state with its first call of a round. What is small travels inside the call, as ``bytes``:
+then Ray neither pickles nor stores anything, and a call costs what an empty one does. What is large
+goes into Ray's object store, the global state once a round, and is mapped from there.
+
+Who trains which clients is decided as actors become free: one that does takes, of those that are
+left, the longest first, as many as make ``CALL`` seconds of work by the seconds a step that were
+last measured, but no more than its share of the steps among the actors that are free, and at least
+one (no more, as long as nothing has been measured). So a round that is shorter than that is one
+call an actor, in a longer one a fast actor takes from a slow one, and where a client takes long
+each is a call. (Of a generator that streams results back each would cost half of what a call does.)
+
+An actor has one compute thread, as a thread of the local engine has, so the bytes of a result
+depend neither on how many actors there are nor on which of them trained a client. This is the only
+file that imports ray, so a sweep's tasks are here too.
 """
 
 import logging
@@ -23,7 +34,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from fedsam.base.errors import TrainingError, UsageError, one_line
-from fedsam.engines.codec import to_arrays, to_tensors
+from fedsam.engines.codec import Bytes, pack, unpack
 from fedsam.engines.threads import computing, keep_freed_memory
 from fedsam.training.client import ClientJob, Failed, Result, Trainer, attempt, longest_first
 
@@ -31,6 +42,9 @@ log = logging.getLogger("fedsam")
 DEATHS = 30  # actors that may die without a client's answer in between: something else is wrong
 LOOK = 2.0  # seconds between looks whether an actor that is waited for has a place at all
 ANSWER = 5.0  # seconds that the head of a cluster may take to say that it is one
+CALL = 0.05  # seconds of training that a call is to carry: it costs one to two thousandths itself
+USUAL = 100 << 10  # bytes up to which a Ray of others carries a value inside a call, by default
+INSIDE = 1 << 20  # ... and ours: from one or two MiB on its store is faster
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what it is asked
 
 
@@ -48,25 +62,28 @@ class ClientActor:
         keep_freed_memory()
         self.trainer = make()
         self.network = self.trainer.new_network()
-        self.shared: dict[str, Any] = {}
+        self.shared: Any = None
 
-    def train(
-        self, broadcast: dict[str, Any] | None, own: dict[str, Any]
-    ) -> dict[str, Any] | Failed:
-        """Train one client; return the fields of its Result, or why there is none.
+    def train(self, shared: Bytes | bytes | None, own: Bytes | bytes) -> Bytes | bytes:
+        """Train clients; return the seconds it took, and their results or why there are none.
 
-        The fields of its ClientJob come in two parts, what many clients share and its ``own``;
-        tensors travel as NumPy arrays, a broadcast of None is the last one.
+        The fields of their ClientJobs come in two parts: what they share, where that is not what
+        the last call brought, and what each has of its ``own``.
         """
         device = self.trainer.layout.device
-        if broadcast is not None:
-            self.shared = to_tensors(broadcast, device)
-        job = ClientJob(**self.shared, **to_tensors(own, device))
+        if shared is not None:
+            self.shared = unpack(shared, device)
+        state, sent = self.shared
+        jobs = [
+            ClientJob(client, state, round, lr, memory, sent)
+            for client, round, lr, memory in unpack(own, device)
+        ]
+        begin = time.perf_counter()
         with computing(self.trainer):
-            done = attempt(self.trainer, self.network, job)
-        if isinstance(done, Failed):  # its error may be of a class that is known here alone
-            return Failed(done.reason, TrainingError(f"a client failed: {done.reason}"))
-        return to_arrays(done._asdict())
+            done = [attempt(self.trainer, self.network, job) for job in jobs]
+        # a client's error may be of a class that is known here alone: only the reason travels
+        answers = [one.reason if isinstance(one, Failed) else one for one in done]
+        return carried(pack([time.perf_counter() - begin, answers]))
 
     def ready(self) -> None:
         """Answer: the actor has a place, and its data and model."""
@@ -135,7 +152,10 @@ def connect(address: str, cores: int | None) -> Callable[[], None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         try:
-            ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
+            config = {"max_direct_call_object_size": INSIDE}
+            ray.init(
+                "local", num_cpus=cores, include_dashboard=False, _system_config=config, **quiet
+            )
         except Exception as error:  # of a start that takes too long Ray raises no kind of its own
             raise TrainingError(
                 f"Ray could not be started on this machine: {one_line(error)}"
@@ -171,14 +191,30 @@ def check_alive(address: str) -> None:
                 raise ConnectionError(f"{error.code().name}: {error.details()}") from error
 
 
-def broadcasts(jobs: Sequence[ClientJob]) -> dict[int, Any]:
-    """Put each state that jobs begin with into Ray's store, once; by the state's id."""
-    sent: dict[int, Any] = {}
-    for job in jobs:
-        if id(job.state) not in sent:
-            shared = {"state": job.state, "sent": job.sent}
-            sent[id(job.state)] = ray.put(to_arrays(shared))
-    return sent
+def carried(packed: Bytes) -> Bytes | bytes:
+    """Return bytes as Ray carries them best: few as ``bytes``, not pickled; many are mapped."""
+    return packed.tobytes() if packed.nbytes <= INSIDE else packed
+
+
+def answers_of(packed: Bytes | bytes, device: torch.device) -> tuple[float, list[Result | Failed]]:
+    """Return the seconds that an actor trained, and what came of its clients."""
+    seconds, answers = unpack(packed, device)
+    return seconds, [
+        Failed(answer, TrainingError(f"a client failed: {answer}"))
+        if isinstance(answer, str)
+        else Result(*answer)
+        for answer in answers
+    ]
+
+
+def fitting(waiting: Sequence[int], steps: Sequence[int], most: float) -> list[int]:
+    """Return the first of the jobs that wait, and of the rest all that fit into ``most`` steps."""
+    chosen, taken = [waiting[0]], steps[waiting[0]]
+    for number in waiting[1:]:
+        if taken + steps[number] <= most:
+            chosen.append(number)
+            taken += steps[number]
+    return chosen
 
 
 class Lost(NamedTuple):
@@ -242,7 +278,8 @@ class RayExecutor:
     gpus : float
         GPUs an actor, fractions allowed.
     timeout : float
-        Seconds after which a client that has not answered is given up, and its actor replaced.
+        Seconds after which a client that has not answered is given up, and its actor replaced;
+        where one is given, each client is a call of its own.
 
     Raises
     ------
@@ -261,6 +298,7 @@ class RayExecutor:
     ) -> None:
         self.trainer = trainer
         self.timeout = timeout
+        self._inside = USUAL if address or ray.is_initialized() else INSIDE
         self._leave = connect(address, workers)
         have = ray.cluster_resources()
         for kind, needed in (("CPU", float(workers)), ("GPU", workers * gpus)):
@@ -273,13 +311,15 @@ class RayExecutor:
         self.needs = {"CPU": 1.0, "GPU": gpus}
         self.workers = workers
         folder = os.getcwd()
-        actor = ray.remote(ClientActor).options(num_cpus=1, num_gpus=gpus)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "enable_task_events": False}
+        actor = ray.remote(ClientActor).options(**options)
         self._new = lambda: actor.remote(make, folder)
         self._idle: list[Any] = []
-        # from a reply to come: the actor, and the number of its job (None: it is being started)
-        self._pending: dict[Any, tuple[Any, int | None]] = {}
+        # from a reply to come: the actor, and the numbers of its jobs (None: it is being started)
+        self._pending: dict[Any, tuple[Any, list[int] | None]] = {}
         self._since: dict[Any, float] = {}  # when their jobs were handed out
-        self._holds: dict[int, int] = {}  # which broadcast an actor has: to fetch it takes 1 ms
+        self._holds: dict[int, int] = {}  # the id of the state that an actor has from this round
+        self._pace: float | None = None  # seconds a step, as last measured
         self._deaths = 0
         for _ in range(workers):
             self._start()
@@ -300,7 +340,7 @@ class RayExecutor:
         """
         while not self._idle:
             if isinstance(answer := self._take()[1], Lost):
-                self._warn(None, answer.reason)
+                self._warn([], answer.reason)
 
     @ending_in_one_line()
     def train(self, jobs: Sequence[ClientJob]) -> list[Result | Failed]:
@@ -314,45 +354,56 @@ class RayExecutor:
             If no actor is left and none can be placed, one cannot make its trainer, too many are
             lost, or the driver's own object store or disk is full.
         """
-        sent = broadcasts(jobs)
+        states: dict[int, Any] = {}  # as they travel, by their ids
         self._holds = {}
-        waiting = longest_first([self.trainer.steps(job.client) for job in jobs])
+        steps = [max(1, self.trainer.steps(job.client)) for job in jobs]
+        waiting = longest_first(steps)
         done: dict[int, Result | Failed] = {}
         while len(done) < len(jobs):
             while waiting and self._idle:
-                chosen, actor = waiting.pop(0), self._idle.pop()
-                state = id(jobs[chosen].state)
-                new = None if self._holds.get(id(actor)) == state else sent[state]
-                self._holds[id(actor)] = state
-                self._hand_out(actor, chosen, jobs[chosen], new)
-            number, answer = self._take()
+                chosen = self._deal(waiting, jobs, steps)
+                taken = set(chosen)
+                waiting = [number for number in waiting if number not in taken]
+                self._hand_out(self._idle.pop(), chosen, jobs, states)
+            numbers, answer = self._take()
             if isinstance(answer, Lost):
-                if number is not None:
-                    waiting.insert(0, number)
-                self._warn(None if number is None else jobs[number].client, answer.reason)
-            elif number is not None:
-                failed = isinstance(answer, Failed)
-                device = jobs[number].state.device
-                done[number] = answer if failed else Result(**to_tensors(answer, device))
+                waiting[:0] = numbers or []
+                self._warn([jobs[number].client for number in numbers or []], answer.reason)
+            elif isinstance(answer, Failed):
+                done |= dict.fromkeys(numbers or [], answer)
+            elif numbers:
+                seconds, answers = answers_of(answer, jobs[numbers[0]].state.device)
+                self._pace = seconds / sum(steps[number] for number in numbers)
+                done |= zip(numbers, answers, strict=True)
         return [done[number] for number in range(len(jobs))]
 
-    def _take(self) -> tuple[int | None, Any]:
+    def _deal(
+        self, waiting: Sequence[int], jobs: Sequence[ClientJob], steps: Sequence[int]
+    ) -> list[int]:
+        """Return which of the jobs that wait go into the next call; all begin with one state."""
+        if self._pace is None or self.timeout < math.inf:
+            return [waiting[0]]
+        share = sum(steps[number] for number in waiting) / len(self._idle)
+        together = [n for n in waiting if jobs[n].state is jobs[waiting[0]].state]
+        return fitting(together, steps, min(share, CALL / self._pace))
+
+    def _take(self) -> tuple[list[int] | None, Any]:
         """Wait for the next answer; an actor that is lost, or too late, is replaced.
 
         Returns
         -------
         tuple
-            The number of the actor's job (None: it was being started), and its answer: the fields
-            of a Result, Failed or Lost.
+            The numbers of the actor's jobs (None: it was being started), and its answer, packed,
+            or Failed or Lost in its place.
         """
         reply, late = self._next()
-        actor, number = self._pending.pop(reply)
+        actor, numbers = self._pending.pop(reply)
         self._since.pop(reply, None)
         answer = Failed(f"no answer within {self.timeout:g} s") if late else received(reply)
         if not late and not isinstance(answer, Lost):
             self._idle.append(actor)
-            self._deaths = self._deaths if number is None else 0
-            return number, answer
+            self._deaths = self._deaths if numbers is None else 0
+            return numbers, answer
         ray.kill(actor)  # it may live, on a node whose store is full
         self._holds.pop(id(actor), None)
         if isinstance(answer, Lost):
@@ -362,13 +413,27 @@ class RayExecutor:
                     f"{self._deaths} Ray actors died one after another; the last: {answer.reason}"
                 )
         self._start()
-        return number, answer
+        return numbers, answer
 
-    def _hand_out(self, actor: Any, number: int, job: ClientJob, broadcast: Any) -> None:
-        """Let an actor begin with a job."""
-        own = {"client": job.client, "round": job.round, "lr": job.lr, "memory": job.memory}
-        reply = actor.train.remote(broadcast, to_arrays(own))
-        self._pending[reply] = actor, number
+    def _hand_out(
+        self,
+        actor: Any,
+        numbers: list[int],
+        jobs: Sequence[ClientJob],
+        states: dict[int, Any],
+    ) -> None:
+        """Let an actor train some jobs, which begin with the same state."""
+        first = jobs[numbers[0]]
+        key = id(first.state)
+        if key not in states:
+            shared = carried(pack([first.state, first.sent]))
+            states[key] = shared if len(shared) <= self._inside else ray.put(shared)
+        new = None if self._holds.get(id(actor)) == key else states[key]
+        self._holds[id(actor)] = key
+        mine = [jobs[number] for number in numbers]
+        own = pack([[job.client, job.round, job.lr, job.memory] for job in mine])
+        reply = actor.train.remote(new, carried(own))
+        self._pending[reply] = actor, numbers
         self._since[reply] = time.monotonic()
 
     def _next(self) -> tuple[Any, bool]:
@@ -382,7 +447,7 @@ class RayExecutor:
             for reply, since in self._since.items():
                 if now - since > self.timeout:
                     return reply, True
-            training = any(number is not None for _, number in self._pending.values())
+            training = any(numbers is not None for _, numbers in self._pending.values())
             if not training and not any(map(self._fits, ray.nodes())):
                 wanted = " and ".join(f"{n:g} {kind}" for kind, n in self.needs.items() if n)
                 raise TrainingError(f"no Ray actor can be placed: no node has {wanted}")
@@ -391,12 +456,14 @@ class RayExecutor:
         have = node["Resources"] if node["Alive"] else {}
         return all(n <= have.get(kind, 0.0) for kind, n in self.needs.items())
 
-    def _warn(self, client: int | None, reason: str) -> None:
-        """Say that an actor died, while it trained a client or (None) was being started."""
-        absent = sum(number is None for _, number in self._pending.values())
+    def _warn(self, clients: Sequence[int], reason: str) -> None:
+        """Say that an actor died, and which clients it was training."""
+        absent = sum(numbers is None for _, numbers in self._pending.values())
+        which = f"{'clients' if clients[1:] else 'client'} {', '.join(map(str, clients))}"
+        again = f"{which} {'are' if clients[1:] else 'is'} trained again"
         log.warning(
             "a Ray actor died; %s; %d of %d actors are left until another has a place (%s)",
-            "it had no client yet" if client is None else f"client {client} is trained again",
+            again if clients else "it had no client yet",
             self.workers - absent,
             self.workers,
             reason,

@@ -24,7 +24,12 @@ from fedsam.training.flat_module import FlatModule
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt, in bytes
-EVALUATION_BATCH = 500  # images; fixed, as what is summed must not depend on the number of threads
+# fixed, as what is summed must not depend on the number of threads or on a machine's caches
+EVALUATION_BATCH = 500  # images
+EVALUATION_PIXELS = (
+    128 * 32 * 32
+)  # on a CPU: what layers make of more has left the caches when read
+LEAST_BATCH = 16  # but so many of any size, for what a layer does once a batch
 
 
 @contextmanager
@@ -80,6 +85,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # its upper limit
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def evaluated_at_a_time(images: Images) -> int:
+    """Return how many images go through a network together where it is evaluated."""
+    most = images.at_a_time(EVALUATION_BATCH)
+    if images.padded.device.type != "cpu":
+        return most
+    return min(most, max(LEAST_BATCH, EVALUATION_PIXELS // (images.height * images.width)))
 
 
 class ThreadExecutor:
@@ -165,7 +178,7 @@ class ThreadExecutor:
         def work(network: FlatModule, batch: Tensor) -> Tensor:
             return self.trainer.statistics(network, state, images, batch)[0]
 
-        parts = self.map(work, rows.split(images.at_a_time(EVALUATION_BATCH)))
+        parts = self.map(work, rows.split(evaluated_at_a_time(images)))
         return self.trainer.task.metrics(torch.stack(parts).sum(0))
 
     def evaluate_by_group(
@@ -183,7 +196,7 @@ class ThreadExecutor:
             )
             return whole, dict(zip(inside, parts, strict=True))
 
-        chunks = torch.arange(len(images)).split(images.at_a_time(EVALUATION_BATCH))
+        chunks = torch.arange(len(images)).split(evaluated_at_a_time(images))
         wholes, totals = [], dict[int, Tensor]()
         for whole, parts in self.map(work, chunks):
             wholes.append(whole)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from fedsam.base.fourier import FourierConv2d
+
 
 def _pooled(side: int) -> int:
     """Return the side of a square after a 5 x 5 convolution and a pooling by 2."""
@@ -33,7 +35,7 @@ class CNN(nn.Module):
             )
         features = 64 * _pooled(_pooled(height)) * _pooled(_pooled(width))
         self.conv1 = nn.Conv2d(channels, 64, 5)
-        self.conv2 = nn.Conv2d(64, 64, 5)
+        self.conv2 = FourierConv2d(64, 64, 5)
         self.fc1 = nn.Linear(features, 384)
         self.fc2 = nn.Linear(384, 192)
         self.fc3 = nn.Linear(192, classes)

@@ -52,6 +52,7 @@ class RunDir:
         self.config = config
         self.new = new
         self.split = heterogeneity(_counts(partition, labels))
+        self._whose = partition, labels
         self.lines: list[dict[str, Any]] = []
         self.length = 0  # of metrics.jsonl, in bytes
         self.began = time.perf_counter()
@@ -174,9 +175,7 @@ class RunDir:
         try:
             with files.storing(path):
                 write_whole(path / files.CONFIG, _text(config))
-                counts = _counts(partition, labels)
-                partition.save(path / files.PARTITION, counts)
-                draw_partition(counts, path / files.PARTITION_PICTURE)
+                partition.save(path / files.PARTITION, _counts(partition, labels))
                 return cls(lock, config, partition, labels, new=True)
         except BaseException:
             lock.remove_folder()
@@ -224,6 +223,8 @@ class RunDir:
             summary[metrics.SEALS] = of_files | seals
             summary[metrics.SEAL] = own_seal(summary)
         write_whole(self.path / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        # not before: what draws takes a second to import, for which a first round would wait
+        draw_partition(_counts(*self._whose), self.path / files.PARTITION_PICTURE)
         draw_curves(self.lines, self.path / files.CURVES_PICTURE)
         if self.config.lifelong:
             draw_lifelong(self.lines, self.config.task_ends, self.path / files.LIFELONG_PICTURE)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
@@ -16,6 +16,7 @@ from fedsam.messages import (
     VectorRecord,
     layout_of,
     number_in,
+    of_kind,
     only_record,
     state_of,
     states_and_weights,
@@ -48,7 +49,7 @@ class MethodStrategy(FedAvg):
                 f"{method!r} is neither an object of a class that extends "
                 "fedsam.base.strategy.ServerMethod nor a Flower Strategy"
             )
-        super().__init__(**flower)
+        super().__init__(**{"train_metrics_aggr_fn": mean_metrics, **flower})
         self.method = method
         self.vectors: dict[str, Tensor] = {}  # the method's state, (P,) by name
 
@@ -75,7 +76,7 @@ class MethodStrategy(FedAvg):
             return None, None
         states, n = states_and_weights(contents, self.layout, self.weighted_by_key)
         W, rests = zip(*map(self._parted, states), strict=True)
-        metrics = [only_record(content.metric_records) for content in contents]
+        metrics = [only_record(of_kind(content, MetricRecord)) for content in contents]
         taken = {name: [number_in(m, name) for m in metrics] for name in self.method.takes}
         w, _ = self._parted(self.state)
         new, vectors = self.method.update(w, W, n, self.vectors, server_round, **taken)
@@ -96,3 +97,27 @@ class MethodStrategy(FedAvg):
     def _whole(self, w: Tensor, rest: Tensor) -> VectorRecord:
         """Return the record of a model in two parts; without a copy where the second is empty."""
         return VectorRecord(self.layout, torch.cat([w, rest]) if len(rest) else w)
+
+
+def mean_metrics(contents: list[RecordDict], weight: str) -> MetricRecord:
+    """Return the weighted means of the metrics of replies, as Flower's own function does.
+
+    Its numbers, but in a hundredth of a millisecond a reply: it looks at each record anew.
+    """
+    metrics = [only_record(of_kind(content, MetricRecord)) for content in contents]
+    numbers = [number_in(record, weight) for record in metrics]
+    total = sum(numbers)
+    shares = [number / total for number in numbers]
+    means: dict[str, Any] = {}
+    for record, share in zip(metrics, shares, strict=True):
+        for name, value in record.items():
+            scaled = [v * share for v in value] if isinstance(value, list) else value * share
+            if name == weight:
+                continue
+            if name not in means:
+                means[name] = scaled
+            elif isinstance(scaled, list):
+                means[name] = [a + b for a, b in zip(means[name], scaled, strict=True)]
+            else:
+                means[name] += scaled
+    return MetricRecord(means)

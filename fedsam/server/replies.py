@@ -108,10 +108,15 @@ def checked(content: RecordDict, form: Form, asked: Asked | None = None) -> Reco
         Whatever else odd content leads to.
     """
     _same_names("record", content, [ARRAYS, METRICS, *[EXCHANGED] * bool(form.beside)])
-    metrics = _metrics(_record(content, METRICS, MetricRecord), form.bounds, asked)
-    made = RecordDict()
-    made[ARRAYS] = _model(_record(content, ARRAYS, ArrayRecord), form.layout)
-    made[METRICS] = MetricRecord({**metrics})
+    told = _record(content, METRICS, MetricRecord)
+    metrics = _metrics(told, form.bounds, asked)
+    sent = _record(content, ARRAYS, ArrayRecord)
+    model = _model(sent, form.layout)
+    # of a client of this process: it is in that form
+    same = model is sent and (type(content), type(told)) == (RecordDict, MetricRecord)
+    if same and not form.beside and len(told) == len(metrics):
+        return content
+    made = RecordDict({ARRAYS: model, METRICS: MetricRecord({**metrics})})
     if form.beside:
         made[EXCHANGED] = vectors_record(_vectors(_record(content, EXCHANGED, ArrayRecord), form))
     return made

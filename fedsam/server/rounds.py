@@ -20,7 +20,7 @@ from fedsam.base.randomness import global_streams
 from fedsam.base.system import Stop
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
-from fedsam.messages import FROZEN, LEARNING_RATE, ROUND, VectorRecord, state_of
+from fedsam.messages import FROZEN, LEARNING_RATE, ROUND, VectorRecord, of_kind, state_of
 from fedsam.server.grids import CohortGrid
 from fedsam.server.replies import bounds_of
 from fedsam.server.screening import Limits, usable
@@ -166,7 +166,8 @@ def play(
 
 def _warn_of_unread(messages: Sequence[Message], known: frozenset[str]) -> frozenset[str]:
     """Say once what a strategy tells its clients that ours do not read; return all of it so far."""
-    sent = {key for m in messages[:1] for c in m.content.config_records.values() for key in c}
+    configs = [c for m in messages[:1] for c in of_kind(m.content, ConfigRecord).values()]
+    sent = {key for config in configs for key in config}
     unread = sent - {FROZEN, LEARNING_RATE, ROUND}
     if new := sorted(unread - known):
         log.warning("the strategy sends %s, which fedsam's clients do not read", ", ".join(new))

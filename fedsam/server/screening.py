@@ -135,9 +135,9 @@ class Measures(NamedTuple):
     sizes : list of float
         l2 norm of the model, then of each vector beside it.
     variance : float
-        The least of BatchNorm's; 0 where it has none.
+        The least of BatchNorm's; not negative where it has none.
     length : float
-        l2 norm of the update; 0 where nobody asks.
+        l2 norm of the update; of no meaning where nobody asks.
     """
 
     sizes: list[float]
@@ -157,9 +157,11 @@ def within(
         return []
     limited = limits.length < math.inf
     # one look at the device for the whole cohort: a GPU is waited for only once
-    rows = torch.stack([_measured(reply, before, limited) for reply in replies]).tolist()
+    measured = [_measured(reply, before, limited) for reply in replies]
+    rows = torch.stack([number for one in measured for number in one]).view(len(replies), -1)
     sound: list[tuple[Message, int, Measures]] = []
-    for reply, client, (variance, length, *sizes) in zip(replies, clients, rows, strict=True):
+    for reply, client, row in zip(replies, clients, rows.tolist(), strict=True):
+        variance, length, *sizes = row
         if reason := _unsound(sizes, variance, before.layout.dtype):
             log.warning("round %d: client %d left out: %s", number, client, reason)
         else:
@@ -201,15 +203,14 @@ def _most_beside(cohort: Sequence[Measures], limits: Limits) -> list[float]:
     return [limits.length / median * median_low(sizes) for sizes in names]
 
 
-def _measured(reply: Message, before: VectorRecord, limited: bool) -> Tensor:
-    """Return a reply's least variance, length and sizes as one tensor."""
+def _measured(reply: Message, before: VectorRecord, limited: bool) -> list[Tensor]:
+    """Return a reply's least variance, length and sizes, scalars on its device."""
     layout, state = before.layout, _model(reply).state
     _, variances = layout.statistics
-    vectors = _vectors(reply).values()
-    nothing = torch.zeros((), dtype=_wide(layout.dtype), device=layout.device)
+    sizes = [_size(v) for v in (state, *_vectors(reply).values())]
+    nothing = sizes[0]  # where nobody asks, any number does
     least = state[variances].min().to(nothing.dtype) if len(variances) else nothing
-    length = update_length(state, before) if limited else nothing
-    return torch.stack([least, length, *(_size(v) for v in (state, *vectors))])
+    return [least, update_length(state, before) if limited else nothing, *sizes]
 
 
 def update_length(state: Tensor, before: VectorRecord) -> Tensor:

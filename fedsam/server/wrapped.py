@@ -17,6 +17,7 @@ from fedsam.messages import (
     VectorRecord,
     layout_of,
     model_of,
+    of_kind,
     only_record,
     parameters_of,
     state_of,
@@ -170,8 +171,8 @@ class Statistics(Wrapped):
         shown = VectorRecord(part, state[: layout.trainable])
         pairs: list[tuple[ArrayRecord, VectorRecord]] = []  # messages may share what they hold
         for message in super().configure_train(server_round, shown, config, grid):
-            key = only_record(list(message.content.array_records))
-            sent = message.content.array_records[key]
+            records = of_kind(message.content, ArrayRecord)
+            sent, key = only_record(records), next(iter(records))
             whole = next((full for one, full in pairs if sent is one or sent is full), None)
             if whole is None:
                 w = state_of(sent, part)
@@ -203,8 +204,8 @@ class Statistics(Wrapped):
 
 def _shown(reply: Message, layout: Layout, part: Layout) -> Message:
     """Return a reply with the parameters alone; what it holds beside them stays."""
-    key = only_record(list(reply.content.array_records))
-    w = state_of(reply.content.array_records[key], layout)[: layout.trainable]
+    records = of_kind(reply.content, ArrayRecord)
+    w, key = state_of(only_record(records), layout)[: layout.trainable], next(iter(records))
     changed = copy(reply)
     changed.content = RecordDict({**reply.content, key: VectorRecord(part, w)})
     return changed

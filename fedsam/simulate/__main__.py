@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsam import cli
 from fedsam.base.errors import UsageError
-from fedsam.base.system import listening
+from fedsam.base.system import importing, listening
 from fedsam.cli import Parser, key_parser
 from fedsam.config.schema import Config, dump, resolve
 
@@ -135,13 +135,15 @@ def train(arguments: Sequence[str] | None) -> None:
     from fedsam.simulate.progress import Progress
 
     with Progress(configs) as progress, listening() as stop:
-        from fedsam.simulate.joint import run_together
-        from fedsam.simulate.run import run
+        with importing("torch"):
+            from fedsam.simulate.run import run
 
         if len(configs) == 1:
             watch = progress.update
             outcomes = [run(configs[0], watch, snapshot=snapshots[0], stop=stop)]
         else:
+            from fedsam.simulate.joint import run_together
+
             outcomes = run_together(
                 configs,
                 lambda number, line: progress.update(line, number),

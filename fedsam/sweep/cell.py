@@ -14,7 +14,10 @@ from threading import Thread
 
 from fedsam.simulate.__main__ import main
 
-PRELOADED = ["fedsam.simulate.joint", "fedsam.simulate.progress", "fedsam.sweep.cell"]
+PRELOADED = [
+    *("fedsam.simulate.joint", "fedsam.simulate.progress", "fedsam.sweep.cell"),
+    *("fedsam.engines.batched", "matplotlib.figure"),  # which a run imports when it needs them
+]
 
 
 def run_cells(files: Sequence[str], log: Path, sweep: Connection) -> None:

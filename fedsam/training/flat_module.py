@@ -59,6 +59,7 @@ class FlatModule:
             else:
                 self._foreign.append((entry, tensor))
         self.parameters = [tensors[entry.name] for entry in self.layout.parameters]
+        self._modules = list(module.modules())
         self._buffers = [
             (owner._buffers, name, tensor)
             for owner in module.modules()
@@ -73,6 +74,11 @@ class FlatModule:
         self.state.copy_(state)
         for entry, tensor in self._foreign:
             tensor.copy_(entry.read(self.state))
+
+    def train(self) -> None:
+        """Let the module be in training mode, as it says itself what that is."""
+        if not all(module.training for module in self._modules):
+            self.module.train()
 
     def carried(self) -> Tensor:
         """Return a copy of the values behind w (S - P,), e.g. the BatchNorm statistics."""

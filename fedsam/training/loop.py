@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,12 +40,27 @@ class Step(NamedTuple):
     loss: Tensor | None
 
 
+class Stepper(Protocol):
+    """What does one step as ``one_step`` does it."""
+
+    def __call__(
+        self,
+        method: Method,
+        gradients: Gradients,
+        batch: Batch,
+        w: Tensor,
+        local: Local,
+        base: Vectors,
+    ) -> Step:
+        """Return what a mini-batch led to."""
+        ...
+
+
 def one_step(
     method: Method, gradients: Gradients, batch: Batch, w: Tensor, local: Local, base: Vectors
 ) -> Step:
     """Do one step of one client, or of K; nothing that was given is changed."""
     grad = MiniBatch(gradients, batch, method)
-    local = replace(local, state=MappingProxyType(local.state))
     return Step(*method.step(w, grad, local, base), grad.loss)
 
 
@@ -63,6 +78,7 @@ def train_client(
     sent: Vectors | None = None,
     examples: int = 0,
     drawing: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
+    advance: Stepper = one_step,
 ) -> Result:
     """Train one client for one round.
 
@@ -90,6 +106,8 @@ def train_client(
         Images that the plan was made of; only handed on.
     drawing : callable
         From a step to what its forward passes run in: all of one step draw the same numbers.
+    advance : callable
+        Does a step.
 
     Returns
     -------
@@ -98,36 +116,38 @@ def train_client(
         steps.
     """
     layout, method = network.layout, method.at(round)
-    network.module.train()
+    network.train()
     network.load(state)
-    w = state[: layout.trainable]
+    w = anchor = state[: layout.trainable]
     base: Vectors = method.base_state(w)
-    local = Local(
-        *(layout, w, round, lr, len(plan)),
-        memory=memory or zeros(method.memory, w),
-        sent=sent or zeros(method.exchanged, w),
-        state=method.minimizer_state(w),
-    )
-    if not len(plan):  # nothing is learnt, kept or sent
+    kept: Vectors = method.minimizer_state(w)
+    memory = memory or zeros(method.memory, w)
+    sent = sent or zeros(method.exchanged, w)
+    steps = len(plan)
+    if not steps:  # nothing is learnt, kept or sent
         nothing = zeros(method.exchanged, w)
-        return Result(state, examples, 0, float("nan"), local.memory, nothing)
+        return Result(state, examples, 0, float("nan"), memory, nothing)
 
     def gradients(
-        w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
+        step: int, w: Tensor, batch: Batch, loss: Loss, frozen: bool = False
     ) -> tuple[Tensor, Tensor]:
         def value(model: FlatModule) -> Tensor:
-            with drawing(int(local.step)):
+            with drawing(step):
                 return loss.value(model, batch, task)
 
         return network.gradient(w, value, frozen=frozen)
 
+    def local(step: int, kept: Vectors) -> Local:
+        known = (layout, anchor, round, lr, steps, memory, sent, step)
+        return Local(*known, state=MappingProxyType(kept))
+
     losses = []
-    for step in range(len(plan)):
-        local = replace(local, step=step)
-        w, after, base, loss = one_step(method, gradients, images.batch(plan, step), w, local, base)
-        local = replace(local, state=after)
+    for step, batch in enumerate(images.batches(plan)):
+        of_step = partial(gradients, step)
+        w, kept, base, loss = advance(method, of_step, batch, w, local(step, kept), base)
         if loss is not None:
             losses.append(loss)
-    trained = torch.cat([w, network.carried()])
+    behind = network.carried()
+    trained = torch.cat([w, behind]) if len(behind) else w
     mean = torch.stack(losses).mean().item() if losses else float("nan")
-    return Result(trained, examples, len(plan), mean, *method.finish(w, local))
+    return Result(trained, examples, steps, mean, *method.finish(w, local(steps - 1, kept)))

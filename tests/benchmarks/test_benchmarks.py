@@ -15,7 +15,9 @@ SCRIPTS = [p for p in sorted(ROOT.glob("benchmarks/*.py")) if "__main__" in p.re
 LAST = {
     "attacks": "| FedTrimmedAvg | ",
     "cohort": "| vmap | ",
+    "compiled": "| digits CNN, fedavg | ",
     "engines": "| pfl | not installed",
+    "flatness": "| fedsam | ",
     "growth": "| quantity | 0.",
     "landmarks": "| mobilenet-v2: peak resident memory | ",
     "local": "  fedsam, threads 2: ",

@@ -189,3 +189,30 @@ def test_a_hole_is_clipped_at_the_border():
     assert cut[1, 0, 2:6, 5:].sum() == 0
     assert int(cut[1].sum()) == 64 - 12
     assert image.eq(1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 23),
+    st.integers(1, 8),
+    st.integers(1, 9),
+    st.sampled_from([0, 2]),
+    st.sampled_from([(), (Flip(),), (Crop(2), Mixup(0.4))]),
+    st.sampled_from([(), (8, 8)]),
+)
+def test_a_round_gathered_at_once_is_its_steps(images, size, steps, padding, augmentations, mask):
+    generator = torch.Generator().manual_seed(images)
+    pixels = torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, 9, (23, *mask), generator=generator)
+    padding = max(padding, *(a.padding for a in augmentations)) if augmentations else padding
+    data = Images(pixels, targets, (0.4,) * 3, (0.3,) * 3, padding=padding)
+    work = Work(size, local_steps=steps, augmentations=() if mask else augmentations)
+    plan = make_plan(torch.arange(images), work, (8, 8), torch_generator(1, "plan"))
+    every = list(data.batches(plan))
+    assert len(every) == steps
+    for step, batch in enumerate(every):
+        alone = data.batch(plan, step)
+        assert torch.equal(batch.images, alone.images)
+        assert torch.equal(batch.targets, alone.targets)
+        assert batch.images.shape == (plan.sizes[step], 3, 8, 8)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)

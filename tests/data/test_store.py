@@ -2,7 +2,9 @@
 
 import threading
 import time
+from base64 import b64decode
 from dataclasses import replace
+from hashlib import sha256
 from io import BytesIO
 
 import numpy as np
@@ -68,6 +70,40 @@ def test_any_rows_are_read_in_any_order_and_again(stores, form, channels, rows):
     assert torch.equal(read, memory[rows])
 
 
+# a JPEG of 16 x 16 pixels with colours at half the resolution, one of grey levels, and what libjpeg
+# makes of them by another way, torchvision's decode_image: SHA-256 of the pixels, those at (3, 5)
+KNOWN = {
+    3: (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQ"
+        "c1tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSk"
+        "pKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKT/wAARCAAQABADASIAAhEBAxEB/8QAFQABAQAAAAAAAAAAAAAAAAAA"
+        "BAX/xAAXEAADAQAAAAAAAAAAAAAAAAAAAwRh/8QAFQEBAQAAAAAAAAAAAAAAAAAAAQT/xAAYEQACAwAAAAAAAAAA"
+        "AAAAAAAABAECEv/aAAwDAQACEQMRAD8AkKmwYqXBaZsHplwmi2hWZP/Z",
+        "1b7e8d988ccfd52b681bb50f28208555f9e2356da8b6012184b29ba910fe40fe",
+        [80, 49, 20],
+    ),
+    1: (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQ"
+        "c1tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/wAALCAAQABABAREA/8QAFgABAQEAAAAAAAAAAAAAAAAABgAF/8QAGRAA"
+        "AQUAAAAAAAAAAAAAAAAAABE0YaLR/9oACAEBAAA/AMpnK10TM5Wukzla6GWcrXT/2Q==",
+        "04e5e4f245d4dc019b8eda7a65b0c5eca6ef833634cd1260003a3eeb027c80ab",
+        [102],
+    ),
+}
+
+
+@pytest.mark.parametrize("channels", KNOWN)
+def test_a_known_jpeg_has_its_known_pixels(tmp_path, channels):
+    content, digest, at_3_5 = KNOWN[channels]
+    (tmp_path / "images.bin").write_bytes(b64decode(content))
+    offsets = np.array([0, len(b64decode(content))])
+    (image,) = EncodedStore(tmp_path / "images.bin", offsets, (16, 16, channels)).read(
+        torch.tensor([0])
+    )
+    assert image[3, 5].tolist() == at_3_5
+    assert sha256(image.numpy().tobytes()).hexdigest() == digest
+
+
 def test_rows_of_stores_are_those_rows_after_each_other(stores):
     (one, ones), (other, others) = stores["png", 3], stores["raw", 3]
     mask = torch.arange(MANY) % 3 == 1
@@ -113,8 +149,17 @@ def test_a_damaged_image_is_named(tmp_path):
 
     store = damaged(tmp_path, change)
     assert store.read(torch.tensor([0, 2])).shape == (2, 60, 80, 3)
-    with pytest.raises(UsageError, match=r"images\.bin: image 1 is damaged: "):
+    with pytest.raises(UsageError, match=r"images\.bin: image 1 is damaged: no JPEG or PNG$"):
         store.read(torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(("form", "said"), [("jpeg", "truncated"), ("png", "truncated|broken")])
+def test_an_image_without_its_end_is_named_with_the_reason(tmp_path, form, said):
+    content = encoded(noise(1, 60, 80, 3)[0], form)[:-400]
+    (tmp_path / "images.bin").write_bytes(content)
+    store = EncodedStore(tmp_path / "images.bin", np.array([0, len(content)]), (60, 80, 3))
+    with pytest.raises(UsageError, match=f"image 0 is damaged: .*({said})"):
+        store.read(torch.tensor([0]))
 
 
 def test_an_image_of_another_size_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import socket
 import threading
@@ -15,17 +16,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import quick_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsam import client_app
 from fedsam.base.errors import TrainingError, UsageError
-from fedsam.engines.codec import to_arrays
+from fedsam.engines.codec import pack, unpack
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.simulate.build import trainer as building
 from fedsam.simulate.build.executors import new_ray_executor
 from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.resume import resumed
 from fedsam.simulate.run import run
-from fedsam.training.client import ClientJob, Trainer
+from fedsam.training.client import ClientJob, Trainer, longest_first
 
 grpc = pytest.importorskip("grpc")
 exceptions = pytest.importorskip("ray.exceptions", reason="pip install 'fedsam[ray]'")
@@ -69,11 +72,13 @@ class FakeRay:
     ----------
     ready, train : deque
         What the next calls of these methods raise; None for nothing.
+    calls : list
+        The arguments of the calls of ``train``.
     """
 
     def __init__(self, *, there=False):
         self.there, self.began, self.killed = there, 0, []
-        self.ready, self.train = deque(), deque()
+        self.ready, self.train, self.calls = deque(), deque(), []
         self.exceptions = exceptions
 
     def is_initialized(self):
@@ -118,6 +123,9 @@ class FakeRay:
 
     def _method(self, method, failures):
         def call(*arguments):
+            if failures is self.train:
+                self.calls.append(arguments)
+
             def answer():
                 if failures and (failure := failures.popleft()) is not None:
                     raise failure
@@ -176,8 +184,115 @@ def test_however_an_actor_is_lost_its_clients_are_trained_again(fake, jobs, capl
     assert not fake.there
 
 
+def clients_of(call):
+    """Return the clients that a call of ``train`` carries."""
+    return [client for client, *_ in unpack(call[1], torch.device("cpu"))]
+
+
+def in_second_round(fake, executor, asked):
+    """Train some jobs twice; return the results and calls of the second time."""
+    executor.train(asked)
+    assert [len(clients_of(made)) for made in fake.calls[:2]] == [1, 1]  # no pace is known yet
+    fake.calls.clear()
+    return executor.train(asked), fake.calls
+
+
+def test_a_short_round_is_one_call_an_actor(fake, jobs, monkeypatch):
+    config, trainer, asked, expected = jobs
+    monkeypatch.setattr(engine, "CALL", math.inf)
+    done, calls = in_second_round(fake, new_ray_executor(config, trainer), asked)
+    same(done, expected)
+    steps = [[trainer.steps(client) for client in clients_of(call)] for call in calls]
+    assert sorted([*clients_of(calls[0]), *clients_of(calls[1])]) == [job.client for job in asked]
+    assert [len(call) > 1 for call in steps] == [True, True]
+    assert abs(sum(steps[0]) - sum(steps[1])) <= max(map(trainer.steps, range(5)))
+
+
+def test_where_a_client_takes_long_each_is_a_call(fake, jobs, monkeypatch):
+    config, trainer, asked, expected = jobs
+    monkeypatch.setattr(engine, "CALL", 1e-6)  # to which one step is long
+    done, calls = in_second_round(fake, new_ray_executor(config, trainer), asked)
+    same(done, expected)
+    assert len(calls) == 5
+    told = [trainer.steps(clients_of(call)[0]) for call in calls]
+    assert told == sorted(told, reverse=True)
+
+
+def test_a_client_that_is_given_seconds_has_a_call_of_its_own(fake, jobs, monkeypatch):
+    """Its neighbours in a call would be left out with it."""
+    config, trainer, asked, _ = jobs
+    monkeypatch.setattr(engine, "CALL", math.inf)
+    limited = config.model_copy(update={"client_timeout": 600.0})
+    _, calls = in_second_round(fake, new_ray_executor(limited, trainer), asked)
+    assert len(calls) == 5
+
+
+def test_all_clients_of_a_call_are_trained_again(fake, jobs, monkeypatch, caplog):
+    config, trainer, asked, expected = jobs
+    monkeypatch.setattr(engine, "CALL", math.inf)
+    executor = new_ray_executor(config, trainer)
+    executor.train(asked)
+    fake.train.append(LOSSES["actor"])
+    fake.calls.clear()
+    same(executor.train(asked), expected)
+    lost = clients_of(fake.calls[0])
+    assert len(lost) > 1
+    named = ", ".join(map(str, lost))
+    assert f"a Ray actor died; clients {named} are trained again; 1 of 2 actors" in caplog.text
+
+
+def test_one_client_of_a_call_that_raises_is_left_out_alone(fake, jobs, monkeypatch):
+    config, trainer, asked, expected = jobs
+    monkeypatch.setattr(engine, "CALL", math.inf)
+    train = Trainer.train_client
+
+    def sometimes(self, network, job):
+        if job.client == 3:
+            raise ValueError("not three")
+        return train(self, network, job)
+
+    executor = new_ray_executor(config, trainer)
+    executor.train(asked)
+    monkeypatch.setattr(Trainer, "train_client", sometimes)
+    done = executor.train(asked)
+    wrong = done.pop(3)
+    same(done, [one for number, one in enumerate(expected) if number != 3])
+    assert wrong.reason.startswith("ValueError: not three (")
+    assert isinstance(wrong.error, TrainingError)
+
+
+@pytest.mark.parametrize(("of_others", "limit"), [(False, "INSIDE"), (True, "USUAL")])
+def test_a_large_state_goes_into_the_store_once_a_round(fake, jobs, monkeypatch, of_others, limit):
+    config, trainer, asked, expected = jobs
+    fake.there = of_others
+    stored = []
+    monkeypatch.setattr(fake, "put", lambda value: stored.append(value) or value)
+    executor = new_ray_executor(config, trainer)
+    same(executor.train(asked), expected)
+    assert not stored  # its 72 KiB travel inside the call
+    executor.close()
+    monkeypatch.setattr(engine, limit, 1000)
+    executor = new_ray_executor(config, trainer)
+    same(executor.train(asked), expected)
+    same(executor.train(asked), expected)
+    assert len(stored) == 2
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
+def test_what_fits_begins_with_the_first_and_is_full(steps, most):
+    waiting = longest_first(steps)
+    chosen = engine.fitting(waiting, steps, most)
+    total = sum(steps[number] for number in chosen)
+    assert chosen[0] == waiting[0]
+    assert len(set(chosen)) == len(chosen)
+    assert total <= most or len(chosen) == 1
+    left = [steps[number] for number in waiting if number not in chosen]
+    assert all(total + one > most for one in left)
+
+
 def test_past_the_limit_it_stops_with_a_checkpoint_that_goes_on(fake, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "DEATHS", 3)
+    monkeypatch.setattr(engine, "CALL", 0.0)  # each client a call of its own
     # a death between answers does not count; the others come in the second round of five
     fake.train.extend([None] * 3 + [LOSSES["node"]] + [None] * 4 + [LOSSES["memory"]] * 4)
     out = tmp_path / "ray"
@@ -211,6 +326,7 @@ def test_a_full_store_of_the_driver_is_one_line(fake, jobs, monkeypatch):
         raise FULL
 
     monkeypatch.setattr(fake, "put", put)
+    monkeypatch.setattr(engine, "INSIDE", 0)  # whatever travels goes into the store
     with pytest.raises(TrainingError, match=r"^Ray: ObjectStoreFullError: .*the store is full"):
         new_ray_executor(config, trainer).train(asked)
 
@@ -373,8 +489,7 @@ def test_every_engine_computes_with_the_runs_precision(
     elif where == "ray":
         trainer, initial = new_trainer(config)
         actor = engine.ClientActor(lambda: trainer, ".")
-        state = to_arrays({"state": initial.state})
-        actor.train(state, {"client": 0, "round": 1, "lr": 0.1})
+        actor.train(pack([initial.state, None]), pack([[0, 1, 0.1, None]]))
     else:
         client_app.resident.cache_clear()
         flower_client(config, precision)

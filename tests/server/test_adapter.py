@@ -25,6 +25,9 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from fedsam import UsageError, as_strategy
@@ -33,6 +36,7 @@ from fedsam.base.strategy import ServerMethod
 from fedsam.base.vector import Layout, weighted_mean
 from fedsam.messages import LEARNING_RATE, VectorRecord, only_record, train_reply
 from fedsam.server import compat
+from fedsam.server.adapter import mean_metrics
 from fedsam.server.grids import CohortGrid
 from fedsam.server.screening import usable
 
@@ -325,3 +329,23 @@ def test_every_method_runs_in_flowers_own_loop(method):
     assert result.arrays["a"].numpy().dtype == np.float32
     assert result.arrays["n"].numpy().dtype == np.int64
     assert np.isfinite(result.arrays["a"].numpy()).all()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 1000), st.floats(-1e6, 1e6), st.lists(st.floats(-9, 9), max_size=3)
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_the_mean_of_metrics_is_flowers(rows):
+    length = min(len(row[2]) for row in rows)
+    contents = [
+        RecordDict({"any": MetricRecord({"n": n, "loss": loss, "per-class": list(each[:length])})})
+        for n, loss, each in rows
+    ]
+    ours, flowers = mean_metrics(contents, "n"), aggregate_metricrecords(contents, "n")
+    assert dict(ours) == dict(flowers)
+    assert list(ours) == ["loss", "per-class"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fedsam.config.schema import resolve
 from fedsam.data.groups import Places
+from fedsam.data.images import Images
 from fedsam.engines import threads as engine
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.simulate.build.trainer import new_trainer
@@ -73,3 +74,21 @@ def test_every_image_goes_through_the_model_once(digits):
         patch.setattr(trainer.new_network().module.__class__, "forward", counted)
         executor.evaluate_by_group(state, images, Places([torch.arange(300), torch.arange(355)]))
     assert sum(seen) == len(images)
+
+
+@pytest.mark.parametrize(
+    ("size", "together"),
+    [
+        *[((8, 8), 500), ((28, 28), 167), ((32, 32), 128), ((64, 64), 32)],
+        *[((180, 240), 16), ((1024, 2048), 1)],
+    ],
+)
+def test_what_is_evaluated_together_follows_from_pixels_alone(size, together):
+    images = Images(torch.zeros(1, 1, *size, dtype=torch.uint8), torch.zeros(1), (0.5,), (0.5,))
+    assert engine.evaluated_at_a_time(images) == together
+
+
+def test_on_another_device_only_the_memory_bounds_what_is_evaluated_together():
+    pixels = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    images = Images(pixels, torch.zeros(1), (0.5,), (0.5,), device="meta")
+    assert engine.evaluated_at_a_time(images) == engine.EVALUATION_BATCH
