@@ -1,22 +1,17 @@
 """FedAvg in BlazeFL (arXiv 2604.03606) on what benchmarks/engines.py hands over; needs BlazeFL.
 
-Server, sampling of threads or processes, transport and averaging are BlazeFL's; the local loop is
-its users' to write.
+Threads, processes and transport are BlazeFL's; packages, the local loop and the average are its
+users' to write, and stand here as in its examples.
 """
 
 import multiprocessing
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from blazefl.contrib import FedAvgBaseServerHandler
-from blazefl.contrib.fedavg import (
-    FedAvgDownlinkPackage,
-    FedAvgProcessPoolUplinkPackage,
-    FedAvgUplinkPackage,
-)
 from blazefl.core import (
     ProcessPoolClientTrainer,
     SHMHandle,
@@ -42,16 +37,20 @@ def train(net: nn.Module, state: Tensor, client: Client) -> Tensor:
     return serialize_model(net)
 
 
-class Server(FedAvgBaseServerHandler):
-    """BlazeFL's FedAvg with fedsam's cohorts."""
+@dataclass
+class Model:
+    """What the server sends."""
 
-    def __init__(self, handed: Handed) -> None:
-        self.handed, self.model, self.round = handed, handed.new_network(), 0
-        self.num_clients_per_round = handed.cohort_size
-        self.client_buffer_cache: list[FedAvgUplinkPackage] = []
+    state: Tensor
 
-    def sample_clients(self) -> list[int]:
-        return self.handed.cohort(self.round + 1)
+
+@dataclass
+class Trained:
+    """What a client returns."""
+
+    client: int
+    state: Tensor  # or a handle of one in shared memory
+    examples: int
 
 
 class Trainer:
@@ -61,9 +60,9 @@ class Trainer:
 
     def __init__(self, handed: Handed, workers: int) -> None:
         self.handed, self.num_parallels, self.number = handed, workers, 0
-        self.cache: list[FedAvgUplinkPackage] = []
+        self.cache: list[Trained] = []
 
-    def uplink_package(self) -> list[FedAvgUplinkPackage]:
+    def uplink_package(self) -> list[Trained]:
         package, self.cache = self.cache, []
         return package
 
@@ -75,14 +74,12 @@ class Threads(Trainer, ThreadPoolClientTrainer):
         super().__init__(handed, workers)
         self.stop_event, self.own = threading.Event(), threading.local()
 
-    def worker(
-        self, cid: int, device: str, payload: FedAvgDownlinkPackage, stop_event: threading.Event
-    ) -> FedAvgUplinkPackage:
+    def worker(self, cid: int, device: str, payload: Model, stop_event: threading.Event) -> Trained:
         if not hasattr(self.own, "net"):  # one network a thread
             self.own.net = self.handed.new_network()
         client = self.handed.client(self.number, cid)
-        state = train(self.own.net, payload.model_parameters, client)
-        return FedAvgUplinkPackage(cid, state, len(client))
+        state = train(self.own.net, payload.state, client)
+        return Trained(cid, state, len(client))
 
 
 class Processes(Trainer, ProcessPoolClientTrainer):
@@ -102,27 +99,25 @@ class Processes(Trainer, ProcessPoolClientTrainer):
     def get_client_config(self, cid: int) -> tuple[int, int]:
         return self.number, cid
 
-    def prepare_uplink_package_buffer(self) -> FedAvgProcessPoolUplinkPackage:
-        return FedAvgProcessPoolUplinkPackage(-1, torch.empty_like(self.buffer), 0)
+    def prepare_uplink_package_buffer(self) -> Trained:
+        return Trained(-1, torch.empty_like(self.buffer), 0)
 
-    def convert_buffer_to_uplink(
-        self, buffer: FedAvgProcessPoolUplinkPackage
-    ) -> FedAvgUplinkPackage:
-        return FedAvgUplinkPackage(buffer.cid, buffer.model_parameters, buffer.data_size)
+    def convert_buffer_to_uplink(self, buffer: Trained) -> Trained:
+        return buffer
 
     @staticmethod
     def worker(
         config: tuple[int, int],
-        payload: FedAvgDownlinkPackage,
+        payload: Model,
         device: str,
         stop_event: threading.Event,
         *,
-        shm_buffer: FedAvgProcessPoolUplinkPackage,
-    ) -> FedAvgProcessPoolUplinkPackage:
+        shm_buffer: Trained,
+    ) -> Trained:
         handed, net = Processes.forked
         client = handed.client(*config)
-        shm_buffer.model_parameters.copy_(train(net, payload.model_parameters, client))
-        return FedAvgProcessPoolUplinkPackage(config[1], SHMHandle(), len(client))
+        shm_buffer.state.copy_(train(net, payload.state, client))
+        return Trained(config[1], SHMHandle(), len(client))
 
 
 WAYS: dict[str, type[Threads | Processes]] = {"threads": Threads, "processes": Processes}
@@ -132,19 +127,23 @@ def compete(folder: Path, way: str, workers: int) -> None:
     """Serve rounds of BlazeFL's threads or processes, one compute thread each."""
     torch.set_num_threads(1)
     handed = Handed(folder)
-    server, trainer = Server(handed), WAYS[way](handed, workers)
+    trainer, server = WAYS[way](handed, workers), handed.new_network()
 
     def play() -> float:
         begin = time.perf_counter()
-        clients = server.sample_clients()
-        trainer.number = server.round + 1
-        trainer.local_process(server.downlink_package(), clients)
-        for package in trainer.uplink_package():
-            server.load(package)
+        trainer.number += 1
+        cohort = handed.cohort(trainer.number)
+        trainer.local_process(Model(serialize_model(server)), cohort)
+        replies = trainer.uplink_package()
+        examples = sum(reply.examples for reply in replies)
+        mean = torch.zeros_like(replies[0].state)
+        for reply in replies:
+            mean.add_(reply.state, alpha=reply.examples / examples)
+        deserialize_model(server, mean)
         return time.perf_counter() - begin
 
     def save(path: str) -> None:
-        named = server.model.state_dict().items()
+        named = server.state_dict().items()
         np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in named})
 
     serve(play, save)

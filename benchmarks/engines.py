@@ -73,7 +73,7 @@ WORKLOADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is trained: config 
     "digits": ("digits", {}),
     # all of a population: 1,437 images, so each client has one or two
     "crowd": ("digits", {"clients": 1000, "clients_per_round": 1000, "partition": "iid"}),
-    "tiny": ("digits", {"clients": 4, "clients_per_round": 2, "alpha": 100.0}),
+    "tiny": ("digits", {"clients": 4, "clients_per_round": 2, "alpha": 100.0, "rounds": 1}),
 }
 LONGER = {
     "cnn": 1,
@@ -102,6 +102,7 @@ def config_of(workload: str, precision: str, data_root: str) -> Config:
     """Return the config of a workload."""
     file, keys = WORKLOADS[workload]
     root = str(Path(data_root).resolve()) if data_root else str(HERE / "none")
+    keys = {"rounds": 10**6} | keys  # long enough to be compiled, where told
     return resolve(keys | {"data_root": root, "precision": precision, "device": "cpu"}, file)
 
 
@@ -202,6 +203,7 @@ def commands(config: Config) -> dict[str, list[str]]:
     return {
         f"fedsam local, {many} threads": engine("local", threads=many, processes=0),
         f"fedsam local, {many} processes": engine("local", processes=many),
+        "fedsam local, --compile": engine("local", threads=many, processes=0, compile=True),
         "fedsam local, --cohort vmap": engine("vmap"),
         f"fedsam ray, {many} actors": engine("ray", engine="ray", workers=many),
         f"bare loop, {many} compute threads": engine("bare", threads=many),

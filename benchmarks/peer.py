@@ -9,7 +9,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-PACKAGES = {"blazefl": "blazefl[contrib]", "fedjax": "fedjax", "pfl": "pfl[pytorch]"}
+PACKAGES = {"blazefl": "blazefl", "fedjax": "fedjax", "pfl": "pfl[pytorch]"}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ LAST = {
     "partial": "| head, LoRA of rank 8 with A fixed | ",
     "storage": "| train from jpeg | ",
 }
-NEEDS = {"blazefl": "blazefl[contrib]", "fedjax": "fedjax", "pfl": "pfl[pytorch]"}
+NEEDS = {"blazefl": "blazefl", "fedjax": "fedjax", "pfl": "pfl[pytorch]"}
 
 
 def ended(script, *words, cwd):
