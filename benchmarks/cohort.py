@@ -27,7 +27,7 @@ from fedsam.base.system import cores
 from fedsam.config.schema import resolve
 from fedsam.data.images import Batch
 from fedsam.engines.threads import on_device
-from fedsam.simulate.build.executors import new_gradients
+from fedsam.simulate.build.steps import new_gradients
 from fedsam.simulate.build.trainer import new_trainer
 from fedsam.simulate.joint import run_together
 from fedsam.training.batched_gradient import Slots, Vmapped

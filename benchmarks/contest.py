@@ -6,6 +6,7 @@ nothing but the standard library: pfl's side runs in another environment.
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+LIMIT = 240.0  # seconds that an answer may take
+
+
+class Ended(SystemExit):
+    """A contestant is out of the contest."""
 
 
 def serve(play: Callable[[], float], save: Callable[[str], None] | None = None) -> None:
@@ -51,12 +57,24 @@ class Contestant:
         Gets its standard error.
     extra : mapping, optional
         Additions to the environment.
+    limit : float
+        Seconds that an answer may take, the first one with its start.
+
+    Raises
+    ------
+    Ended
+        It has ended, or gave no answer in time and was ended; from ``round`` and ``ask``, too.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, extra: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        extra: Mapping[str, str] | None = None,
+        limit: float = LIMIT,
     ) -> None:
-        self.name, self.log = name, log
+        self.name, self.log, self.limit = name, log, limit
         self.seconds: list[float] = []
         begin = time.perf_counter()
         with log.open("w") as errors:
@@ -80,10 +98,15 @@ class Contestant:
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended: there is no answer either
+        if not select.select([self.process.stdout], [], [], self.limit)[0]:
+            end(tree({self.process.pid}))
+            self.process.wait()
+            raise Ended(f"{self.name}: no answer within {self.limit:.0f} s")
         answer = self.process.stdout.readline()
         if not answer:
+            self.process.wait()
             last = (self.log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
-            raise SystemExit(f"{self.name}: ended: {last}")
+            raise Ended(f"{self.name}: ended: {last}")
         return json.loads(answer)
 
     def round(self) -> None:
@@ -95,9 +118,13 @@ class Contestant:
         """Seconds from the command to the end of its first round, less a round's median."""
         return self.until_first - median(self.seconds)
 
+    def memory(self) -> float:
+        """Return the peak memory of its process tree so far, in MB."""
+        return peak_memory(tree({self.process.pid}))
+
     def close(self) -> float:
         """End it; return the peak memory of its process tree in MB."""
-        memory = peak_memory(tree({self.process.pid}))
+        memory = self.memory()
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
@@ -113,11 +140,24 @@ def environment() -> dict[str, str]:
     }
 
 
-def take_turns(contestants: Sequence[Contestant], rounds: int) -> None:
-    """Let each play a round, then again, so that all see the machine at the same speed."""
+def take_turns(
+    contestants: Sequence[Contestant], rounds: int, out: dict[str, str] | None = None
+) -> None:
+    """Let each play a round, then again, so that all see the machine at the same speed.
+
+    Where ``out`` is given, it takes the names of those who end on the way, and why; the others go
+    on. Without the first one there is no contest.
+    """
     for _ in range(rounds):
         for contestant in contestants:
-            contestant.round()
+            if out and contestant.name in out:
+                continue
+            try:
+                contestant.round()
+            except Ended as ended:
+                if out is None or contestant is contestants[0]:
+                    raise
+                out[contestant.name] = str(ended)
 
 
 def ratio(mine: Sequence[float], base: Sequence[float]) -> float:

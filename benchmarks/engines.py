@@ -1,12 +1,15 @@
-"""Engines side by side: fedsam's, Flower's simulation runtime, a bare PyTorch loop, pfl.
+"""Engines side by side: fedsam's, bare PyTorch loops, BlazeFL, FedJAX, pfl, Flower's simulation.
 
     python benchmarks/engines.py                                   # random images for the CNN
     python benchmarks/engines.py --data-root data --pfl pflenv/bin/python
+    python benchmarks/engines.py --workload digits --only local pfl --pfl pflenv/bin/python
 
---pfl is the Python of another environment that has pfl[pytorch]. The work is the same for all:
-model, first weights, split, mini-batches. Nobody is timed whose weights after one round differ
-from the local engine's. Then rounds are played in turn; Flower's runtime cannot be told when to
-play, so its rounds are one block, compared with local rounds before and after it.
+--pfl is the Python of another environment that has pfl[pytorch], NumPy and PyTorch; so with the
+other frameworks. The work is the same for all: model, first weights, split, mini-batches. Nobody is
+timed whose weights after one round differ from the local engine's. Then rounds are played in turn;
+Flower's runtime cannot be told when to play, so its rounds are one block, compared with local
+rounds before and after it. Another framework that ends, is too slow or does other work gets a line
+that says so.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -30,8 +33,10 @@ import numpy as np
 import torch
 import yaml
 from contest import (
+    LIMIT,
     ROOT,
     Contestant,
+    Ended,
     end,
     environment,
     marked,
@@ -50,6 +55,7 @@ from fedsam.base.system import cores
 from fedsam.config.schema import Config, dump, resolve
 from fedsam.simulate.build.data import load_dataset
 from fedsam.simulate.build.trainer import new_trainer
+from fedsam.training.batched_gradient import Vmapped
 
 HERE = Path(__file__).resolve().parent
 WORKLOADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is trained: config file, keys over it
@@ -65,11 +71,26 @@ WORKLOADS: dict[str, tuple[str, dict[str, Any]]] = {  # what is trained: config 
         },
     ),
     "digits": ("digits", {}),
+    # all of a population: 1,437 images, so each client has one or two
+    "crowd": ("digits", {"clients": 1000, "clients_per_round": 1000, "partition": "iid"}),
     "tiny": ("digits", {"clients": 4, "clients_per_round": 2, "alpha": 100.0}),
 }
-LONGER = {"cnn": 1, "mlp": 3, "digits": 5, "tiny": 1}  # rounds of short workloads, times --rounds
+LONGER = {
+    "cnn": 1,
+    "mlp": 3,
+    "digits": 5,
+    "crowd": 1,
+    "tiny": 1,
+}  # rounds of short workloads, times --rounds
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # relative to the largest weight
-PATIENCE = 240  # seconds without a new round after which Flower's run is given up
+PEERS = ("blazefl", "fedjax", "pfl")
+VERSIONS = """
+import sys, sysconfig
+from importlib.metadata import distributions
+names = {d.name: d.version for d in distributions() if d.name in (sys.argv[1], "jax", "torch")}
+python = sys.version.split()[0] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+print(", ".join(f"{n} {v}" for n, v in sorted(names.items())), "on Python", python)
+"""
 Weights = Mapping[str, np.ndarray]
 
 
@@ -102,7 +123,7 @@ def serve_engine(engine: str, given: dict) -> None:
         player: Ours | Bare = Bare(trainer, initial, cohort, threads, bf16=bf16, lr=config.lr)
         layout = trainer.layout
     else:
-        player = Ours(config)
+        player = Ours(config, gradients=Vmapped if engine == "vmap" else None)
         layout = player.trainer.layout
     last = torch.empty(0)
 
@@ -123,7 +144,7 @@ def arrays(named: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def hand_over(config: Config, folder: Path) -> None:
-    """Write what pfl's side needs: tensors as a NumPy archive, settings as JSON."""
+    """Write what other frameworks' Pythons read: a NumPy archive, and settings as JSON."""
     dataset = load_dataset(config)
     trainer, initial = new_trainer(config)
     folder.mkdir()
@@ -153,7 +174,8 @@ def hand_over(config: Config, folder: Path) -> None:
     (folder / "settings.json").write_text(json.dumps(settings))
 
 
-def weights(contestant: Contestant, path: Path) -> Weights:
+def saved(contestant: Contestant, path: Path) -> Weights:
+    """Return a contestant's global model."""
     contestant.ask(f"save {path}")
     with np.load(path, allow_pickle=False) as archive:
         return dict(archive)
@@ -169,27 +191,42 @@ def check(name: str, mine: Weights, reference: Weights, tolerance: float) -> Non
         raise Mismatch(f"{name}: not the same work: its weights differ by {error:.1e}")
 
 
-def commands(config: Config, folder: Path, pfl: str) -> dict[str, list[str]]:
-    """Return the contestants that are told when to play, and what starts them."""
+def commands(config: Config) -> dict[str, list[str]]:
+    """Return fedsam's engines and the bare loops, and what starts them."""
     many = cores()
 
     def engine(name: str, **more: object) -> list[str]:
         given = json.dumps(flat(config) | more)
         return [sys.executable, str(HERE / "engines.py"), "--serve", name, given]
 
-    found = {
-        f"fedsam local, {many} threads": engine("local", threads=many),
+    return {
+        f"fedsam local, {many} threads": engine("local", threads=many, processes=0),
+        f"fedsam local, {many} processes": engine("local", processes=many),
+        "fedsam local, --cohort vmap": engine("vmap"),
         f"fedsam ray, {many} actors": engine("ray", engine="ray", workers=many),
         f"bare loop, {many} compute threads": engine("bare", threads=many),
         "bare loop, 1 compute thread": engine("bare", threads=1),
     }
-    if pfl:
-        hand_over(config, folder / "pfl")
-        script = [str(HERE / "pfl_loop.py"), str(folder / "pfl")]
-        found[f"pfl, 1 process of {many} threads"] = [pfl, *script, "--threads", str(many)]
-        run = [pfl, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(many)]
-        found[f"pfl, {many} processes"] = run + script
-    return found
+
+
+def peer_commands(folder: Path, pythons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the other frameworks that are told when to play, and what starts them."""
+    many = cores()
+
+    def peer(name: str, way: str, *launcher: str) -> list[str]:
+        call = [pythons[name], *launcher, str(HERE / "peer.py"), name, str(folder)]
+        return [*call, "--way", way, "--workers", str(many)]
+
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(many)]
+    rows = {
+        f"BlazeFL, {many} threads": peer("blazefl", "threads"),
+        f"BlazeFL, {many} processes": peer("blazefl", "processes"),
+        "FedJAX, jit": peer("fedjax", "threads"),
+        f"FedJAX, pmap over {many} devices": peer("fedjax", "devices"),
+        f"pfl, 1 process of {many} threads": peer("pfl", "threads"),
+        f"pfl, {many} processes": peer("pfl", "processes", *torchrun),
+    }
+    return {row: command for row, command in rows.items() if command[0]}
 
 
 class FlowerRun:
@@ -205,10 +242,13 @@ class FlowerRun:
         Does not exist yet.
     cpus : int
         CPUs that Flower reserves for a client, of the machine's: 2 by default.
+    limit : float
+        Seconds without a new round after which the run is given up.
     """
 
-    def __init__(self, config: Config, rounds: int, folder: Path, cpus: int) -> None:
+    def __init__(self, config: Config, rounds: int, folder: Path, cpus: int, limit: float) -> None:
         folder.mkdir()
+        self.limit = limit
         self.out, self.log, home = folder / "out", folder / "log", folder / "home"
         keys = flat(config) | {"rounds": rounds, "eval_every": 10**6, "out": str(self.out)}
         defaults = flat(resolve({}))
@@ -259,12 +299,12 @@ class FlowerRun:
             if lines > seen:
                 seen, last = lines, now
                 self.memory = max(self.memory, peak_memory(tree(marked(mark) | {pid})))
-            if now - last > PATIENCE:
-                raise SystemExit(f"flwr run: no round for {PATIENCE} s; its log:\n{self._tail()}")
+            if now - last > self.limit:
+                raise Ended(f"flwr run: no round for {self.limit:.0f} s; {self._last_line()}")
             time.sleep(0.1)
 
-    def _tail(self) -> str:
-        return "\n".join(self.log.read_text().splitlines()[-15:])
+    def _last_line(self) -> str:
+        return (self.log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
 
 
 def free_port() -> int:
@@ -278,41 +318,102 @@ def row(name: str, seconds: list[float], to_local: float, start_up: float, memor
     print(f"| {name} | {to_local:.2f} | {spread} | {start_up:.1f} | {memory:.0f} |", flush=True)
 
 
-def compete(config: Config, rounds: int, pfl: str, flower_cpus: list[int], folder: Path) -> None:
-    """Check and time all engines on one workload, and print its table."""
-    tolerance = TOLERANCE[config.precision]
+def line(name: str, why: str) -> None:
+    print(f"| {name} | {why.removeprefix(f'{name}: ')} | | | |", flush=True)
+
+
+def enter(
+    config: Config, folder: Path, pythons: Mapping[str, str], only: Sequence[str], limit: float
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Start all contestants, the local engine first, and check that they do the same work.
+
+    Returns
+    -------
+    list of Contestant
+        Who may play.
+    dict
+        Other frameworks that may not, and why.
+    """
+    ours = commands(config)
+    first = next(iter(ours))
+    chosen = {n: c for n, c in ours.items() if n == first or is_wanted(n, only)}
+    theirs = {
+        n: c for n, c in peer_commands(folder / "given", pythons).items() if is_wanted(n, only)
+    }
+    if theirs:
+        hand_over(config, folder / "given")
     contestants: list[Contestant] = []
+    out: dict[str, str] = {}
     reference: Weights = {}
-    for number, (name, command) in enumerate(commands(config, folder, pfl).items()):
-        contestant = Contestant(name, command, folder / f"{number}.log")
-        contestants.append(contestant)
-        mine = weights(contestant, folder / f"{number}.npz")
-        reference = reference or mine
-        check(name, mine, reference, tolerance)
+    for number, (name, command) in enumerate((chosen | theirs).items()):
+        if config.precision != "fp32" and name.startswith("FedJAX"):
+            out[name] = "fp32 only"
+            continue
+        try:
+            log = folder / f"{number}.log"
+            contestant = Contestant(name, command, log, limit=limit)
+            weights = saved(contestant, folder / f"{number}.npz")
+            reference = reference or weights
+            check(name, weights, reference, TOLERANCE[config.precision])
+        except (Ended, Mismatch) as error:
+            if name not in theirs:
+                raise
+            out[name] = str(error)
+        else:
+            contestants.append(contestant)
+    return contestants, out
+
+
+def is_wanted(name: str, only: Sequence[str]) -> bool:
+    return not only or any(word.lower() in name.lower() for word in only)
+
+
+def compete(
+    config: Config,
+    rounds: int,
+    folder: Path,
+    *,
+    pythons: Mapping[str, str],
+    flower_cpus: list[int],
+    only: Sequence[str],
+    limit: float,
+) -> None:
+    """Check and time all engines on one workload, and print its table."""
+    contestants, out = enter(config, folder, pythons, only, limit)
     print("| engine | to local | seconds a round (min to max) | start-up, s | memory, MB |")
-    print("| --- | --- | --- | --- | --- |")
-    take_turns(contestants, rounds)
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    take_turns(contestants, rounds, out)
     local = contestants[0]
-    final = weights(local, folder / "final.npz")
-    flower_rows = []
-    for cpus in flower_cpus:
-        before = local.seconds[-rounds:]
-        run = FlowerRun(config, rounds + 1, folder / f"flower{cpus}", cpus)
-        name = f"Flower's simulation, {cpus} CPU a client"
-        check(name, load_file(run.out / "model.safetensors"), final, tolerance)
-        take_turns([local], rounds)
-        beside = median(before + local.seconds[-rounds:])
-        to_local = median(run.seconds) / beside
-        flower_rows.append((name, run.seconds, to_local, run.start_up, run.memory))
+    final = saved(local, folder / "final.npz")
+    beside = list(local.seconds)
     for contestant in contestants:
-        contestant.seconds = contestant.seconds[:rounds]
-        to_local = ratio(contestant.seconds, local.seconds)
-        start_up = contestant.start_up
-        row(contestant.name, contestant.seconds, to_local, start_up, contestant.close())
-    for flower_row in flower_rows:
-        row(*flower_row)
-    if not pfl:
-        print("| pfl | not installed | | | |")
+        if contestant.name not in out:
+            to_local = ratio(contestant.seconds, beside)
+            start_up = contestant.start_up
+            memory = contestant.memory() if contestant is local else contestant.close()
+            row(contestant.name, contestant.seconds, to_local, start_up, memory)
+    for name, why in out.items():
+        line(name, why)
+    for cpus in flower_cpus:
+        name = f"Flower's simulation, {cpus} CPU a client"
+        if not is_wanted(name, only):
+            continue
+        before = local.seconds[-rounds:]
+        try:
+            run = FlowerRun(config, rounds + 1, folder / f"flower{cpus}", cpus, limit)
+            check(
+                name, load_file(run.out / "model.safetensors"), final, TOLERANCE[config.precision]
+            )
+        except (Ended, Mismatch) as error:
+            line(name, str(error))
+            continue
+        take_turns([local], rounds)
+        to_local = median(run.seconds) / median(before + local.seconds[-rounds:])
+        row(name, run.seconds, to_local, run.start_up, run.memory)
+    local.close()
+    for peer, python in pythons.items():
+        if not python:
+            line(peer, "not installed")
 
 
 def main() -> None:
@@ -321,7 +422,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (short ones: more)")
     parser.add_argument("--workload", default="all", choices=[*WORKLOADS, "all"])
     parser.add_argument("--precision", default="all", choices=[*TOLERANCE, "all"])
-    parser.add_argument("--pfl", default="", help="Python of an environment that has pfl")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="rows with one of these words in them"
+    )
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a round may take")
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", default="", help=f"Python of an environment with {peer}")
     parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -336,6 +442,15 @@ def main() -> None:
         f"{platform.python_version()}, torch {torch.__version__}, flwr {version('flwr')}, "
         f"ray {version('ray')}"
     )
+    pythons = {peer: getattr(given, peer) for peer in PEERS}
+    for peer, python in pythons.items():
+        if python:
+            print(
+                subprocess.run(
+                    [python, "-c", VERSIONS, peer], capture_output=True, text=True
+                ).stdout,
+                end="",
+            )
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     everything = [name for name in WORKLOADS if name != "tiny"]
     for workload in everything if given.workload == "all" else [given.workload]:
@@ -348,7 +463,15 @@ def main() -> None:
             folder = Path(tempfile.mkdtemp(prefix="fedsam-bench-"))
             try:
                 rounds = given.rounds * LONGER[workload]
-                compete(config, rounds, given.pfl, flower_cpus, folder)
+                compete(
+                    config,
+                    rounds,
+                    folder,
+                    pythons=pythons,
+                    flower_cpus=flower_cpus,
+                    only=given.only,
+                    limit=given.limit,
+                )
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 

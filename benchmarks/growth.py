@@ -1,10 +1,11 @@
 """How a round grows: with clients a round, and with clients in the population.
 
     python benchmarks/growth.py
+    python benchmarks/growth.py --only ray --rounds 200      # beside the local engine
 
 Every number of clients runs in a process of its own, through ``simulate.run.run``; the rounds
-are played in turn. In the second table each client holds one image of 1 x 8 x 8 random pixels
-and takes 10 steps with it, so that a round is the same work in every population.
+are played in turn. In the table of populations each client holds one image of 1 x 8 x 8 random
+pixels and takes 10 steps with it, so that a round is the same work in every population.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -32,6 +33,9 @@ from fedsam.simulate.run import run
 
 HERE = Path(__file__).resolve().parent
 ALWAYS = {"device": "cpu", "eval_every": 10**6, "quiet": True}
+TABLES = ("cohorts", "ray", "populations", "splits")
+DIGITS = {"clients": 100}
+ENGINES = ("local", "ray")
 COHORTS: tuple[int, ...] = (1, 10, 100)
 POPULATIONS = {100: "hundred", 10_000: "ten_thousand", 1_000_000: "million"}
 SPLITS: dict[str, dict[str, int]] = {
@@ -110,9 +114,33 @@ def partition_times(populations: Mapping[int, str]) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def cohort_times(cohorts: Sequence[int], rounds: int) -> None:
+    """Time the local engine with so many clients a round."""
+    print("\nClients a round of 100, digits, --engine local\n")
+    compete({f"{n}": DIGITS | {"clients_per_round": n} for n in cohorts}, rounds // 2)
+
+
+def ray_times(cohorts: Sequence[int], rounds: int) -> None:
+    """Time Ray beside the local engine, both with as many threads or actors as there are cores."""
+    for n in cohorts:
+        print(f"\n{n} clients a round of 100, digits, --engine\n")
+        compete({e: DIGITS | {"clients_per_round": n, "engine": e} for e in ENGINES}, rounds)
+
+
+def population_times(populations: Mapping[int, str], rounds: int) -> None:
+    """Time the local engine with so many clients in the population."""
+    print("\nClients in the population, 10 a round, --engine local\n")
+    same = {"partition": "iid", "local_steps": 10, "model": "digits-cnn"}
+    runs = {
+        f"{n:,}": same | {"clients": n, "dataset": f"shapes:{s}"} for n, s in populations.items()
+    }
+    compete(runs, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50, help="timed rounds of each number")
+    parser.add_argument("--only", choices=TABLES, help="measure one of the tables")
     parser.add_argument("--tiny", action="store_true", help="start, and measure next to nothing")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -120,23 +148,21 @@ def main() -> None:
         serve_run(json.loads(given.serve))
         return
     rounds, cohorts, populations = given.rounds, COHORTS, POPULATIONS
-    engines: tuple[str, ...] = ("local", "ray")
+    tables = [given.only] if given.only else list(TABLES)
     if given.tiny:
-        rounds, engines, cohorts, populations = 2, ("local",), (1,), {100: "hundred"}
+        rounds, cohorts, populations = 2, (1,), {100: "hundred"}
+        tables = [table for table in tables if table != "ray"]  # its start takes ten seconds
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     print(f"{cores()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-    for engine in engines:
-        print(f"\nClients a round of 100, digits, --engine {engine}\n")
-        many = {"clients": 100, "engine": engine}
-        compete({f"{n}": many | {"clients_per_round": n} for n in cohorts}, rounds // 2)
-    print("\nClients in the population, 10 a round, --engine local\n")
-    same = {"partition": "iid", "local_steps": 10, "model": "digits-cnn"}
-    runs = {
-        f"{n:,}": same | {"clients": n, "dataset": f"shapes:{s}"} for n, s in populations.items()
-    }
-    compete(runs, rounds)
-    print("\nSeconds to split as many images, one each\n")
-    partition_times(populations)
+    if "cohorts" in tables:
+        cohort_times(cohorts, rounds)
+    if "ray" in tables:
+        ray_times(cohorts, rounds)
+    if "populations" in tables:
+        population_times(populations, rounds)
+    if "splits" in tables:
+        print("\nSeconds to split as many images, one each\n")
+        partition_times(populations)
 
 
 if __name__ == "__main__":

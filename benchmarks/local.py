@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from handed import loss_of
 from ours import Ours
 from torch import Tensor, nn
 
@@ -58,11 +59,6 @@ class Bare:
         self.state = {n: t.clone() for n, t in initial.layout.read(initial.state).items()}
         self.number = 0
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            output = self.model(images)
-        return nn.functional.cross_entropy(output.float(), labels)
-
     def climb(self) -> list[Tensor]:
         """Move to the worst point nearby, parameter by parameter; return the way back."""
         named = list(self.model.named_parameters())
@@ -88,11 +84,11 @@ class Bare:
             batch = self.trainer.train.batch(plan, step)
             images = batch.images.contiguous(memory_format=self.format)
             optimiser.zero_grad()
-            self.loss(images, batch.targets).backward()
+            loss_of(self.model, images, batch.targets, bf16=self.bf16).backward()
             if self.minimizer != "sgd":
                 back = self.climb()
                 optimiser.zero_grad()
-                self.loss(images, batch.targets).backward()
+                loss_of(self.model, images, batch.targets, bf16=self.bf16).backward()
                 with torch.no_grad():
                     for p, step_taken in zip(self.model.parameters(), back, strict=True):
                         p.sub_(step_taken)

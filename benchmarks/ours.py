@@ -1,6 +1,7 @@
 """Rounds of fedsam as the benchmarks time them: the only file of theirs that knows its engines."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from fedsam.server.rounds import Round, play
 from fedsam.simulate.build.executors import new_ray_executor
 from fedsam.simulate.build.strategy import new_strategy
 from fedsam.simulate.build.trainer import new_trainer
-from fedsam.simulate.run import new_threads, sampling
+from fedsam.simulate.run import new_local_executor, new_threads, sampling
 from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 
@@ -44,15 +45,21 @@ class Ours:
         capture: bool = False,
     ) -> None:
         self.trainer, self.initial = made or new_trainer(config)
-        self.threads = new_threads(config, self.trainer, Stop())
+        stop = Stop()
+        self.threads = new_threads(config, self.trainer, stop)
         sample = sampling(config, self.trainer)
-        executor: Executor | None = None
+        executor: Executor
+        self.leaving = ExitStack()
+        self.leaving.callback(self.threads.close)
         self.batched: BatchedPrograms | None = None
         if config.engine == "ray":
-            executor = new_ray_executor(config, self.trainer)
+            executor = self.leaving.enter_context(closing(new_ray_executor(config, self.trainer)))
         elif gradients is not None:
             self.batched = BatchedPrograms(self.threads, gradients, capture=capture)
             executor = BatchedExecutor(self.batched, BatchedRun(self.trainer, sample))
+        else:
+            local = new_local_executor(config, self.threads, stop)
+            executor = self.leaving.enter_context(closing(local))
         self.turns: Iterator[Round] = play(
             new_strategy(config),
             LocalGrid(self.threads, executor),
@@ -69,5 +76,5 @@ class Ours:
         return next(self.turns).arrays.state
 
     def close(self) -> None:
-        """End the threads."""
-        self.threads.close()
+        """End threads, processes and actors."""
+        self.leaving.close()

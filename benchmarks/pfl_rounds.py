@@ -1,17 +1,17 @@
 """FedAvg in pfl-research on what benchmarks/engines.py hands over; needs pfl.
 
-Cohorts, mini-batches and augmentation come from fedsam's own functions, which need only PyTorch,
-so both train on the same tensors in the same order.
+Under torchrun the cohort is shared out over the processes.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pfl.internal.ops.selector
 import torch
+from contest import serve
+from handed import Client, Handed, loss_of
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
@@ -22,13 +22,6 @@ from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from fedsam.base.randomness import sample_clients, torch_generator
-from fedsam.data import augment
-from fedsam.data.images import Images
-from fedsam.data.plan import Plan, Work, make_plan
-
-Batches = list[Tensor]
-
 
 class ForPFL(nn.Module):
     """What pfl asks of a module, mixed into one of fedsam's models."""
@@ -37,9 +30,7 @@ class ForPFL(nn.Module):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         self.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            output = self(images)
-        return nn.functional.cross_entropy(output.float(), labels)
+        return loss_of(self, images, labels, bf16=self.bf16)
 
     def metrics(self, *batch: Tensor) -> dict:
         return {}  # nothing is evaluated
@@ -48,52 +39,33 @@ class ForPFL(nn.Module):
 class User(Dataset):
     """One client's images of one round, gathered and augmented batch by batch."""
 
-    def __init__(self, images: Images, plan: Plan, examples: int) -> None:
-        super().__init__([images.targets[:0]])
-        self.images, self.plan, self.examples = images, plan, examples
+    def __init__(self, client: Client) -> None:
+        super().__init__([client.handed.images.targets[:0]])
+        self.client = client
 
     def __len__(self) -> int:
-        return self.examples
+        return len(self.client)
 
-    def iter(self, batch_size: int | None) -> Iterator[Batches]:
-        for step in range(len(self.plan)):
-            batch = self.images.batch(self.plan, step)
+    def iter(self, batch_size: int | None) -> Iterator[list[Tensor]]:
+        for batch in self.client:
             yield [batch.images, batch.targets]
 
 
 class Rounds:
-    """Central iterations of pfl's FederatedAveraging on what FOLDER holds."""
+    """Central iterations of pfl's FederatedAveraging."""
 
-    def __init__(self, folder: Path) -> None:
-        given = json.loads((folder / "settings.json").read_text())
-        with np.load(folder / "data.npz", allow_pickle=False) as archive:
-            data = {key: torch.from_numpy(archive[key]) for key in archive.files}
-        augmentations = tuple(
-            getattr(augment, name)(**values) for name, values in given["augmentations"]
-        )
-        self.given, self.work, self.number = (
-            given,
-            Work(**given["work"], augmentations=augmentations),
-            0,
-        )
-        self.images = Images(
-            data["images"], data["labels"], given["mean"], given["std"], padding=self.work.padding
-        )
-        self.rows = data["indices"].tensor_split(data["offsets"][1:-1])
-        module, name = given["model"]
-        cls = type("Net", (ForPFL, getattr(import_module(module), name)), {"bf16": given["bf16"]})
-        net = cls(tuple(data["images"].shape[1:]), given["classes"])
-        initial = {k.removeprefix("w:"): v for k, v in data.items() if k.startswith("w:")}
-        net.load_state_dict(initial)
-        net = net.to(memory_format=torch.channels_last)
+    def __init__(self, handed: Handed) -> None:
+        self.handed, self.number = handed, 0
+        net = handed.new_network(ForPFL).to(memory_format=torch.channels_last)
+        net.bf16 = handed.bf16
 
         def new_optimiser(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-            return torch.optim.SGD(parameters, lr=lr, weight_decay=given["weight_decay"])
+            return torch.optim.SGD(parameters, lr=lr, weight_decay=handed.weight_decay)
 
         central = torch.optim.SGD(net.parameters(), lr=1.0)
         self.model = PyTorchModel(net, new_optimiser, central)
         users = self.users()
-        federation = FederatedDataset(self.user, lambda: next(users))
+        federation = FederatedDataset(lambda who: User(handed.client(*who)), lambda: next(users))
         self.backend = SimulatedBackend(federation, federation, [WeightByDatapoints()])
         self.algorithm = FederatedAveraging()
 
@@ -102,17 +74,8 @@ class Rounds:
         number = 0
         while True:
             number += 1
-            for client in sample_clients(
-                self.given["seed"], number, len(self.rows), self.given["cohort"]
-            ):
+            for client in self.handed.cohort(number):
                 yield number, client
-
-    def user(self, who: tuple[int, int]) -> User:
-        number, client = who
-        rows = self.rows[client]
-        generator = torch_generator(self.given["seed"], "plan", number, client)
-        shape = self.images.height, self.images.width
-        return User(self.images, make_plan(rows, self.work, shape, generator), len(rows))
 
     def play(self) -> float:
         """Play one more central iteration and return its seconds."""
@@ -122,15 +85,15 @@ class Rounds:
             NNAlgorithmParams(
                 central_num_iterations=self.number,
                 evaluation_frequency=10**9,
-                train_cohort_size=self.given["cohort"],
+                train_cohort_size=self.handed.cohort_size,
                 val_cohort_size=0,
             ),
             self.backend,
             self.model,
             NNTrainHyperParams(
                 local_num_epochs=1,
-                local_learning_rate=self.given["lr"],
-                local_batch_size=self.work.batch_size,
+                local_learning_rate=self.handed.lr,
+                local_batch_size=self.handed.work.batch_size,
             ),
             NNEvalHyperParams(local_batch_size=None),
             send_metrics_to_platform=False,
@@ -140,4 +103,28 @@ class Rounds:
     def save(self, path: str) -> None:
         """Write the model under its ``state_dict`` names."""
         named = self.model.pytorch_model.state_dict().items()
-        np.savez(path, **{name: tensor.numpy() for name, tensor in named})
+        np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in named})
+
+
+def compete(folder: Path, way: str, workers: int) -> None:
+    """Serve rounds: in one process of some compute threads, or as one of torchrun's processes."""
+    torch.set_num_threads(workers if way == "threads" else 1)
+    rounds = Rounds(Handed(folder))
+    processes = pfl.internal.ops.selector.get_framework_module().distributed
+    turn = torch.zeros(1)
+
+    def play() -> float:
+        if processes.world_size > 1:  # the others wait until the first one is told
+            torch.distributed.broadcast(turn.fill_(1), 0)
+        return rounds.play()
+
+    if processes.global_rank == 0:
+        serve(play, rounds.save)
+        if processes.world_size > 1:
+            torch.distributed.broadcast(turn.fill_(0), 0)
+        return
+    while True:
+        torch.distributed.broadcast(turn, 0)
+        if not turn:
+            return
+        rounds.play()

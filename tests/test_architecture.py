@@ -21,7 +21,7 @@ ORDER = [
     ["fedsam.simulate"],
     ["fedsam.engines"],
     ["fedsam.server", "fedsam.clients"],
-    ["fedsam.training", "fedsam.runs"],
+    ["fedsam.compiled", "fedsam.training", "fedsam.runs"],
     ["fedsam.data", "fedsam.strategies"],
     ["fedsam.cli", "fedsam.config", "fedsam.messages"],
     ["fedsam.base", "fedsam.tasks", "fedsam.models"],

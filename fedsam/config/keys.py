@@ -420,6 +420,9 @@ class Run(_Group):
     """Auto (cuda where there is one), cpu, cuda, cuda:1, ...."""
     precision: Annotated[Literal["fp32", "tf32", "bf16"], Key(shared=True)] = "fp32"
     """Of the forward pass: fp32, tf32 (matrix products of a GPU) or bf16; weights stay fp32."""
+    compile: Annotated[bool, Key(shared=True)] = False
+    """Compile the local step (PyTorch's inductor; on a CPU it needs a C++ compiler), once for all
+    clients and later runs, where the run is long enough to gain by it; other rounding."""
     cohort: Annotated[
         Literal["auto", "off", "slots", "vmap"], Key(how=True, shared=True, engine=True)
     ] = "auto"

@@ -50,7 +50,7 @@ TIMED = 3  # rounds that are timed, after one that is not
 STATE = "state"
 Error = TypeVar("Error", bound=BaseException)
 ALIGNED = 64  # bytes, as PyTorch's own tensors are
-Written = dict[str, Any]  # vectors that were written: None, or bytes where they have no place
+Written = dict[str, Any]  # vectors that were written: None, or packed where they have no place
 FORKING = Lock()  # nobody forks while another's worker has two ends of its pipe
 
 
@@ -80,7 +80,7 @@ class SharedRows:
         self._rows = torch.frombuffer(space, dtype=dtype)[: rows * width].view(rows, width)
 
     def write(self, row: int, vectors: Mapping[str, Tensor]) -> Written:
-        """Write vectors; return their names, each with what has no such place, as bytes."""
+        """Write vectors; return their names, each with what has no such place, packed."""
         written: Written = {}
         for name, vector in vectors.items():
             place = self._rows[row, self._places[name]] if name in self._places else None
@@ -95,9 +95,9 @@ class SharedRows:
         """Return vectors that were written: views, which change with what is written there next."""
         return {
             name: self._rows[row, self._places[name]]
-            if array is None
-            else unpack(array, self._rows.device)
-            for name, array in written.items()
+            if packed is None
+            else unpack(packed, self._rows.device)
+            for name, packed in written.items()
         }
 
 

@@ -8,9 +8,9 @@ goes into Ray's object store, the global state once a round, and is mapped from 
 Who trains which clients is decided as actors become free: one that does takes, of those that are
 left, the longest first, as many as make ``CALL`` seconds of work by the seconds a step that were
 last measured, but no more than its share of the steps among the actors that are free, and at least
-one. So a round that is shorter than that is one call an actor, in a longer one a fast actor takes
-from a slow one, and where a client takes long each is a call. (A generator that streams the results
-back would do the same, but each result then costs what a call costs.)
+one (no more, as long as nothing has been measured). So a round that is shorter than that is one
+call an actor, in a longer one a fast actor takes from a slow one, and where a client takes long
+each is a call. (Of a generator that streams results back each would cost half of what a call does.)
 
 An actor has one compute thread, as a thread of the local engine has, so the bytes of a result
 depend neither on how many actors there are nor on which of them trained a client. This is the only

@@ -19,10 +19,10 @@ from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import computing, one_compute_thread
 from fedsam.runs.checkpoint import Snapshot
 from fedsam.runs.folder import RunDir
-from fedsam.simulate.build.executors import new_gradients
+from fedsam.simulate.build.steps import new_gradients
 from fedsam.simulate.build.trainer import new_trainer, pinned
 from fedsam.simulate.opening import tell
-from fedsam.simulate.run import Outcome, new_threads, play_out, upcoming
+from fedsam.simulate.run import Outcome, new_threads, play_out, upcoming, warm_up
 from fedsam.training.batched import stacked
 from fedsam.training.client import ClientJob, Failed, Result, Trainer
 
@@ -75,6 +75,8 @@ def run_together(
         for config, threads in zip(configs, every, strict=True):
             leaving.callback(threads.close)
             tell(config, threads.trainer)
+        for config, (trainer, start) in zip(configs, made, strict=True):
+            warm_up(trainer, start.state, config.rate(1))
         _check_frozen(configs, [trainer for trainer, _ in made])
         if gradients := new_gradients(configs[0], first):
             stacked([trainer.method for trainer, _ in made], initial.state)  # or say why not

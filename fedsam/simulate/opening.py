@@ -7,6 +7,7 @@ import torch
 from fedsam.base.system import cores
 from fedsam.config.schema import Config
 from fedsam.simulate.build.model import model_name
+from fedsam.simulate.build.steps import why_not_compiled
 from fedsam.training.client import Trainer
 
 log = logging.getLogger("fedsam")
@@ -24,6 +25,8 @@ def tell(config: Config, trainer: Trainer) -> None:
     trained = f"{trainer.layout.trainable:,} parameters{beside}"
     what = f"{model_name(config)}, {trained}, {trainer.precision}"
     log.info("model     %s on %s (%s)", what, device.type, place)
+    if config.compile:
+        log.info("compile   %s", why_not_compiled(config, trainer) or "the step, once")
     whose = f"{len(sizes)} clients, {sizes.min()} to {sizes.max()} each"
     images, tested = int(sizes.sum()), len(trainer.test)
     log.info("data      %s images over %s; %s for testing", f"{images:,}", whose, f"{tested:,}")

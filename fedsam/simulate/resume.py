@@ -149,6 +149,8 @@ def _over_all_rounds(before: Config, config: Config) -> str:
         return "--lifelong"
     if config.lr_schedule != "constant":
         return f"--lr-schedule {config.lr_schedule}"
+    if config.compile:  # in a run of other rounds it might not pay
+        return "--compile"
     axes = [new_method(c).axes for c in (before, config)]
     for axis, part in axes[0].items():
         if _unlike(part, axes[1][axis]):

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from signal import SIGINT
@@ -35,7 +35,8 @@ from fedsam.server.rounds import Round, play
 from fedsam.server.screening import Limits
 from fedsam.server.side_vectors import SideVectors
 from fedsam.server.wrapped import Averaged
-from fedsam.simulate.build.executors import new_gradients, new_ray_executor
+from fedsam.simulate.build.executors import new_ray_executor
+from fedsam.simulate.build.steps import new_gradients
 from fedsam.simulate.build.strategy import new_strategy
 from fedsam.simulate.build.trainer import new_trainer, pinned
 from fedsam.simulate.groups import ByNumber, EvaluationGroups
@@ -45,7 +46,7 @@ from fedsam.simulate.resume import RunState
 from fedsam.simulate.schedule import Due, EarlyStop
 from fedsam.simulate.tracking import new_trackers, tracking
 from fedsam.tasks import headline_of
-from fedsam.training.client import Trainer
+from fedsam.training.client import ClientJob, Trainer, attempt
 
 log = logging.getLogger("fedsam")
 SHOWN = 6  # test images whose answers are drawn
@@ -115,6 +116,7 @@ def run(
         threads = new_threads(config, trainer, stop)
         leaving.callback(threads.close)
         tell(config, trainer)
+        warm_up(trainer, initial.state, config.rate(1))
         nodes: Mapping[int, int] | Sequence[int] = range(config.clients)
         if flower is not None:
             holders = owners(config.node_keys, config.clients) if config.node_keys else None
@@ -137,6 +139,13 @@ def run(
             leaving.callback(executor.close)
             grid = LocalGrid(threads, executor)
         return play_out(config, threads, grid, nodes, initial, watch, snapshot=snapshot, stop=stop)
+
+
+def warm_up(trainer: Trainer, state: Tensor, lr: float) -> None:
+    """Train a client for nothing, so that steps are compiled before anybody waits for them."""
+    if trainer.compiled:
+        largest = ClientJob(int(trainer.partition.sizes.argmax()), state, 1, lr)
+        attempt(replace(trainer, debug=False), trainer.new_network(), largest)
 
 
 def new_threads(config: Config, trainer: Trainer, stop: Stop) -> ThreadExecutor:

@@ -252,7 +252,7 @@ def compared(trainers: Sequence[Trainer], gradients: type[Slots | Vmapped], roun
     partition = Partition(rows, torch.tensor([0, (images + 1) // 2, images]))
     work = replace(trainers[0].work, batch_size=2, local_epochs=1.0, local_steps=0, drop_last=False)
     pair = trainers if len(trainers) > 1 else [trainers[0]] * 2
-    small = [replace(t, partition=partition, work=work, lifelong=None) for t in pair]
+    small = [replace(t, partition=partition, work=work, lifelong=None, compiled=None) for t in pair]
     network = small[0].new_network()
     state = network.state.clone()
     jobs = [ClientJob(number % 2, state, round, 0.01) for number in range(len(small))]

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,16 @@ from fedsam.base.randomness import global_streams, numpy_generator, torch_genera
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.groups import Groups
-from fedsam.data.images import Images
+from fedsam.data.images import Batch, Images
 from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.tasks import Task
 from fedsam.training.evaluation import statistics_by_group
 from fedsam.training.flat_module import FlatModule
-from fedsam.training.loop import Result, train_client
-from fedsam.training.method import Method, Vectors
+from fedsam.training.gradient import Gradients
+from fedsam.training.loop import Result, Step, one_step, train_client
+from fedsam.training.method import Local, Method, Vectors
 
 log = logging.getLogger("fedsam")
 STATISTICS = "statistics"  # in a client's memory: its own values behind w
@@ -66,6 +67,23 @@ class Beside(NamedTuple):
 
     images: Images
     groups: Groups
+
+
+class Compiled(Protocol):
+    """Steps that are compiled, for clients that begin with any state."""
+
+    def step(
+        self,
+        state: Tensor,
+        method: Method,
+        gradients: Gradients,
+        batch: Batch,
+        w: Tensor,
+        local: Local,
+        base: Vectors,
+    ) -> Step:
+        """Do one step of one client that began with ``state`` (S,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,8 @@ class Trainer:
         global state's; SiloBN (Andreux et al., DCL 2020).
     debug : bool
         What a client's own code raises ends the run.
+    compiled : Compiled, optional
+        Does the clients' steps; None: Python does.
     """
 
     train: Images
@@ -129,6 +149,7 @@ class Trainer:
     beside: Beside | None = None
     local_statistics: bool = False
     debug: bool = False
+    compiled: Compiled | None = None
 
     @property
     def bf16(self) -> bool:
@@ -198,10 +219,10 @@ class Trainer:
         """Train one client for one round; the global state is not changed."""
         client, state, round, lr, memory, sent = job
         images, plan = self.train.at_hand(self.plan(client, round))
-        P = self.layout.trainable
+        P, begun = self.layout.trainable, self.own_state(state, memory)
         result = train_client(
             network,
-            self.own_state(state, memory),
+            begun,
             plan.to(self.layout.device),
             images,
             self.task,
@@ -212,6 +233,7 @@ class Trainer:
             sent=sent,
             examples=self._trained_on(client, round),
             drawing=partial(self.drawing, "model", round, client),
+            advance=partial(self.compiled.step, begun) if self.compiled else one_step,
         )
         if not self.local_statistics:
             return result

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,22 @@ class Step(NamedTuple):
     loss: Tensor | None
 
 
+class Stepper(Protocol):
+    """What does one step as ``one_step`` does it."""
+
+    def __call__(
+        self,
+        method: Method,
+        gradients: Gradients,
+        batch: Batch,
+        w: Tensor,
+        local: Local,
+        base: Vectors,
+    ) -> Step:
+        """Return what a mini-batch led to."""
+        ...
+
+
 def one_step(
     method: Method, gradients: Gradients, batch: Batch, w: Tensor, local: Local, base: Vectors
 ) -> Step:
@@ -62,6 +78,7 @@ def train_client(
     sent: Vectors | None = None,
     examples: int = 0,
     drawing: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
+    advance: Stepper = one_step,
 ) -> Result:
     """Train one client for one round.
 
@@ -89,6 +106,8 @@ def train_client(
         Images that the plan was made of; only handed on.
     drawing : callable
         From a step to what its forward passes run in: all of one step draw the same numbers.
+    advance : callable
+        Does a step.
 
     Returns
     -------
@@ -125,7 +144,7 @@ def train_client(
     losses = []
     for step, batch in enumerate(images.batches(plan)):
         of_step = partial(gradients, step)
-        w, kept, base, loss = one_step(method, of_step, batch, w, local(step, kept), base)
+        w, kept, base, loss = advance(method, of_step, batch, w, local(step, kept), base)
         if loss is not None:
             losses.append(loss)
     behind = network.carried()

@@ -15,6 +15,7 @@ SCRIPTS = [p for p in sorted(ROOT.glob("benchmarks/*.py")) if "__main__" in p.re
 LAST = {
     "attacks": "| FedTrimmedAvg | ",
     "cohort": "| vmap | ",
+    "compiled": "| digits CNN, fedavg | ",
     "engines": "| pfl | not installed",
     "flatness": "| fedsam | ",
     "growth": "| quantity | 0.",
@@ -24,7 +25,7 @@ LAST = {
     "partial": "| head, LoRA of rank 8 with A fixed | ",
     "storage": "| train from jpeg | ",
 }
-NEEDS = {"pfl_loop": ("pfl", "pfl_loop: this Python has no pfl: pip install 'pfl[pytorch]'")}
+NEEDS = {"blazefl": "blazefl[contrib]", "fedjax": "fedjax", "pfl": "pfl[pytorch]"}
 
 
 def ended(script, *words, cwd):
@@ -36,7 +37,7 @@ def ended(script, *words, cwd):
 
 
 def test_every_benchmark_has_its_test():
-    assert {script.stem for script in SCRIPTS} == {*LAST, *NEEDS}
+    assert {script.stem for script in SCRIPTS} == {*LAST, "peer"}
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def test_a_tiny_round_is_played(tmp_path, name):
     assert done.stdout.splitlines()[-1].startswith(LAST[name]), done.stdout
 
 
-@pytest.mark.parametrize("name", NEEDS)
-def test_a_package_that_is_not_there_is_named_in_one_line(called, name):
-    package, line = NEEDS[name]
-    if find_spec(package):
-        pytest.skip(f"{package} is installed")
-    assert called(ROOT / "benchmarks" / f"{name}.py", "none", "--tiny") == line
+@pytest.mark.parametrize(("name", "package"), NEEDS.items())
+def test_a_framework_that_is_not_there_is_named_in_one_line(called, name, package):
+    if find_spec(name):
+        pytest.skip(f"{name} is installed")
+    line = f"peer: this Python has no {name}: pip install '{package}'"
+    assert called(ROOT / "benchmarks" / "peer.py", name, "none", "--tiny") == line

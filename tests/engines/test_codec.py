@@ -19,7 +19,7 @@ W, C = torch.tensor([0.1, -0.0, float("inf")]), torch.tensor([1e-45, 3.0], dtype
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
 
-def check(back, value):
+def assert_same(back, value):
     if isinstance(value, Tensor):
         assert (back.dtype, back.shape) == (value.dtype, value.shape)
         bits = [t.contiguous().reshape(-1).view(torch.uint8).tolist() for t in (back, value)]
@@ -27,10 +27,10 @@ def check(back, value):
     elif isinstance(value, Mapping):
         assert list(back) == list(value)
         for name in value:
-            check(back[name], value[name])
+            assert_same(back[name], value[name])
     elif isinstance(value, list | tuple):
         for one, other in zip(back, value, strict=True):
-            check(one, other)
+            assert_same(one, other)
     else:
         assert type(back) is type(value)
         assert repr(back) == repr(value)  # of NaN, too
@@ -60,8 +60,8 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_whatever_is_packed_comes_back(value):
-    check(unpack(pack(value), CPU), value)
-    check(unpack(pack(value).tobytes(), CPU), value)
+    assert_same(unpack(pack(value), CPU), value)
+    assert_same(unpack(pack(value).tobytes(), CPU), value)
 
 
 def test_jobs_and_results_come_back():
@@ -70,7 +70,7 @@ def test_jobs_and_results_come_back():
         ClientJob(3, W, 2, 0.1, MappingProxyType({"c": C}), {"c": W, "d": C}),
         Result(W, 12, 4, float("nan"), {}, {"c": C}),
     ):
-        check(type(value)(*unpack(pack(value), CPU)), value)
+        assert_same(type(value)(*unpack(pack(value), CPU)), value)
 
 
 def test_tensors_are_copies_each_with_memory_of_its_own():

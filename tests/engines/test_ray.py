@@ -1,6 +1,7 @@
 """The Ray engine: the same bytes, also on a cluster, and when an actor or a node is killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -74,18 +75,25 @@ def kill(*pids: int) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_a_killed_actor_changes_no_byte(undisturbed, tmp_path, caplog):
+def test_an_actor_killed_in_mid_call_changes_no_byte(undisturbed, tmp_path, caplog, monkeypatch):
+    from fedsam.engines import ray as engine
+
+    monkeypatch.setattr(engine, "CALL", math.inf)
+    hand_out = engine.RayExecutor._hand_out
     killed: list[int] = []
 
-    def kill_one(line):
-        if line["round"] in (4, 8):  # in mid-run: not while the actors are being started
-            alive = [pid for pid in actors(os.getpid()) if pid not in killed]
-            os.kill(alive[0], signal.SIGKILL)
-            killed.append(alive[0])
+    def handed_out(self, actor, numbers, jobs, states):
+        hand_out(self, actor, numbers, jobs, states)
+        if jobs[0].round in (4, 8) and len(killed) < jobs[0].round / 4 and len(numbers) > 1:
+            pid = ray._private.state.actors(actor._actor_id.hex())["Pid"]
+            time.sleep(0.02)  # it is at its first client
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
-    on_ray = run(quick_config(tmp_path / "ray", **LONGER, engine="ray", workers=2), kill_one)
+    monkeypatch.setattr(engine.RayExecutor, "_hand_out", handed_out)
+    on_ray = run(quick_config(tmp_path / "ray", **LONGER, engine="ray", workers=2))
     assert len(killed) == 2
-    assert "a Ray actor died" in caplog.text
+    assert caplog.text.count("a Ray actor died; clients ") == 2
     assert model(on_ray) == model(undisturbed)
 
 

@@ -7,18 +7,10 @@ from fedsam.base.errors import UsageError
 from fedsam.base.system import cores
 from fedsam.config.schema import Config
 from fedsam.simulate.build.trainer import new_trainer
-from fedsam.training.batched_gradient import Slots, Vmapped
 from fedsam.training.client import Trainer
 
 if TYPE_CHECKING:
     from fedsam.engines.ray import RayExecutor
-
-
-def new_gradients(config: Config, trainer: Trainer) -> type[Slots | Vmapped] | None:
-    """Return how a cohort's gradients are computed; None where clients train each by itself."""
-    if config.cohort == "auto":
-        return Slots if trainer.layout.device.type == "cuda" else None
-    return {"off": None, "slots": Slots, "vmap": Vmapped}[config.cohort]
 
 
 def new_ray_executor(config: Config, trainer: Trainer) -> "RayExecutor":

@@ -25,6 +25,7 @@ from fedsam.models.pretrained.weights import checksum, load_weights
 from fedsam.simulate.build.data import load_dataset, split
 from fedsam.simulate.build.method import new_method
 from fedsam.simulate.build.model import new_model
+from fedsam.simulate.build.steps import with_compiled_steps
 from fedsam.simulate.build.work import check_work, new_work
 from fedsam.simulate.groups import beside_groups, test_groups
 from fedsam.tasks import Task
@@ -149,7 +150,7 @@ def new_trainer(
                 f"--model {config.model}: {name!r} holds {initial[name].dtype} numbers that "
                 f"{layout.dtype}, the model's, cannot; register it with persistent=False"
             )
-    return trainer, VectorRecord(layout, first)
+    return with_compiled_steps(config, trainer), VectorRecord(layout, first)
 
 
 def pinned(config: Config) -> Config:

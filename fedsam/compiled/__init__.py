@@ -1,0 +1,1 @@
+"""A client's step as compiled code, for every method at once."""
