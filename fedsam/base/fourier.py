@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 WORTH = 0.75  # of the direct sum's products: with more, what surrounds the products costs the gain
@@ -53,7 +54,8 @@ def transforms(height: int, width: int, kernel: tuple[int, int], dtype: torch.dt
     def matrix(*parts: NDArray[np.float64]) -> Tensor:
         """Return the parts' rows in turn: both of the first, both of the second, ..."""
         stacked = np.stack(parts, 1).reshape(-1, parts[0].shape[1])
-        with torch.inference_mode(False):  # it is kept, for those who train as well
+        # it is kept, for those who train as well and not only those who trace a step
+        with torch.inference_mode(False), _disable_current_modes():
             return torch.from_numpy(stacked.astype(DTYPES[dtype]))
 
     of_image, of_kernel = phases((height, width)), phases(kernel)

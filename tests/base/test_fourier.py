@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from fedsam.base import fourier
@@ -162,3 +163,13 @@ def test_what_was_first_made_without_gradients_can_be_trained_on():
     loss.backward()
     torch.testing.assert_close(first.square().mean(), loss.detach())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_what_was_first_made_while_a_step_was_traced_is_of_numbers():
+    fourier.transforms.cache_clear()
+    torch.manual_seed(0)
+    layer, images = FourierConv2d(64, 64, 5), torch.randn(64, 64, 14, 14)
+    with torch.no_grad():
+        traced = make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(images)
+        assert "aten.bmm" in traced.code
+        torch.testing.assert_close(traced(images), layer(images))

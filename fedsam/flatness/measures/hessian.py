@@ -144,7 +144,7 @@ def hessian(
     On a sample of the images the same is measured on four parts of it, for the error of sampling:
     the top eigenvalues of fewer images are larger.
 
-    Passes: the products, each of some four times a gradient's time; about twice as many on a
+    Passes: the products, each of some three times a gradient's time; about twice as many on a
     sample. Memory: a vector (P,) for each product.
 
     Parameters
