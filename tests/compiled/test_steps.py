@@ -63,7 +63,7 @@ def with_steps(trainer, backend=as_traced):
     return replace(trainer, compiled=steps)
 
 
-def check(trainer, rounds=(1,), clients=(2, 0), backend=as_traced):
+def assert_compiled_is_plain(trainer, rounds=(1,), clients=(2, 0), backend=as_traced):
     """Assert that ragged clients end where they end without compiled steps."""
     compiled, state = with_steps(trainer, backend), start_of(trainer)
     before = state.clone()
@@ -85,7 +85,7 @@ def test_every_method_ends_where_its_plain_steps_end(minimizer, client):
     keys = {"minimizer": minimizer, "minimizer_options": OPTIONS.get(minimizer, {}), "rounds": 2}
     base = {"client": client, "rho": 0.1, "eta": 0.2, "momentum": 0.9, "weight_decay": 0.01}
     trainer = trainer_of(new_method(resolve(keys | base)), work=WORK)
-    steps = check(trainer, rounds=(1, 2) if minimizer == "late" else (2,))
+    steps = assert_compiled_is_plain(trainer, rounds=(1, 2) if minimizer == "late" else (2,))
     assert len(steps._programs) == (2 if minimizer == "late" else 1)
 
 
@@ -100,12 +100,14 @@ def test_every_method_ends_where_its_plain_steps_end(minimizer, client):
     ids=["nesterov", "adamw", "decay in the loss", "clipped"],
 )
 def test_base_optimisers_and_options(method):
-    check(trainer_of(method, work=WORK))
+    assert_compiled_is_plain(trainer_of(method, work=WORK))
 
 
 @pytest.mark.parametrize("loss", [PGDAT(9, steps=2), TRADES(9, steps=2)], ids=["pgd_at", "trades"])
 def test_adversarial_losses(loss):
-    check(trainer_of(Method(SGD(), FedAvg(), loss=loss), work=Work(9, augmentations=(Keys(),))))
+    assert_compiled_is_plain(
+        trainer_of(Method(SGD(), FedAvg(), loss=loss), work=Work(9, augmentations=(Keys(),)))
+    )
 
 
 def test_a_models_buffers_are_those_that_the_client_began_with():
@@ -138,7 +140,7 @@ def test_mini_batches_have_few_lengths_and_methods_one_program_each():
 
     method = Method(Late(SGD(), SAM(0.1), 4, start=2), FedAvg(), loss=Plain())
     trainer = trainer_of(method, work=Work(16))  # mini-batches of 1, 4, 9, 14 and 16
-    check(trainer, rounds=(1, 2, 3, 4), clients=(4, 1, 0, 3, 2), backend=backend)
+    assert_compiled_is_plain(trainer, rounds=(1, 2, 3, 4), clients=(4, 1, 0, 3, 2), backend=backend)
     lengths = [max(lengths) for lengths in seen]
     assert sorted(lengths) == [1, 1, 4, 4, 16, 16]  # SGD's, then SAM's
 
