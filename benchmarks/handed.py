@@ -27,6 +27,14 @@ def loss_of(net: nn.Module, images: Tensor, labels: Tensor, *, bf16: bool) -> Te
     return nn.functional.cross_entropy(output.float(), labels)
 
 
+def with_plain_convolutions(net: nn.Module) -> nn.Module:
+    """Let a network's convolutions be PyTorch's own, where fedsam's model has others."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.__class__ = nn.Conv2d
+    return net
+
+
 class Handed:
     """Images, split, first weights and settings, as a folder holds them.
 
@@ -59,7 +67,7 @@ class Handed:
         """Return the network with the first weights, a subclass of ``mixins`` too."""
         net: nn.Module = type("Net", (*mixins, self.network), {})(self.shape, self.classes)
         net.load_state_dict(self.weights)
-        return net
+        return with_plain_convolutions(net)
 
     def cohort(self, number: int) -> list[int]:
         """Return the clients of round ``number``, from 1."""

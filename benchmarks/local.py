@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from handed import loss_of
+from handed import loss_of, with_plain_convolutions
 from ours import Ours
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsam.base.randomness import sample_clients
 from fedsam.config.schema import Config, resolve
@@ -53,9 +53,8 @@ class Bare:
         self.minimizer, self.bf16, self.lr = minimizer, bf16, lr
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = trainer.new_module()
-        for layer in self.model.modules():
-            if plain and isinstance(layer, nn.Conv2d):
-                layer.__class__ = nn.Conv2d
+        if plain:
+            with_plain_convolutions(self.model)
         self.state = {n: t.clone() for n, t in initial.layout.read(initial.state).items()}
         self.number = 0
 
