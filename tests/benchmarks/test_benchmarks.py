@@ -18,7 +18,7 @@ LAST = {
     "compiled": "| digits CNN, fedavg | ",
     "engines": "| pfl | not installed",
     "flatness": "| fedsam | ",
-    "growth": "| quantity | 0.",
+    "growth": "| 10 | 32 | ",
     "landmarks": "| mobilenet-v2: peak resident memory | ",
     "local": "  fedsam, threads 2: ",
     "models": "| `mlp` |  | 656,810 | ",

@@ -188,7 +188,7 @@ def test_a_node_that_has_left_is_said_with_what_to_do(caplog):
     assert len(caplog.messages) == 1
 
 
-OURS = ["cohort", "engine", "gpus_per_worker", "ray_address", "workers"]
+OURS = ["cohort", "engine", "gpus_per_worker", "processes", "ray_address", "workers"]
 
 
 def test_these_keys_choose_an_engine_of_ours():

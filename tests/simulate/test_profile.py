@@ -129,7 +129,8 @@ def test_two_runs_at_once_are_not_mixed(quick):
         assert calls["messages"] == rounds
         assert calls["rest of local training"] == calls["draw plans"] == 5 * rounds
         assert calls["write"] == 1 + rounds
-        assert calls["forward and backward"] == calls["gather and augment"]
+        # two steps a client, whose mini-batches are gathered at once
+        assert calls["forward and backward"] == 2 * calls["gather and augment"] == 10 * rounds
 
 
 @pytest.mark.parametrize("cohort", ["off", "slots"])
@@ -146,7 +147,8 @@ def test_a_profiled_run_is_the_same_run_with_a_table(quick, cohort):
     assert rows["draw plans"]["calls"] >= 4 * 5
     assert rows["forward and backward"]["seconds"] > 0
     if cohort == "off":
-        assert rows["forward and backward"]["calls"] == 2 * rows["gather and augment"]["calls"]
+        assert rows["gather and augment"]["calls"] == 4 * 5  # both mini-batches at once
+        assert rows["forward and backward"]["calls"] == 4 * 5 * 2 * 2  # clients, steps, passes
     spent = sum(row["seconds"] for row in rows.values() if row["name"] != WAITING)
     assert 0.2 * profiled.summary["seconds"] < spent < whole  # one thread works at a time
 

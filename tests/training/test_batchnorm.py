@@ -21,6 +21,7 @@ from fedsam.base.system import Interrupted, Stop
 from fedsam.base.vector import Layout
 from fedsam.data.images import Images
 from fedsam.data.plan import Work
+from fedsam.engines.codec import pack
 from fedsam.engines.local import LocalGrid
 from fedsam.engines.threads import ThreadExecutor
 from fedsam.messages import (
@@ -251,7 +252,7 @@ def test_a_client_is_evaluated_with_its_own_statistics(tmp_path):
 
 def test_local_statistics_on_the_other_engines(tmp_path):
     """A Ray actor and a SuperNode in this process: two rounds of one client, to the byte."""
-    from fedsam.engines.ray import ClientActor
+    from fedsam.engines.ray import ClientActor, answers_of
 
     trainer, initial = local_trainer(tmp_path)
     actor, here = ClientActor(lambda: trainer, "."), trainer.new_network()
@@ -264,11 +265,11 @@ def test_local_statistics_on_the_other_engines(tmp_path):
     for round in (1, 2):
         done = trainer.train_client(here, ClientJob(2, initial.state, round, 0.1, memory))
         memory = done.memory
-        own = {"client": 2, "round": round, "lr": 0.1, "memory": remote}
-        answer = actor.train({"state": initial.state.numpy(), "sent": {}}, own)
-        remote = answer["memory"]
-        assert np.array_equal(answer["state"], done.state.numpy())
-        assert np.array_equal(remote[STATISTICS], memory[STATISTICS].numpy())
+        shared, own = pack([initial.state, {}]), pack([[2, round, 0.1, remote]])
+        _, (answer,) = answers_of(actor.train(shared, own), initial.state.device)
+        remote = answer.memory
+        assert torch.equal(answer.state, done.state)
+        assert torch.equal(remote[STATISTICS], memory[STATISTICS])
         settings = ConfigRecord({ROUND: round, LEARNING_RATE: 0.1})
         content = RecordDict({ARRAYS: plain_record(initial), CONFIG: settings})
         reply = client_app.app(Message(content, 7, MessageType.TRAIN), context)
