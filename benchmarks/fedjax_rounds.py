@@ -168,6 +168,6 @@ def compete(folder: Path, way: str, workers: int) -> None:
 
     def save(path: str) -> None:
         named = {k: axes.to_torch(k, np.asarray(v)) for k, v in state.params.items()}
-        np.savez(path, allow_pickle=False, **named)
+        np.savez(path, **named)  # of a NumPy before 2.1, which knows no allow_pickle
 
     serve(play, save)
