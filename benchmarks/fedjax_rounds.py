@@ -167,7 +167,9 @@ def compete(folder: Path, way: str, workers: int) -> None:
         return time.perf_counter() - begin
 
     def save(path: str) -> None:
-        named = {k: axes.to_torch(k, np.asarray(v)) for k, v in state.params.items()}
+        named: dict[str, Any] = {
+            k: axes.to_torch(k, np.asarray(v)) for k, v in state.params.items()
+        }
         np.savez(path, **named)  # of a NumPy before 2.1, which knows no allow_pickle
 
     serve(play, save)
