@@ -29,7 +29,7 @@ from fedsam.tasks import Task
 from fedsam.training.batched_gradient import Functional
 from fedsam.training.flat_module import FlatModule
 from fedsam.training.gradient import Gradients
-from fedsam.training.loop import Step, one_step
+from fedsam.training.loop import Step, Stepper, one_step
 from fedsam.training.method import Local, Loss, Method, Vectors
 
 log = logging.getLogger("fedsam")
@@ -84,19 +84,21 @@ class CompiledSteps:
         self.refused = ""  # why steps are not compiled any more
         self._programs: dict[Any, Program] = {}
 
-    def step(
-        self,
-        state: Tensor,
-        method: Method,
-        gradients: Gradients,
-        batch: Batch,
-        w: Tensor,
-        local: Local,
-        base: Vectors,
-    ) -> Step:
-        """Do one step of one client that began with ``state`` (S,), as ``one_step`` does it."""
-        step = None if self.refused else self._step(state, method, batch, w, local, base)
-        return step or one_step(method, gradients, batch, w, local, base)
+    def __call__(self, state: Tensor) -> Stepper:
+        """Return what does the steps of a client that begins with ``state`` (S,)."""
+
+        def step(
+            method: Method,
+            gradients: Gradients,
+            batch: Batch,
+            w: Tensor,
+            local: Local,
+            base: Vectors,
+        ) -> Step:
+            done = None if self.refused else self._step(state, method, batch, w, local, base)
+            return done or one_step(method, gradients, batch, w, local, base)
+
+        return step
 
     @timed("compiled steps")
     def _step(

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,15 @@ from fedsam.base.randomness import global_streams, numpy_generator, torch_genera
 from fedsam.base.timers import timed
 from fedsam.base.vector import Layout
 from fedsam.data.groups import Groups
-from fedsam.data.images import Batch, Images
+from fedsam.data.images import Images
 from fedsam.data.lifelong import Lifelong
 from fedsam.data.partition import Partition
 from fedsam.data.plan import Plan, Work, make_plan
 from fedsam.tasks import Task
 from fedsam.training.evaluation import statistics_by_group
 from fedsam.training.flat_module import FlatModule
-from fedsam.training.gradient import Gradients
-from fedsam.training.loop import Result, Step, one_step, train_client
-from fedsam.training.method import Local, Method, Vectors
+from fedsam.training.loop import Result, Stepper, one_step, train_client
+from fedsam.training.method import Method, Vectors
 
 log = logging.getLogger("fedsam")
 STATISTICS = "statistics"  # in a client's memory: its own values behind w
@@ -67,23 +66,6 @@ class Beside(NamedTuple):
 
     images: Images
     groups: Groups
-
-
-class Compiled(Protocol):
-    """Steps that are compiled, for clients that begin with any state."""
-
-    def step(
-        self,
-        state: Tensor,
-        method: Method,
-        gradients: Gradients,
-        batch: Batch,
-        w: Tensor,
-        local: Local,
-        base: Vectors,
-    ) -> Step:
-        """Do one step of one client that began with ``state`` (S,)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -127,8 +109,8 @@ class Trainer:
         global state's; SiloBN (Andreux et al., DCL 2020).
     debug : bool
         What a client's own code raises ends the run.
-    compiled : Compiled, optional
-        Does the clients' steps; None: Python does.
+    compiled : callable, optional
+        From the state (S,) that a client begins with to what does its steps; None: Python does.
     """
 
     train: Images
@@ -149,7 +131,7 @@ class Trainer:
     beside: Beside | None = None
     local_statistics: bool = False
     debug: bool = False
-    compiled: Compiled | None = None
+    compiled: Callable[[Tensor], Stepper] | None = None
 
     @property
     def bf16(self) -> bool:
@@ -233,7 +215,7 @@ class Trainer:
             sent=sent,
             examples=self._trained_on(client, round),
             drawing=partial(self.drawing, "model", round, client),
-            advance=partial(self.compiled.step, begun) if self.compiled else one_step,
+            advance=self.compiled(begun) if self.compiled else one_step,
         )
         if not self.local_statistics:
             return result
